@@ -1,0 +1,3 @@
+//! The `pstsyncd` binary.
+
+fn main() {}
