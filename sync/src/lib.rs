@@ -1,1 +1,25 @@
-//! placeholder
+//! The sync engine: compiles what changed in a container into a change list of mail objects with
+//! a carrier, applies it at a destination, and believes only what the destination re-read.
+
+mod apply;
+mod base;
+mod change_list;
+mod compare;
+mod compile;
+mod database;
+mod destination;
+mod engine;
+mod error;
+mod names;
+mod package;
+mod raw;
+
+pub use apply::{Applied, apply};
+pub use change_list::{Action, Change, Counts, Fingerprint, ObjectKind};
+pub use compare::{compare, expected};
+pub use compile::compile;
+pub use database::{Head, SyncDatabase, Synced, SyncedRow};
+pub use destination::{ApplyAnswer, ApplyJob, ApplyOutcome, Destination, RemoteInventory};
+pub use engine::{Options, Report, Sequencer, Source, Verdict, sync_container};
+pub use error::{Result, SyncError};
+pub use package::{APPLY_VERSION, Carrier, Extent, MAX_CARRIER, MAX_PACKAGE, Package};
