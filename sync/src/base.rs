@@ -1,6 +1,6 @@
 //! What a change list is made against: the destination's objects, seen in local NIDs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use pst::inventory::{Inventory, Row};
 use pst::{Nid, NidType};
@@ -76,11 +76,11 @@ impl Base {
         generation: Generation,
     ) -> Self {
         let mut stand_in = StandIns { local, remote: &remote, next: MAX_INDEX };
+        let claimed: BTreeSet<Nid> = known.values().copied().collect();
         let mut to_local = BTreeMap::new();
         for (nid, row) in &remote.rows {
             let here = known.get(nid).copied().unwrap_or(*nid);
-            let claimed_by_another = !known.contains_key(nid)
-                && known.values().any(|claimed| *claimed == *nid);
+            let claimed_by_another = !known.contains_key(nid) && claimed.contains(nid);
             let same = match local.rows.get(&here) {
                 Some(other) => other.kind == row.kind && !is_other_object(row, other),
                 None => deletable.as_ref().is_some_and(|d| d.rows.contains_key(&here)),
