@@ -216,25 +216,33 @@ impl Demo {
     }
 
     fn sync(&mut self, stage: &'static str) -> Result<()> {
-        echo(&self.pstsyncd(&["status"])?);
+        self.show_status()?;
         let rsync = self.rsync_bytes()?;
         let answer = self.pstsyncd(&["sync", "now", "--json"])?;
         let last = answer.lines().last().unwrap_or_default();
         let report: Value = serde_json::from_str(last).with_context(|| answer.clone())?;
-        let report = report["reports"].get(0).context("nothing was synced")?;
-        let counts = &report["counts"];
+        let report = report["files"].get(0).context("nothing was synced")?;
         let objects = format!(
             "{} added, {} updated, {} moved, {} deleted",
-            counts["added"], counts["updated"], counts["moved"], counts["deleted"]
+            report["added"], report["updated"], report["moved"], report["deleted"]
         );
-        let shipped = report["bytes_sent"].as_u64().context("no bytes_sent")?;
-        let verified = report["verdict"] == "verified";
+        let shipped = report["shipped_bytes"].as_u64().context("no shipped_bytes")?;
+        let verified = report["outcome"] == "synced" && report["verified_at"].is_string();
         println!("$ pstsyncd sync now");
         println!("change list: {objects}; {shipped} bytes shipped; verified by the agent: {verified}");
         ensure!(verified, "the agent did not verify: {report}");
         self.compare_dumps()?;
         let size = fs::metadata(&self.on_drive)?.len();
         self.rows.push(Row { stage, objects, shipped: Some(shipped), rsync, size, verified });
+        Ok(())
+    }
+
+    /// Changes wait here, so `status` ends with 2.
+    fn show_status(&self) -> Result<()> {
+        println!("$ pstsyncd status");
+        let output = self.command(&["status"]).output()?;
+        ensure!(output.status.code() == Some(2), "status must say that changes are pending");
+        echo(&String::from_utf8_lossy(&output.stdout));
         Ok(())
     }
 

@@ -53,12 +53,18 @@ fn replayed_edits_reach_the_share() {
         assert_eq!(sha256(&rig.on_drive()), digest, "the drive holds what was written");
         let before = read_all(&rig.on_share());
         let answer = rig.ok(&["sync", "now"]);
-        let report = &answer["reports"][0];
-        assert_eq!(report["verdict"], "verified", "{answer}");
+        let report = &answer["files"][0];
+        assert_eq!(report["outcome"], "synced", "{answer}");
+        assert!(report["verified_at"].is_string(), "{answer}");
         assert_ne!(read_all(&rig.on_share()), before, "the share's PST was brought up to date");
         println!(
-            "{name}: {} -> {} bytes shipped (xdelta3, holding both files: {xdelta3})",
-            report["counts"], report["bytes_sent"]
+            "{name}: {} added, {} updated, {} moved, {} deleted: {} bytes shipped \
+             (xdelta3, holding both files: {xdelta3})",
+            report["added"],
+            report["updated"],
+            report["moved"],
+            report["deleted"],
+            report["shipped_bytes"]
         );
         rig.assert_equal_dumps();
         assert_readers_agree(&rig);
@@ -98,8 +104,7 @@ fn killed_in_the_middle_of_a_replay() {
         rig.mount("cached");
         assert!(read_all(&rig.on_drive()) == model, "all that was acknowledged is there");
         let (_, status) = rig.run(&["status"]);
-        let container = &status["containers"][0];
-        assert!(container["unsynced_bytes"].as_u64() > Some(0), "unsynced is known: {status}");
+        assert!(status["files"][0]["pending_bytes"].as_u64() > Some(0), "unsynced is known: {status}");
     }
     let file = open(&rig);
     for call in &calls[next..] {
