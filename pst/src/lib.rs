@@ -13,6 +13,8 @@
 mod error;
 pub mod ndb;
 mod types;
+mod verify;
 
 pub use error::{PstError, Result};
 pub use types::{Bid, Bref, Nid, NidType};
+pub use verify::{Moment, verify_written};
