@@ -130,6 +130,15 @@ impl Rig {
         }
     }
 
+    /// Leaves what is pending in the journal.
+    pub fn unmount_now(&mut self) {
+        if self.mounted.take().is_some() {
+            let drive = self.path("drive");
+            let (code, answer) = self.run(&["unmount", "--now", drive.to_str().expect("UTF-8")]);
+            assert_eq!(code, 2, "pending is said: {answer}");
+        }
+    }
+
     /// `kill -9` of the daemon; the dead mount stays, as it would for a user.
     pub fn kill_daemon(&mut self) {
         let pid = self.mounted.take().expect("mounted").to_string();
@@ -181,6 +190,15 @@ fn last_json(output: &Output) -> Value {
         }
     }
     Value::String(String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+/// The example mail program, which cargo builds for the tests, about to edit a PST.
+pub fn edit(pst: &Path) -> Command {
+    let exe = std::env::current_exe().expect("this test has a path");
+    let target = exe.ancestors().nth(2).expect("target/PROFILE/deps/TEST");
+    let mut command = Command::new(target.join("examples/mail_writer"));
+    command.arg("edit").arg(pst);
+    command
 }
 
 /// All of a file's bytes, read through its own handle.
