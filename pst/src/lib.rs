@@ -11,6 +11,7 @@
 )]
 
 mod error;
+pub mod ltp;
 pub mod ndb;
 mod types;
 mod verify;

@@ -7,7 +7,7 @@
 
 mod block;
 mod btree;
-mod bytes;
+pub(crate) mod bytes;
 mod content;
 mod crypt;
 mod data_tree;
