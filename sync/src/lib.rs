@@ -4,15 +4,21 @@
 mod apply;
 mod base;
 mod change_list;
+pub mod client;
 mod compare;
 mod compile;
 mod database;
 mod destination;
 mod engine;
 mod error;
+pub mod hex;
+pub mod kv;
 mod names;
 mod package;
+pub mod pin;
 mod raw;
+pub mod record;
+pub mod wire;
 
 pub use apply::{Applied, apply};
 pub use change_list::{Action, Change, Counts, Fingerprint, ObjectKind};
