@@ -7,12 +7,12 @@ use std::collections::BTreeMap;
 
 use bincode::{Decode, Encode};
 use pst::inventory::{Inventory, Row};
-use pst::{Bid, Nid};
+use pst::Nid;
 use storage::Generation;
 
-use crate::change_list::ObjectKind;
 use crate::error::{Result, SyncError};
 use crate::kv::{KvStore, Write};
+use crate::rows::RowRecord;
 
 /// What is known of one (container, destination) beside its rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,16 +43,10 @@ struct HeadRecord {
 }
 
 #[derive(Encode, Decode)]
-struct RowRecord {
+struct SyncedRecord {
     ours: bool,
     remote_nid: u32,
-    parent: u32,
-    kind: ObjectKind,
-    bid_data: u64,
-    bid_sub: u64,
-    fingerprint: [u8; 32],
-    size: u64,
-    search_key: Option<[u8; 16]>,
+    row: RowRecord,
 }
 
 /// The last synced state of one container at one destination.
@@ -132,7 +126,7 @@ impl SyncDatabase {
         let mut rows = BTreeMap::new();
         let mut row_prefix = prefix.to_vec();
         row_prefix.push(ROW);
-        for item in self.store.scan::<RowRecord>(&row_prefix) {
+        for item in self.store.scan::<SyncedRecord>(&row_prefix) {
             let (key, record) = match item {
                 Ok(item) => item,
                 Err(error) => {
@@ -140,20 +134,12 @@ impl SyncDatabase {
                     return Ok(None);
                 }
             };
-            let Some(nid) = key.last_chunk::<4>().map(|b| Nid(u32::from_be_bytes(*b))) else {
+            let nid = Nid(record.row.nid);
+            if !key.ends_with(&nid.0.to_be_bytes()) {
                 return Ok(None);
-            };
-            let row = Row {
-                nid,
-                parent: Nid(record.parent),
-                kind: record.kind.into(),
-                bid_data: Bid(record.bid_data),
-                bid_sub: Bid(record.bid_sub),
-                fingerprint: record.fingerprint,
-                size: record.size,
-                search_key: record.search_key,
-            };
-            rows.insert(nid, SyncedRow { ours: record.ours, remote_nid: Nid(record.remote_nid), row });
+            }
+            let remote_nid = Nid(record.remote_nid);
+            rows.insert(nid, SyncedRow { ours: record.ours, remote_nid, row: record.row.into() });
         }
         let head = Head {
             lineage: head.lineage,
@@ -188,17 +174,10 @@ impl SyncDatabase {
             if old.get(nid) == Some(synced) {
                 continue;
             }
-            let row = &synced.row;
-            let record = RowRecord {
+            let record = SyncedRecord {
                 ours: synced.ours,
                 remote_nid: synced.remote_nid.0,
-                parent: row.parent.0,
-                kind: row.kind.into(),
-                bid_data: row.bid_data.0,
-                bid_sub: row.bid_sub.0,
-                fingerprint: row.fingerprint,
-                size: row.size,
-                search_key: row.search_key,
+                row: RowRecord::from(&synced.row),
             };
             writes.push(Write::put(key(&prefix, ROW, nid.0), &record).map_err(database)?);
         }
