@@ -10,10 +10,16 @@
     )
 )]
 
+pub mod canonical;
+pub mod derived;
+pub mod dump;
 mod error;
+pub mod inventory;
 pub mod ltp;
+pub mod messaging;
 pub mod ndb;
 mod types;
 
 pub use error::{PstError, Result};
+pub use messaging::Pst;
 pub use types::{Bid, Bref, Nid, NidType};
