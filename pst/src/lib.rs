@@ -21,5 +21,5 @@ pub mod ndb;
 mod types;
 
 pub use error::{PstError, Result};
-pub use messaging::Pst;
+pub use messaging::{Pst, create_empty};
 pub use types::{Bid, Bref, Nid, NidType};
