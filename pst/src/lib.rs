@@ -10,6 +10,7 @@
     )
 )]
 
+pub mod check;
 mod error;
 pub mod ndb;
 mod types;
