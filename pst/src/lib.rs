@@ -10,12 +10,19 @@
     )
 )]
 
+pub mod canonical;
+pub mod check;
+pub mod derived;
+pub mod dump;
 mod error;
+pub mod inventory;
 pub mod ltp;
+pub mod messaging;
 pub mod ndb;
 mod types;
 mod verify;
 
 pub use error::{PstError, Result};
+pub use messaging::{Pst, create_empty};
 pub use types::{Bid, Bref, Nid, NidType};
 pub use verify::{Moment, verify_written};
