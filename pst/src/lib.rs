@@ -11,6 +11,7 @@
 )]
 
 pub mod canonical;
+pub mod check;
 pub mod derived;
 pub mod dump;
 mod error;
