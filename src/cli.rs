@@ -70,6 +70,9 @@ pub struct MountArgs {
     /// Where cache, journal and sync database are kept [default: by share, in the state directory]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+    /// How the drive uses the link at first; `pstsyncd mode` changes it
+    #[arg(long, value_name = "POLICY", default_value = "online")]
+    pub mode: Policy,
     /// Return when the drive is ready, and leave it running
     #[arg(long)]
     pub background: bool,

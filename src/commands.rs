@@ -2,6 +2,7 @@
 
 use std::io::IsTerminal;
 use std::path::Path;
+use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use jiff::Timestamp;
@@ -31,14 +32,9 @@ pub fn status(args: &DriveArg, out: &mut Output) -> Outcome {
 /// # Errors
 /// A policy that this version does not carry out; no such drive; its daemon refuses.
 pub fn mode(args: &ModeArgs, out: &mut Output) -> Outcome {
-    if let Some(policy @ (Policy::Auto | Policy::Rules)) = args.policy {
-        return Err(UserError::not_in_this_version(
-            &format!("the policy '{policy}'"),
-            "set the mode by hand: pstsyncd mode online, cached or offline",
-        ));
-    }
+    let policy = args.policy.map(Policy::by_hand).transpose()?;
     let (_, client) = drive(args.drive.drive.as_deref())?;
-    let status = match args.policy {
+    let status = match policy {
         Some(policy) => client.set_mode(policy)?,
         None => client.status()?,
     };
@@ -96,6 +92,10 @@ pub fn unmount(args: &UnmountArgs, out: &mut Output) -> Outcome {
     let (entry, client) = drive(args.mountpoint.as_deref())?;
     let bar = Bar::new(out.is_json());
     let report = client.unmount(args.now, |event| bar.show(event))?;
+    // So that a mount right after this one finds everything free.
+    if !paths::registry()?.wait_gone(&entry, Duration::from_secs(10)) {
+        tracing::warn!(pid = entry.pid, "unmounted, but the daemon is still ending");
+    }
     drop(bar);
     out.result(&report, |out| {
         out.line(format_args!(

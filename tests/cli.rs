@@ -172,6 +172,8 @@ fn without_a_drive_the_commands_say_so_and_end_offline() {
 fn policies_of_later_versions_are_refused_and_not_taken_silently() {
     let machine = Machine::new();
     for policy in ["auto", "rules"] {
+        let mount = ["mount", "--share", "share", "mnt", "--mode", policy];
+        machine.refused(&mount, 5, "not-in-this-version");
         let error = machine.refused(&["mode", policy], 5, "not-in-this-version");
         assert!(
             error["next"]

@@ -124,6 +124,22 @@ pub enum Policy {
     Offline,
 }
 
+impl Policy {
+    /// This policy, if it is one that is set by hand: the others are not in this version.
+    ///
+    /// # Errors
+    /// It is not; what to use instead.
+    pub fn by_hand(self) -> Result<Self, UserError> {
+        match self {
+            Self::Online | Self::Cached | Self::Offline => Ok(self),
+            Self::Auto | Self::Rules => Err(UserError::not_in_this_version(
+                &format!("the policy '{self}'"),
+                "set the mode by hand: online, cached or offline",
+            )),
+        }
+    }
+}
+
 impl fmt::Display for Policy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

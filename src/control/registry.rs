@@ -11,7 +11,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -197,6 +197,23 @@ impl Registry {
             )
             .with_exit(ExitStatus::Offline)
         })
+    }
+
+    /// Waits until this daemon has given its place up, which it does last; says whether it has.
+    #[must_use]
+    pub fn wait_gone(&self, drive: &DriveEntry, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        loop {
+            let listed = self.list().unwrap_or_default();
+            let there = |d: &DriveEntry| d.mountpoint == drive.mountpoint && d.pid == drive.pid;
+            if !listed.iter().any(there) {
+                return true;
+            }
+            if Instant::now() >= deadline {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     fn paths(&self, mountpoint: &Path) -> (PathBuf, PathBuf) {

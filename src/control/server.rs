@@ -58,8 +58,9 @@ pub struct Server {
 }
 
 struct Shared {
-    registration: Registration,
     drive: Arc<dyn DriveControl>,
+    /// After the drive, and so dropped after it: once the place is free, so is all that the drive held.
+    registration: Registration,
     limits: Limits,
     stopping: AtomicBool,
     open: AtomicUsize,
@@ -334,7 +335,7 @@ fn carry_out(
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }),
         Request::Status {} => drive.status().map(Answer::Status),
-        Request::SetMode { policy } => drive.set_mode(*policy).map(Answer::Status),
+        Request::SetMode { policy } => drive.set_mode(policy.by_hand()?).map(Answer::Status),
         Request::SyncNow { path } => {
             if let Some(path) = path {
                 check_relative(path)?;

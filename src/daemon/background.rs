@@ -61,7 +61,7 @@ pub fn start(args: &MountArgs, verbose: u8, out: &mut Output) -> Outcome {
     let word = first_word(&mut child, &log_path);
     match word {
         Ok(Word::Ready(ready)) => {
-            out.result(&serde_json::json!({ "ready": ready }), |out| {
+            out.result(&ready, |out| {
                 out.line(ready.sentence())?;
                 out.line(format_args!("Its log is {}", log_path.display()))
             })?;
@@ -101,6 +101,7 @@ fn child_args(args: &MountArgs, verbose: u8) -> Vec<OsString> {
         "--agent-invitation",
         args.agent.agent_invitation.clone().map(Into::into),
     );
+    option("--mode", Some(args.mode.to_string().into()));
     if args.allow_other {
         line.push("--allow-other".into());
     }
@@ -206,6 +207,8 @@ mod tests {
             "/s",
             "--state-dir",
             "/st",
+            "--mode",
+            "cached",
             "--agent",
             "https://a",
             "--agent-pin",
@@ -230,6 +233,7 @@ mod tests {
         assert_eq!(again.share, args.share);
         assert_eq!(again.mountpoint, args.mountpoint);
         assert_eq!(again.state_dir, args.state_dir);
+        assert_eq!(again.mode, args.mode);
         assert_eq!(again.agent.agent_url, args.agent.agent_url);
         assert_eq!(again.agent.agent_pin, args.agent.agent_pin);
         assert_eq!(again.agent.agent_token_file, args.agent.agent_token_file);

@@ -158,9 +158,7 @@ fn run(
     } else {
         let mut out = Output::new(format);
         let said = out
-            .result(&serde_json::json!({ "ready": ready }), |out| {
-                out.line(ready.sentence())
-            })
+            .result(&ready, |out| out.line(ready.sentence()))
             .and_then(|()| out.finish());
         if let Err(error) = said {
             // Nobody listens to a drive's greeting: no reason to end it.
@@ -168,6 +166,8 @@ fn run(
         }
     }
     let status = wait(&ends, &*drive);
+    // The server last: it gives up the place in the registry, and by that others know that all is free.
+    drop(drive);
     drop(server);
     Ok(status)
 }

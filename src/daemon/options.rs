@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use super::paths::StateDir;
 use crate::cli::{AgentArgs, MountArgs};
+use crate::control::Policy;
 use crate::control::registry::absolute;
 use crate::error::UserError;
 use crate::secret::Secret;
@@ -29,14 +30,16 @@ pub struct DriveOptions {
     pub agent: Option<AgentOptions>,
     /// Let other users enter the drive.
     pub allow_other: bool,
+    /// The policy to begin with: online, cached or offline.
+    pub policy: Policy,
 }
 
 /// How to reach an agent.
 pub struct AgentOptions {
     /// Its address: `https://…`.
     pub url: String,
-    /// SHA-256 of its certificate: 64 lower-case hexadecimal digits.
-    pub pin: String,
+    /// SHA-256 of its CA certificate (DER).
+    pub ca_fingerprint: [u8; 32],
     /// What it knows us by.
     pub token: Secret<String>,
 }
@@ -45,7 +48,8 @@ pub struct AgentOptions {
 #[derive(Deserialize)]
 struct Invitation {
     url: String,
-    pin: String,
+    #[serde(alias = "ca_sha256")]
+    ca_fingerprint: String,
     token: String,
 }
 
@@ -55,6 +59,7 @@ impl DriveOptions {
     /// # Errors
     /// The first thing that is wrong, with what to do about it.
     pub fn check(args: &MountArgs) -> Result<Self, UserError> {
+        let policy = args.mode.by_hand()?;
         let share = check_share(&args.share)?;
         let mountpoint = check_mountpoint(&args.mountpoint)?;
         let state_dir = StateDir::locate(args.state_dir.as_deref(), "drive", &share)?;
@@ -67,6 +72,7 @@ impl DriveOptions {
             state_dir,
             agent,
             allow_other: args.allow_other,
+            policy,
         })
     }
 
@@ -307,7 +313,12 @@ impl AgentOptions {
                     "take the client.json that the agent wrote",
                 )
             })?;
-            return Self::new(&invitation.url, &invitation.pin, invitation.token).map(Some);
+            return Self::new(
+                &invitation.url,
+                &invitation.ca_fingerprint,
+                invitation.token,
+            )
+            .map(Some);
         }
         match (&args.agent_url, &args.agent_pin, &args.agent_token_file) {
             (Some(url), Some(pin), Some(file)) => {
@@ -327,18 +338,13 @@ impl AgentOptions {
                 "give it as https://server:port",
             ));
         }
-        let digits = pin
-            .strip_prefix("sha256:")
-            .unwrap_or(pin)
-            .replace(':', "")
-            .to_lowercase();
-        if digits.len() != 64 || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return Err(UserError::new(
+        let ca_fingerprint = fingerprint(pin).ok_or_else(|| {
+            UserError::new(
                 "bad-agent-pin",
                 "the agent's fingerprint is not 64 hexadecimal digits",
                 "copy it from what agent serve printed",
-            ));
-        }
+            )
+        })?;
         if token.is_empty() || token.contains(|c: char| c.is_whitespace() || c.is_control()) {
             return Err(UserError::new(
                 "bad-agent-token",
@@ -348,10 +354,27 @@ impl AgentOptions {
         }
         Ok(Self {
             url: url.to_owned(),
-            pin: digits,
+            ca_fingerprint,
             token: Secret::new(token),
         })
     }
+}
+
+/// A SHA-256 in hexadecimal, as tools print it: with or without colons and prefix, in either case.
+fn fingerprint(text: &str) -> Option<[u8; 32]> {
+    let digits = text
+        .trim()
+        .strip_prefix("sha256:")
+        .unwrap_or(text.trim())
+        .replace(':', "");
+    if digits.len() != 64 || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return None;
+    }
+    let mut bytes = [0; 32];
+    for (i, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(digits.get(i * 2..i * 2 + 2)?, 16).ok()?;
+    }
+    Some(bytes)
 }
 
 /// A small text file that holds a secret. Others being able to read it is worth a warning, not more.
@@ -415,7 +438,8 @@ mod tests {
         let pin = "AB:".repeat(31) + "CD";
         let agent = AgentOptions::new("https://server:8443/", &pin, "t0ken".into()).unwrap();
         assert_eq!(agent.url, "https://server:8443");
-        assert_eq!(agent.pin, "ab".repeat(31) + "cd");
+        assert_eq!(agent.ca_fingerprint[..31], [0xAB; 31]);
+        assert_eq!(agent.ca_fingerprint[31], 0xCD);
         assert_eq!(agent.token.expose(), "t0ken");
         let code = |url, pin: &str, token: &str| {
             AgentOptions::new(url, pin, token.into())
@@ -448,7 +472,11 @@ mod tests {
     fn a_broken_invitation_is_not_quoted() {
         let temp = tempfile::tempdir().unwrap();
         let file = temp.path().join("client.json");
-        fs::write(&file, r#"{"url":"https://s","pin":"x","token":["s3cret"]}"#).unwrap();
+        fs::write(
+            &file,
+            r#"{"url":"https://s","ca_fingerprint":"x","token":["s3cret"]}"#,
+        )
+        .unwrap();
         let args = AgentArgs {
             agent_url: None,
             agent_pin: None,
