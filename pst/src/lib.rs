@@ -10,6 +10,7 @@
     )
 )]
 
+pub mod check;
 mod error;
 pub mod ltp;
 pub mod ndb;

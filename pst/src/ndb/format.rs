@@ -4,6 +4,7 @@
 //! 4 KiB-page OST come in as two more tables instead of as branches in the code. Today only
 //! [`UNICODE`] is opened; [`Format::of_version`] refuses the others by name.
 
+use super::page::PageType;
 use crate::{PstError, Result};
 
 /// File offset of the density list (2.2.2.7.4). The area below the first AMap is never handed
@@ -19,14 +20,38 @@ pub const MAP_BYTES: u64 = 496;
 pub const AMAP_SPAN: u64 = MAP_BYTES * 8 * SLOT;
 /// A PMap page follows the AMap page of every this many AMaps (2.2.2.7.3).
 pub const AMAPS_PER_PMAP: u64 = 8;
-/// AMaps before the first FMap page: the header's 128-byte map served them (2.6.1.3.6).
+/// AMaps before the first FMap page: the header's 128-byte map served them (1.3.2.7).
 pub const FMAP_FIRST: u64 = 128;
 /// AMaps between two FMap pages.
 pub const FMAP_STEP: u64 = MAP_BYTES;
-/// AMaps before the first FPMap page: the header's 128-byte map served 1,024 PMaps.
+/// AMaps before the first FPMap page: the header's 128-byte map served 1,024 PMaps (1.3.2.8).
 pub const FPMAP_FIRST: u64 = 128 * 8 * AMAPS_PER_PMAP;
 /// AMaps between two FPMap pages.
 pub const FPMAP_STEP: u64 = MAP_BYTES * 8 * AMAPS_PER_PMAP;
+
+/// File offset of AMap page `index`.
+#[must_use]
+pub const fn amap_offset(index: u64) -> u64 {
+    FIRST_AMAP + index * AMAP_SPAN
+}
+
+/// The map pages that lie at fixed places at the start of the span of AMap `index`, with their
+/// offsets from it: AMap, then PMap, FMap and FPMap where one is due.
+#[must_use]
+pub fn map_pages(index: u64) -> Vec<(PageType, u64)> {
+    let due = |first: u64, step: u64| index >= first && (index - first).is_multiple_of(step);
+    let mut pages = vec![(PageType::AMap, 0)];
+    if due(0, AMAPS_PER_PMAP) {
+        pages.push((PageType::PMap, 0x200));
+    }
+    if due(FMAP_FIRST, FMAP_STEP) {
+        pages.push((PageType::FMap, 0x400));
+    }
+    if due(FPMAP_FIRST, FPMAP_STEP) {
+        pages.push((PageType::FpMap, 0x600));
+    }
+    pages
+}
 
 /// How a family of PST files lays out its pages, blocks and identifiers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,5 +151,36 @@ impl Format {
     #[must_use]
     pub const fn max_siblock(&self) -> usize {
         (self.max_data() - self.slblock_header) / (2 * self.bid_size)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn map_pages_lie_where_other_programs_put_them() {
+        let at = |index: u64, kind| {
+            map_pages(index)
+                .into_iter()
+                .find(|(k, _)| *k == kind)
+                .map(|(_, o)| amap_offset(index) + o)
+        };
+        assert_eq!(at(0, PageType::AMap), Some(0x4400));
+        assert_eq!(at(0, PageType::PMap), Some(0x4600));
+        assert_eq!(at(7, PageType::PMap), None);
+        assert_eq!(at(8, PageType::PMap), Some(0x4600 + 2_031_616));
+        assert_eq!(at(127, PageType::FMap), None);
+        assert_eq!(at(128, PageType::FMap), Some(0x1F0_4800));
+        assert_eq!(
+            at(128 + 496, PageType::FMap),
+            Some(0x1F0_4800 + 125_960_192)
+        );
+        assert_eq!(at(8192, PageType::FpMap), Some(0x7C00_4A00));
+        assert_eq!(at(8192, PageType::FMap), None);
+        assert_eq!(
+            at(8192 + 31_744, PageType::FpMap),
+            Some(0x7C00_4A00 + 8_061_452_288)
+        );
     }
 }

@@ -11,7 +11,7 @@
 use super::bytes::{crc, put, slice, u8_at, u16_at, u32_at, u64_at};
 use super::crypt::CryptMethod;
 use super::format::Format;
-use crate::{Bid, Bref, Nid, NidType, PstError, Result};
+use crate::{Bid, Bref, NidType, PstError, Result};
 
 /// Bytes of the Unicode header.
 pub const HEADER_LEN: usize = 564;
@@ -58,7 +58,7 @@ pub struct Header {
     pub bid_next_page: Bid,
     /// Rises with every header write of ours (other writers forget it).
     pub unique: u32,
-    /// Per node type, the last index handed out.
+    /// Per node type, the last index handed out: real files store the index, not a NID.
     pub rgnid: [u32; 32],
     /// ROOT.ibFileEof: the file's size in bytes.
     pub file_eof: u64,
@@ -180,10 +180,6 @@ impl Header {
             if let Some(slot) = rgnid.get_mut(usize::from(kind.0)) {
                 *slot = start;
             }
-        }
-        // The stored values are NIDs of their type, as real files have them.
-        for (kind, slot) in (0u8..).zip(rgnid.iter_mut()) {
-            *slot = Nid::new(NidType(kind), *slot).0;
         }
         Self {
             raw,

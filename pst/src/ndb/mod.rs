@@ -5,16 +5,22 @@
 //! pages and nothing else, and is shared between threads in an [`Arc`]. The storage below must
 //! not change while it is open: give it a snapshot.
 
+pub(crate) mod amap;
 mod block;
 mod btree;
+mod btree_write;
 pub(crate) mod bytes;
 mod content;
+mod content_write;
+mod create;
 mod crypt;
-mod data_tree;
+pub(crate) mod data_tree;
 pub mod format;
 mod header;
+pub(crate) mod maps;
 mod page;
-mod subnode;
+pub(crate) mod subnode;
+mod transaction;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -33,6 +39,7 @@ pub use format::Format;
 pub use header::{HEADER_LEN, Header};
 pub use page::{PageType, seal_page, verify_page};
 pub use subnode::SubnodeEntry;
+pub use transaction::NdbTransaction;
 
 use crate::{Bid, Bref, Nid, PstError, Result};
 
@@ -59,11 +66,16 @@ impl PageCache {
     }
 }
 
+/// A page cache that several readers of one lineage of pages share. A page is found by where it
+/// lies and by its BID, so a page written over a discarded one is never mistaken for it.
+#[derive(Clone, Default)]
+pub(crate) struct SharedCache(Arc<Mutex<PageCache>>);
+
 /// An open node database.
 pub struct Ndb {
     storage: Arc<dyn ReadAt>,
     header: Header,
-    cache: Mutex<PageCache>,
+    cache: SharedCache,
 }
 
 impl std::fmt::Debug for Ndb {
@@ -98,14 +110,23 @@ impl Ndb {
                 format!("the file is cut off: {len} bytes of {}", header.file_eof),
             ));
         }
-        let ndb = Self {
-            storage,
-            header,
-            cache: Mutex::default(),
-        };
+        let ndb = Self::assemble(storage, header, SharedCache::default());
         ndb.bt_root::<NbtEntry>()?;
         ndb.bt_root::<BbtEntry>()?;
         Ok(ndb)
+    }
+
+    /// A reader with a header that is not, or not yet, in the storage.
+    pub(crate) const fn assemble(
+        storage: Arc<dyn ReadAt>,
+        header: Header,
+        cache: SharedCache,
+    ) -> Self {
+        Self {
+            storage,
+            header,
+            cache,
+        }
     }
 
     /// The header.
@@ -169,6 +190,20 @@ impl Ndb {
         Ok(buf)
     }
 
+    /// The entry with the greatest key of a tree.
+    pub(crate) fn last_entry<E: BtLeaf>(&self) -> Result<Option<E>> {
+        let mut page = self.bt_root::<E>()?;
+        loop {
+            let Some(i) = page.count().checked_sub(1) else {
+                return Ok(None);
+            };
+            if page.level == 0 {
+                return page.leaf(i).map(Some);
+            }
+            page = self.bt_child::<E>(&page, i)?;
+        }
+    }
+
     /// The root page of a tree.
     pub(crate) fn bt_root<E: BtLeaf>(&self) -> Result<Arc<BtPage>> {
         self.bt_page::<E>(E::root(self))
@@ -189,7 +224,7 @@ impl Ndb {
 
     /// The verified page at `bref`.
     pub(crate) fn bt_page<E: BtLeaf>(&self, bref: Bref) -> Result<Arc<BtPage>> {
-        let lock = || self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let lock = || self.cache.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(page) = lock().pages.get(&bref.ib)
             && page.bref == bref
             && page.kind == E::PAGE
