@@ -20,7 +20,9 @@ pub mod ltp;
 pub mod messaging;
 pub mod ndb;
 mod types;
+mod verify;
 
 pub use error::{PstError, Result};
-pub use messaging::Pst;
+pub use messaging::{Pst, create_empty};
 pub use types::{Bid, Bref, Nid, NidType};
+pub use verify::{Moment, verify_written};

@@ -4,7 +4,10 @@ mod support;
 
 use std::sync::Arc;
 
-use pst::ltp::{ClientSig, Heap, NameMap, NodeSource, PropertyContext, TableContext};
+use pst::ltp::{
+    ClientSig, Guid, Heap, NameMap, NameMapEdit, NodeSource, PropBag, PropName, PropertyContext,
+    TableContext, TableEdit, build_pc,
+};
 use pst::ndb::Ndb;
 use support::{UNICODE_FILES, bytes, shared};
 
@@ -87,5 +90,74 @@ fn every_property_context_and_table_parses() {
         );
         assert!(bad.is_empty(), "{name}: {bad:#?}");
         assert!(pcs > 0 && tables > 0);
+    }
+}
+
+/// The rows of a table, each as id, version and properties.
+fn rows(source: &NodeSource) -> Vec<(u32, u32, PropBag)> {
+    let t = TableContext::open_source(source).unwrap();
+    t.rows()
+        .map(|r| r.map(|r| (r.id, r.version, r.props)).unwrap())
+        .collect()
+}
+
+#[test]
+fn what_is_read_builds_the_same_again() {
+    for (name, ndb) in corpus() {
+        let (mut pcs, mut tables) = (0, 0);
+        heaps(&ndb, &mut |at, source, sig| {
+            if sig == ClientSig::PROPERTIES {
+                let bag = PropertyContext::open_source(source).unwrap().bag().unwrap();
+                let built = NodeSource::built(build_pc(&bag, None).unwrap());
+                let again = PropertyContext::open_source(&built).unwrap().bag().unwrap();
+                assert!(bag.same_content(&again).unwrap(), "{name} {at}");
+                pcs += 1;
+            } else {
+                let edit = TableEdit::open_source(source).unwrap();
+                let built = NodeSource::built(edit.build(None).unwrap());
+                let (before, after) = (rows(source), rows(&built));
+                assert_eq!(before.len(), after.len(), "{name} {at}");
+                for (a, b) in before.iter().zip(&after) {
+                    assert_eq!((a.0, a.1), (b.0, b.1), "{name} {at}");
+                    assert!(
+                        a.2.same_content(&b.2).unwrap(),
+                        "{name} {at} row {:#x}",
+                        a.0
+                    );
+                }
+                let table = TableContext::open_source(&built).unwrap();
+                assert_eq!(table.layout(), edit.layout(), "{name} {at}");
+                tables += 1;
+            }
+        });
+        println!("{name}: {pcs} property contexts and {tables} tables built again");
+        assert!(pcs > 0 && tables > 0);
+    }
+}
+
+#[test]
+fn a_name_is_added_to_real_maps_without_moving_others() {
+    for (name, ndb) in corpus() {
+        let before = NameMap::read(&ndb).unwrap();
+        let mut edit = NameMapEdit::open(&ndb).unwrap();
+        for (id, n) in before.iter() {
+            let known = edit.id(n).unwrap();
+            assert!(
+                known == id || before.name(known) == Some(n),
+                "{name} {id:#x}"
+            );
+        }
+        assert!(!edit.changed(), "{name}: known names are not added again");
+        let new = PropName::string(Guid([0x5A; 16]), "a name that no file has");
+        let id = edit.id(&new).unwrap();
+        assert!(before.name(id).is_none());
+        let built = NodeSource::built(edit.build(None).unwrap());
+        let after = NameMap::from_source(&built).unwrap();
+        assert_eq!(after.len(), before.len() + 1);
+        assert_eq!(after.id(&new), Some(id));
+        assert!(
+            before.iter().all(|(id, n)| after.name(id) == Some(n)),
+            "{name}"
+        );
     }
 }

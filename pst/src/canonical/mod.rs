@@ -11,6 +11,7 @@ pub(crate) mod json;
 mod record;
 
 pub use encode::FINGERPRINT_VERSION;
+pub(crate) use record::with_attach_flag;
 pub use record::{CanonKey, CanonProp, CanonValue, Record, RecordAttachment, SHORT_VALUE};
 
 use std::sync::Arc;
