@@ -13,15 +13,10 @@ use super::value::reuse_streams;
 use crate::canonical::{RecordAttachment, with_attach_flag};
 use crate::ltp::{
     NameMap, NodeSource, ObjectValue, PropBag, PropTag, PropType, PropValue, TableBuilder,
-    ValueData, build_pc, insert_subnode,
+    ValueData, build_pc,
 };
-use crate::ndb::{Ndb, NodeContent, Subnodes};
+use crate::ndb::{Ndb, NdbTransaction, NodeContent, Subnodes};
 use crate::{Bid, Nid, NidType, PstError, Result};
-
-/// First index of the NIDs of attachments inside a message, as Outlook counts them.
-const FIRST_ATTACHMENT: u32 = 0x401;
-/// NID of an embedded message inside its attachment.
-const EMBEDDED_NID: Nid = Nid::new(NidType::NORMAL_MESSAGE, 0x1_0001);
 
 /// What building needs to know about the file that is written.
 pub(super) struct Builder<'a> {
@@ -33,6 +28,9 @@ pub(super) struct Builder<'a> {
     pub recipient_columns: &'a [PropTag],
     /// Columns of every new attachment table.
     pub attachment_columns: &'a [PropTag],
+    /// Hands out the NIDs of attachments and embedded messages. They are unique over the whole file,
+    /// as Outlook has them: libpff looks inner subnodes up among the outer ones first.
+    pub nids: &'a mut NdbTransaction,
 }
 
 /// An old version of a message, to share blocks with.
@@ -44,7 +42,11 @@ pub(super) struct OldMessage {
 
 impl Builder<'_> {
     /// The content of a message's node.
-    pub fn message(&self, message: &MessageData, old: Option<&OldMessage>) -> Result<NodeContent> {
+    pub fn message(
+        &mut self,
+        message: &MessageData,
+        old: Option<&OldMessage>,
+    ) -> Result<NodeContent> {
         let parts = count_parts(message, 0)?;
         if parts > MAX_MESSAGE_PARTS {
             return Err(PstError::Limit {
@@ -56,7 +58,7 @@ impl Builder<'_> {
         self.level(message, old)
     }
 
-    fn level(&self, message: &MessageData, old: Option<&OldMessage>) -> Result<NodeContent> {
+    fn level(&mut self, message: &MessageData, old: Option<&OldMessage>) -> Result<NodeContent> {
         let mut props = normalised(message);
         if let Some(old) = old {
             reuse_streams(&mut props, &old.data.props)?;
@@ -79,10 +81,13 @@ impl Builder<'_> {
                 .transpose()?
                 .unwrap_or_default();
             for (i, attachment) in message.attachments.iter().enumerate() {
-                let index = u32::try_from(i).map_err(|_| too_many("attachments", i))?;
-                let nid = Nid::new(NidType::ATTACHMENT, FIRST_ATTACHMENT + index);
-                let fingerprint = RecordAttachment::new(attachment, self.names)?.fingerprint();
-                let same = reuse.get_mut(&fingerprint).and_then(Vec::pop);
+                let nid = self.nids.alloc_nid(NidType::ATTACHMENT)?;
+                let same = if reuse.is_empty() {
+                    None
+                } else {
+                    let fingerprint = RecordAttachment::new(attachment, self.names)?.fingerprint();
+                    reuse.get_mut(&fingerprint).and_then(Vec::pop)
+                };
                 let node = match same {
                     Some((bid_data, bid_sub)) => NodeSource::stored(self.base, bid_data, bid_sub)
                         .to_content(Some(self.base))?,
@@ -116,7 +121,7 @@ impl Builder<'_> {
     }
 
     fn attachment(
-        &self,
+        &mut self,
         attachment: &AttachmentData,
         old: Option<&AttachmentData>,
     ) -> Result<NodeContent> {
@@ -134,7 +139,7 @@ impl Builder<'_> {
             props.insert(PropValue {
                 tag: PropTag::new(tags::ATTACH_DATA, PropType::OBJECT),
                 data: ValueData::Object(ObjectValue {
-                    nid: EMBEDDED_NID,
+                    nid: self.nids.alloc_nid(NidType::NORMAL_MESSAGE)?,
                     size,
                     content: Some(NodeSource::built(content)),
                 }),

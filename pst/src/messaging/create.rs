@@ -12,7 +12,7 @@ use super::schema::{
     self, ASSOC_CONTENTS_TEMPLATE, CONTENTS_TEMPLATE, HIERARCHY_TEMPLATE, SEARCH_CONTENTS_TEMPLATE,
 };
 use super::tags;
-use crate::ltp::{PropBag, PropTag, PropValue, TableEdit, build_pc};
+use crate::ltp::{Guid, NameMapEdit, PropBag, PropName, PropTag, PropValue, TableEdit, build_pc};
 use crate::ndb::{Ndb, NdbTransaction, NodeContent, NodeData, Subnodes};
 use crate::{Nid, NidType, PstError, Result};
 
@@ -59,11 +59,7 @@ fn nodes(seed: &[u8; 16]) -> Result<Vec<(Nid, Nid, NodeContent)>> {
             Nid(0),
             build_pc(&store(&key, seed), None)?,
         ),
-        (
-            Nid::NAME_TO_ID_MAP,
-            Nid(0),
-            build_pc(&PropBag::from_iter([PropValue::i32(1, 251)]), None)?,
-        ),
+        (Nid::NAME_TO_ID_MAP, Nid(0), name_map()?),
         (Nid::SEARCH_MANAGEMENT_QUEUE, Nid(0), NodeContent::default()),
         (
             Nid::SEARCH_ACTIVITY_LIST,
@@ -195,6 +191,24 @@ fn receive_folders() -> Result<NodeContent> {
     table.put_row(1, &PropBag::from_iter(row))?;
     table.build(None)
 }
+
+/// A name map with a first name of each kind, as Outlook's own new files have them: libpff refuses a
+/// map whose streams are empty.
+fn name_map() -> Result<NodeContent> {
+    let mut names = NameMapEdit::new();
+    names.id(&PropName::number(PSETID_APPOINTMENT, 0x8205))?;
+    names.id(&PropName::string(PS_INTERNET_HEADERS, "content-class"))?;
+    names.build(None)
+}
+
+/// PSETID_Appointment ([MS-OXPROPS] 1.3.2).
+const PSETID_APPOINTMENT: Guid = Guid([
+    0x02, 0x20, 0x06, 0, 0, 0, 0, 0, 0xC0, 0, 0, 0, 0, 0, 0, 0x46,
+]);
+/// PS_INTERNET_HEADERS ([MS-OXPROPS] 1.3.2).
+const PS_INTERNET_HEADERS: Guid = Guid([
+    0x86, 0x03, 0x02, 0, 0, 0, 0, 0, 0xC0, 0, 0, 0, 0, 0, 0, 0x46,
+]);
 
 /// The message store's properties ([MS-PST] 2.4.3.1).
 fn store(key: &[u8; 16], seed: &[u8; 16]) -> PropBag {

@@ -29,7 +29,7 @@ impl Transaction {
         } else {
             NidType::NORMAL_MESSAGE
         };
-        let content = self.with_builder(|b| b.message(message, None))?;
+        let content = self.build_message(message, None)?;
         let nid = self.take_nid(nid, kind)?;
         self.ndb.put_node(nid, folder, &content)?;
         self.written.insert(nid);
@@ -55,7 +55,7 @@ impl Transaction {
         } else {
             self.old_message(&entry)
         };
-        let content = self.with_builder(|b| b.message(message, old.as_ref()))?;
+        let content = self.build_message(message, old.as_ref())?;
         self.ndb.put_node(nid, folder, &content)?;
         self.written.insert(nid);
         let kept = self.table_only_cells(folder, nid)?;

@@ -17,13 +17,13 @@ use std::sync::Arc;
 
 use storage::{ReadAt, WriteSet};
 
-use super::build::Builder;
-use super::read::{Index, Pst, not_found};
+use super::build::{Builder, OldMessage};
+use super::read::{Index, MessageData, Pst, not_found};
 use super::schema;
 use super::search::{self, Change};
 use super::tags;
 use crate::ltp::{NameMapEdit, PropBag, PropName, PropTag, TableContext};
-use crate::ndb::{NbtEntry, Ndb, NdbTransaction};
+use crate::ndb::{NbtEntry, Ndb, NdbTransaction, NodeContent};
 use crate::{Nid, NidType, PstError, Result};
 
 /// Row edits of one table: `Some` cells to set, `None` to delete the row.
@@ -208,15 +208,21 @@ impl Transaction {
         }
     }
 
-    fn with_builder<T>(&self, f: impl FnOnce(&Builder<'_>) -> Result<T>) -> Result<T> {
+    fn build_message(
+        &mut self,
+        message: &MessageData,
+        old: Option<&OldMessage>,
+    ) -> Result<NodeContent> {
         let recipient_columns = self.template(Nid::RECIPIENT_TABLE)?;
         let attachment_columns = self.template(Nid::ATTACHMENT_TABLE)?;
-        f(&Builder {
+        let mut builder = Builder {
             base: &self.base,
             names: self.pst.names(),
             recipient_columns: &recipient_columns,
             attachment_columns: &attachment_columns,
-        })
+            nids: &mut self.ndb,
+        };
+        builder.message(message, old)
     }
 
     fn base_index(&self) -> Result<Arc<Index>> {
