@@ -1,0 +1,347 @@
+//! The command line from outside: arguments, exit codes, and what is said about bad input.
+
+#![allow(clippy::unwrap_used)]
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Output;
+
+use assert_cmd::Command;
+
+/// A machine of its own: no drives, no state but in its own directory.
+struct Machine {
+    temp: tempfile::TempDir,
+}
+
+impl Machine {
+    fn new() -> Self {
+        let temp = tempfile::tempdir().unwrap();
+        for dir in ["run", "share", "mnt"] {
+            std::fs::create_dir(temp.path().join(dir)).unwrap();
+        }
+        std::fs::set_permissions(temp.path().join("run"), PermissionsExt::from_mode(0o700))
+            .unwrap();
+        Self { temp }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.temp.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        Command::cargo_bin("pstsyncd")
+            .unwrap()
+            .args(args)
+            .env("PSTSYNCD_RUNTIME_DIR", self.temp.path().join("run"))
+            .env("XDG_STATE_HOME", self.temp.path().join("state"))
+            .env("HOME", self.temp.path())
+            .env_remove("RUST_LOG")
+            .current_dir(self.temp.path())
+            .output()
+            .unwrap()
+    }
+
+    /// Runs it as a person and as a program, and checks that both are told the same failure:
+    /// this exit code, this error code, one sentence and one next step, and nothing on standard output.
+    #[track_caller]
+    fn refused(&self, args: &[&str], exit: i32, code: &str) -> serde_json::Value {
+        let human = self.run(args);
+        let text = String::from_utf8(human.stderr).unwrap();
+        assert_eq!(human.status.code(), Some(exit), "{text}");
+        let told: Vec<_> = text
+            .lines()
+            .skip_while(|l| !l.starts_with("error: "))
+            .collect();
+        assert_eq!(told.len(), 2, "{text}");
+        assert!(told[1].starts_with(" next: "), "{text}");
+        assert!(human.stdout.is_empty());
+        let json = self.run(&[args, &["--json"]].concat());
+        assert_eq!(json.status.code(), Some(exit));
+        assert!(json.stdout.is_empty());
+        let text = String::from_utf8(json.stderr).unwrap();
+        let error: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+        let error = error["error"].clone();
+        assert_eq!(error["code"], code, "{text}");
+        assert_eq!(
+            told[0],
+            format!("error: {}", error["message"].as_str().unwrap())
+        );
+        assert_eq!(
+            told[1],
+            format!(" next: {}", error["next"].as_str().unwrap())
+        );
+        error
+    }
+
+    /// What the commands left in the machine's own directory.
+    fn left(&self) -> Vec<String> {
+        let mut names: Vec<_> = std::fs::read_dir(self.temp.path())
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+#[test]
+fn help_and_version_succeed_and_name_every_verb_and_exit_code() {
+    let machine = Machine::new();
+    let help = machine.run(&["--help"]);
+    assert_eq!(help.status.code(), Some(0));
+    let text = stdout(&help);
+    for word in [
+        "mount",
+        "unmount",
+        "mode",
+        "status",
+        "sync",
+        "agent",
+        "pst",
+        "completions",
+    ] {
+        assert!(text.contains(&format!("\n  {word}")), "{word} in {text}");
+    }
+    assert!(text.contains("0 synced, 2 pending, 3 conflicts, 4 offline, 5 error"));
+    for verb in ["info", "ls", "dump", "check", "diff", "apply"] {
+        let help = machine.run(&["pst", verb, "--help"]);
+        assert_eq!(help.status.code(), Some(0));
+        assert!(stdout(&help).contains("--json"), "{verb}");
+    }
+    let version = machine.run(&["--version"]);
+    assert_eq!(
+        stdout(&version).trim(),
+        concat!("pstsyncd ", env!("CARGO_PKG_VERSION"))
+    );
+}
+
+#[test]
+fn usage_errors_end_with_5_and_claps_own_text() {
+    let machine = Machine::new();
+    for args in [
+        &[][..],
+        &["fly"],
+        &["mount"],
+        &["mount", "--share", "share"],
+        &["mount", "--share", "share", "mnt", "--agent", "https://a"],
+        &["mode", "sometimes"],
+        &["pst", "apply", "only-one"],
+        &["status", "--dirve", "x"],
+        &["agent", "serve", "--root", "share"],
+    ] {
+        let out = machine.run(args);
+        assert_eq!(out.status.code(), Some(5), "{args:?}");
+        let text = String::from_utf8(out.stderr).unwrap();
+        let claps = text.contains("Usage: pstsyncd") || text.contains("try '--help'");
+        assert!(claps, "{args:?}: {text}");
+    }
+}
+
+#[test]
+fn completions_are_written_for_every_shell() {
+    let machine = Machine::new();
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let out = machine.run(&["completions", shell]);
+        assert_eq!(out.status.code(), Some(0));
+        assert!(stdout(&out).contains("agent-invitation"), "{shell}");
+    }
+}
+
+#[test]
+fn without_a_drive_the_commands_say_so_and_end_offline() {
+    let machine = Machine::new();
+    for args in [
+        &["status"][..],
+        &["mode"],
+        &["mode", "cached"],
+        &["sync", "now"],
+        &["unmount"],
+    ] {
+        let error = machine.refused(args, 4, "no-drive");
+        assert!(error["next"].as_str().unwrap().contains("pstsyncd mount"));
+    }
+    machine.refused(&["status", "--drive", "mnt"], 4, "no-such-drive");
+    machine.refused(&["unmount", "mnt", "--now"], 4, "no-such-drive");
+}
+
+#[test]
+fn policies_of_later_versions_are_refused_and_not_taken_silently() {
+    let machine = Machine::new();
+    for policy in ["auto", "rules"] {
+        let mount = ["mount", "--share", "share", "mnt", "--mode", policy];
+        machine.refused(&mount, 5, "not-in-this-version");
+        let error = machine.refused(&["mode", policy], 5, "not-in-this-version");
+        assert!(
+            error["next"]
+                .as_str()
+                .unwrap()
+                .contains("online, cached or offline")
+        );
+    }
+}
+
+#[test]
+fn a_mount_that_cannot_be_says_why_and_leaves_nothing() {
+    let machine = Machine::new();
+    std::fs::write(machine.path("file"), "x").unwrap();
+    std::fs::create_dir(machine.path("full")).unwrap();
+    std::fs::write(machine.path("full/x"), "x").unwrap();
+    let before = machine.left();
+    for background in [false, true] {
+        let check = |args: &[&str], code: &str| {
+            let mut line = vec!["mount"];
+            line.extend(background.then_some("--background"));
+            line.extend(args);
+            machine.refused(&line, 5, code);
+        };
+        check(&["--share", "nowhere", "mnt"], "share-missing");
+        check(&["--share", "file", "mnt"], "share-not-directory");
+        check(
+            &["--share", "smb://server/mail", "mnt"],
+            "not-in-this-version",
+        );
+        check(&["--share", r"\\server\mail", "mnt"], "not-in-this-version");
+        check(&["--share", "share", "nowhere"], "mountpoint-missing");
+        check(&["--share", "share", "file"], "mountpoint-not-directory");
+        check(&["--share", "share", "full"], "mountpoint-not-empty");
+        check(&["--share", "share", "/proc"], "mountpoint-busy");
+        check(&["--share", "share", "share"], "paths-overlap");
+        check(
+            &["--share", "share", "mnt", "--state-dir", "share/state"],
+            "paths-overlap",
+        );
+    }
+    for (args, code) in [
+        (["--share", "share", "nowhere"], "mountpoint-missing"),
+        (["--share", "share", "file"], "mountpoint-not-directory"),
+        (["--share", "share", "full"], "mountpoint-not-empty"),
+        (["--share", "share", "/proc"], "mountpoint-busy"),
+        (["--share", "share", "share"], "paths-overlap"),
+    ] {
+        machine.refused(&[&["mount"][..], &args].concat(), 5, code);
+    }
+    let inside = [
+        "mount",
+        "--share",
+        "share",
+        "mnt",
+        "--state-dir",
+        "share/state",
+    ];
+    machine.refused(&inside, 5, "paths-overlap");
+    assert_eq!(machine.left(), before);
+}
+
+/// Found only by the process in the background, which takes the directory: the pipe carries it here.
+#[test]
+fn what_fails_in_the_background_is_told_by_the_command() {
+    let machine = Machine::new();
+    std::fs::create_dir(machine.path("state")).unwrap();
+    let lock = std::fs::File::create(machine.path("state/lock")).unwrap();
+    lock.lock().unwrap();
+    let line = [
+        "mount",
+        "--background",
+        "--share",
+        "share",
+        "mnt",
+        "--state-dir",
+        "state",
+    ];
+    machine.refused(&line, 5, "state-dir-in-use");
+    let log = std::fs::metadata(machine.path("state/daemon.log")).unwrap();
+    assert_eq!(log.permissions().mode() & 0o777, 0o600);
+}
+
+#[test]
+fn agents_are_checked_before_anything_is_made() {
+    let machine = Machine::new();
+    std::fs::write(machine.path("token"), "t0ken\n").unwrap();
+    std::fs::write(machine.path("client.json"), "{").unwrap();
+    let before = machine.left();
+    let mount = ["mount", "--share", "share", "mnt"];
+    let with = |agent: &[&str], code: &str| {
+        machine.refused(&[&mount[..], agent].concat(), 5, code);
+    };
+    let pin = "ab".repeat(32);
+    with(
+        &[
+            "--agent",
+            "http://a",
+            "--agent-pin",
+            &pin,
+            "--agent-token-file",
+            "token",
+        ],
+        "bad-agent-url",
+    );
+    with(
+        &[
+            "--agent",
+            "https://a",
+            "--agent-pin",
+            "zz",
+            "--agent-token-file",
+            "token",
+        ],
+        "bad-agent-pin",
+    );
+    with(
+        &[
+            "--agent",
+            "https://a",
+            "--agent-pin",
+            &pin,
+            "--agent-token-file",
+            "nowhere",
+        ],
+        "not-found",
+    );
+    with(&["--agent-invitation", "client.json"], "bad-invitation");
+    assert_eq!(machine.left(), before);
+}
+
+#[test]
+fn an_agent_that_cannot_serve_says_why() {
+    let machine = Machine::new();
+    let serve = |root: &str, listen: &str, code: &str| {
+        machine.refused(
+            &["agent", "serve", "--root", root, "--listen", listen],
+            5,
+            code,
+        );
+    };
+    serve("nowhere", "127.0.0.1:0", "root-missing");
+    serve("share", "here", "bad-address");
+    serve("share", "127.0.0.1:99999", "bad-address");
+    assert!(!Path::new(&machine.path("state")).exists());
+}
+
+#[test]
+fn a_bad_log_filter_is_an_error_and_not_ignored() {
+    let machine = Machine::new();
+    let out = Command::cargo_bin("pstsyncd")
+        .unwrap()
+        .args(["status"])
+        .env("PSTSYNCD_RUNTIME_DIR", machine.path("run"))
+        .env("RUST_LOG", "sync=loud=er")
+        .output()
+        .unwrap();
+    assert_eq!(out.status.code(), Some(5));
+    assert!(
+        String::from_utf8(out.stderr)
+            .unwrap()
+            .contains("RUST_LOG is not a log filter")
+    );
+}
+
+#[test]
+fn a_runtime_directory_open_to_others_is_refused() {
+    let machine = Machine::new();
+    std::fs::set_permissions(machine.path("run"), PermissionsExt::from_mode(0o777)).unwrap();
+    machine.refused(&["status"], 5, "runtime-dir-unsafe");
+}
