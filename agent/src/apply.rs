@@ -1,0 +1,474 @@
+//! Applying a package to a container: once (R7), whole (R8), and re-read afterwards (R5).
+//!
+//! The order is what makes it safe:
+//!
+//! 1. the container is opened beneath the root and taken for ourselves, or the work is deferred;
+//! 2. a redo sidecar found beside it is finished, or set aside if it fits nothing;
+//! 3. a repeated request gets its first answer; a wrong base or a used sequence is refused;
+//! 4. the engine works out the writes; the result is simulated and held against what the client
+//!    expects, before anything is written;
+//! 5. room for growth is reserved, the record made pending, the redo log made durable;
+//! 6. the writes go in, phase by phase; the file is read again from the disk; its leaves and its
+//!    inventory must be the simulated ones;
+//! 7. the record becomes done, the redo log goes, the answer is sent.
+//!
+//! A cut after any step leaves a valid container and enough to finish or to refuse.
+
+use std::io;
+use std::sync::Arc;
+
+use storage::{FileStorage, Leaves, Loaded, Outcome, ReadAt, RedoError, RedoLog, WriteSet};
+use sync::wire::{self, ApplyAnswer, ApplyRequest, ContainerAnswer, ErrorCode, InventoryAnswer};
+
+use crate::container::{Known, forget_cached, to_wire};
+use crate::engine::Engine;
+use crate::error::Fault;
+use crate::exclusive::Exclusivity;
+use crate::records::{Mark, Record, Records};
+use crate::root::{Place, Root};
+
+/// Told of each step of an apply, by the step's name.
+pub type StepHook = Arc<dyn Fn(&'static str) + Send + Sync>;
+
+/// Does the work on containers. All calls block; the caller keeps them to one at a time for each
+/// container, and passes what is known of it in `slot`.
+pub struct Worker {
+    /// Where containers are.
+    pub root: Root,
+    /// What was applied.
+    pub records: Records,
+    /// Understands containers.
+    pub engine: Arc<dyn Engine>,
+    /// How others are kept away.
+    pub exclusivity: Exclusivity,
+    /// Told of each step.
+    pub steps: Option<StepHook>,
+    /// The most bytes that a package may unpack to.
+    pub max_package: u64,
+}
+
+impl Worker {
+    /// The state of a container.
+    pub fn container(
+        &self,
+        path: &str,
+        slot: &mut Option<Known>,
+    ) -> Result<ContainerAnswer, Fault> {
+        let storage = self.open_to_read(path, slot)?;
+        let known = Known::refresh(slot, path, &storage)?;
+        let inventory = known.inventory(path, &storage, &*self.engine)?;
+        Ok(ContainerAnswer {
+            generation: known.generation(),
+            stamp: known.stamp,
+            inventory_digest: inventory.digest,
+            sequences: self
+                .records
+                .sequences(path)
+                .map_err(|e| Fault::database(&e))?,
+        })
+    }
+
+    /// The inventory of a container.
+    pub fn inventory(
+        &self,
+        path: &str,
+        slot: &mut Option<Known>,
+    ) -> Result<InventoryAnswer, Fault> {
+        let storage = self.open_to_read(path, slot)?;
+        let known = Known::refresh(slot, path, &storage)?;
+        let inventory = known.inventory(path, &storage, &*self.engine)?;
+        Ok(InventoryAnswer {
+            generation: known.generation(),
+            digest: inventory.digest,
+            rows: wire::pack(&inventory.rows).map_err(|e| Fault::io(path, &e))?,
+        })
+    }
+
+    /// Finishes what a crash left of a change of this container, if anything.
+    pub fn recover(&self, path: &str, slot: &mut Option<Known>) -> Result<(), Fault> {
+        let place = self.root.container(path, true)?;
+        if place.has_sidecar().map_err(|e| Fault::io(path, &e))? {
+            self.exclusivity.take(path, &place.file)?;
+            *slot = None;
+            let (place, storage) = split(place)?;
+            self.settle_sidecar(&place, &storage)?;
+        }
+        Ok(())
+    }
+
+    /// Applies a package.
+    pub fn apply(
+        &self,
+        request: &ApplyRequest,
+        slot: &mut Option<Known>,
+    ) -> Result<ApplyAnswer, Fault> {
+        let path = request.container.as_str();
+        let database = |e| Fault::database(&e);
+        let package = self.unpack(request)?;
+        let mark = Mark {
+            client: request.client,
+            container: request.container.clone(),
+            sequence: request.sequence,
+        };
+        // An answer that was given once needs neither the file nor its user's leave.
+        let first = self.records.get(&mark).map_err(database)?;
+        if let Some(r) = first.filter(|r| r.done && r.answer.digest == request.digest) {
+            return Ok(ApplyAnswer {
+                repeated: true,
+                ..r.answer
+            });
+        }
+
+        let place = self.root.container(path, true)?;
+        self.exclusivity.take(path, &place.file)?;
+        if !place.is_current().map_err(|e| Fault::io(path, &e))? {
+            return Err(Fault::in_use(path));
+        }
+        let (place, storage) = split(place)?;
+        if place.has_sidecar().map_err(|e| Fault::io(path, &e))? {
+            *slot = None;
+            self.settle_sidecar(&place, &storage)?;
+        }
+        let generation = Known::refresh(slot, path, &storage)?.generation();
+        if let Some(answer) = self.earlier(&mark, request, generation)? {
+            return Ok(answer);
+        }
+        if let Some(base) = request.base.filter(|base| *base != generation) {
+            let message = format!(
+                "{path} does not hold the {} bytes that the package was made for",
+                base.len
+            );
+            return Err(Fault::new(ErrorCode::WrongBase, message).with_generation(generation));
+        }
+        let result = self.change(request, &package, &mark, &place, &storage, slot);
+        if result.is_err() {
+            // Whatever was written or not: read again before anything is trusted.
+            *slot = None;
+        }
+        result.map_err(|fault| match fault.code {
+            ErrorCode::WrongBase => fault.with_generation(generation),
+            _ => fault,
+        })
+    }
+
+    fn unpack(&self, request: &ApplyRequest) -> Result<Vec<u8>, Fault> {
+        let package = wire::unpack(&request.package, self.max_package).map_err(|e| {
+            let code = match e {
+                wire::UnpackError::TooLarge(_) => ErrorCode::TooLarge,
+                _ => ErrorCode::BadRequest,
+            };
+            Fault::new(code, format!("the package {e}"))
+        })?;
+        if *blake3::hash(&package).as_bytes() != request.digest {
+            let message = "the package does not have the digest that was sent with it";
+            return Err(Fault::new(ErrorCode::BadRequest, message));
+        }
+        Ok(package)
+    }
+
+    /// The answer to a request that was made before, if it got through; refuses a used sequence.
+    fn earlier(
+        &self,
+        mark: &Mark,
+        request: &ApplyRequest,
+        generation: wire::Generation,
+    ) -> Result<Option<ApplyAnswer>, Fault> {
+        let database = |e| Fault::database(&e);
+        let used = |message: String| {
+            Err(Fault::new(ErrorCode::SequenceUsed, message).with_generation(generation))
+        };
+        match self.records.get(mark).map_err(database)? {
+            Some(record) if record.done => {
+                return used(format!("sequence {} was another package", mark.sequence));
+            }
+            Some(record)
+                if record.answer.digest == request.digest
+                    && record.answer.generation == generation =>
+            {
+                self.records
+                    .put(
+                        mark,
+                        &Record {
+                            done: true,
+                            answer: record.answer.clone(),
+                        },
+                    )
+                    .map_err(database)?;
+                return Ok(Some(ApplyAnswer {
+                    repeated: true,
+                    ..record.answer
+                }));
+            }
+            // Pending, and it never got through: nobody was told anything, so it is free.
+            Some(_) | None => {}
+        }
+        match self.records.last(mark).map_err(database)? {
+            Some(last) if last >= mark.sequence => used(format!(
+                "sequence {} is not above the last one, {last}",
+                mark.sequence
+            )),
+            _ => Ok(None),
+        }
+    }
+
+    fn change(
+        &self,
+        request: &ApplyRequest,
+        package: &[u8],
+        mark: &Mark,
+        place: &Place,
+        storage: &Arc<FileStorage>,
+        slot: &mut Option<Known>,
+    ) -> Result<ApplyAnswer, Fault> {
+        let path = request.container.as_str();
+        let io = |e: io::Error| Fault::io(path, &e);
+        let Some(known) = slot.as_mut() else {
+            return Err(Fault::in_use(path));
+        };
+        let rows = known.inventory(path, storage, &*self.engine)?;
+        let plan = self
+            .engine
+            .apply(Arc::clone(storage) as Arc<dyn ReadAt>, package)
+            .map_err(|e| Fault::engine(path, &e))?;
+        let writes = plan.write_set;
+        if writes.base_len != known.stamp.len || writes.validate().is_err() {
+            let message = format!("{path}: the engine's writes do not fit the file");
+            return Err(Fault::new(ErrorCode::Internal, message));
+        }
+
+        let growth = writes.target_len.saturating_sub(writes.base_len);
+        let room = rustix::fs::fstatvfs(storage.file()).map_err(|e| io(e.into()))?;
+        if growth > room.f_bavail.saturating_mul(room.f_frsize) {
+            return Err(io(io::ErrorKind::StorageFull.into()));
+        }
+
+        let changed = writes.covered();
+        let preview = Arc::new(writes.preview(Arc::clone(storage)).map_err(io)?);
+        let mut leaves = known.leaves.clone();
+        leaves.rehash(&*preview, &changed).map_err(io)?;
+        let simulated = self
+            .engine
+            .inventory(preview, Some(&rows.rows))
+            .map_err(|e| Fault::engine(path, &e))?;
+        // Remapped NIDs give another digest; the client works it out from the map it gets.
+        if plan.nid_map.is_empty() && simulated.digest != request.expected {
+            let message = format!("{path} would not hold what is expected after this change");
+            return Err(
+                Fault::new(ErrorCode::NotExpected, message).with_generation(known.generation())
+            );
+        }
+        let answer = ApplyAnswer {
+            sequence: request.sequence,
+            digest: request.digest,
+            inventory_digest: simulated.digest,
+            generation: to_wire(leaves.generation()),
+            nid_map: plan.nid_map,
+            bytes_written: writes.payload(),
+            repeated: false,
+        };
+        if !writes.is_empty() {
+            reserve(storage, &writes).map_err(io)?;
+            self.records
+                .put(
+                    mark,
+                    &Record {
+                        done: false,
+                        answer: answer.clone(),
+                    },
+                )
+                .map_err(|e| Fault::database(&e))?;
+            self.commit(mark, place, storage, &writes, &known.leaves)?;
+
+            forget_cached(storage.file(), &changed);
+            let mut reread = known.leaves.clone();
+            reread.rehash(&**storage, &changed).map_err(io)?;
+            let found = self
+                .engine
+                .inventory(Arc::clone(storage) as Arc<dyn ReadAt>, Some(&rows.rows))
+                .map_err(|e| not_verified(path, &e.to_string()))?;
+            if reread != leaves {
+                return Err(not_verified(path, "other bytes"));
+            }
+            if found.digest != simulated.digest {
+                return Err(not_verified(path, "another inventory"));
+            }
+            self.step("verified");
+            *slot = Some(Known::of(storage, reread, Arc::new(found)).map_err(io)?);
+        }
+        self.records
+            .put(
+                mark,
+                &Record {
+                    done: true,
+                    answer: answer.clone(),
+                },
+            )
+            .map_err(|e| Fault::database(&e))?;
+        self.step("recorded");
+        if !writes.is_empty() {
+            // The change is done and recorded: a sidecar that will not go is found again later.
+            if let Err(error) = RedoLog::drop_log(&place.sidecar()) {
+                tracing::warn!(container = path, %error, "the redo sidecar was not removed");
+            }
+            self.step("dropped");
+        }
+        tracing::info!(
+            container = path,
+            sequence = request.sequence,
+            bytes_written = answer.bytes_written,
+            "applied"
+        );
+        Ok(answer)
+    }
+
+    /// Makes the redo log durable, then the writes.
+    fn commit(
+        &self,
+        mark: &Mark,
+        place: &Place,
+        storage: &FileStorage,
+        writes: &WriteSet,
+        leaves: &Leaves,
+    ) -> Result<(), Fault> {
+        let path = mark.container.as_str();
+        let sidecar = place.sidecar();
+        if !self.exclusivity.undisturbed(storage.file()) {
+            return Err(Fault::in_use(path));
+        }
+        let meta = mark.encode().map_err(|e| Fault::database(&e))?;
+        place.prepare_sidecar().map_err(|e| Fault::io(path, &e))?;
+        if let Err(error) = RedoLog::create_with_leaves(&sidecar, writes, storage, leaves, &meta) {
+            // Nothing of the container was touched: what there is of a log only takes room.
+            let _ = RedoLog::drop_log(&sidecar);
+            return Err(Fault::redo(path, &error));
+        }
+        self.step("logged");
+        writes.commit(storage).map_err(|e| {
+            tracing::error!(container = path, error = %e, "a change was cut short; it is finished later");
+            Fault::io(path, &e)
+        })?;
+        self.step("committed");
+        Ok(())
+    }
+
+    /// Finishes the change whose redo log lies beside the container; sets a log aside that fits
+    /// no state of it. The container is ours alone.
+    fn settle_sidecar(&self, place: &Place, storage: &FileStorage) -> Result<(), Fault> {
+        let path = place.path.as_str();
+        let sidecar = place.sidecar();
+        let log = match RedoLog::load(&sidecar) {
+            Ok(Loaded::Complete(log)) => log,
+            // It was never durable, so nothing of the container was touched.
+            Ok(Loaded::Absent | Loaded::Torn) => {
+                return RedoLog::drop_log(&sidecar).map_err(|e| Fault::redo(path, &e));
+            }
+            // A newer agent's: it will know what to do.
+            Err(error @ RedoError::Version(_)) => return Err(Fault::redo(path, &error)),
+            Err(RedoError::Io { source, .. }) => return Err(Fault::io(path, &source)),
+            Err(error) => return set_aside(place, &error.to_string()),
+        };
+        match log.recover(storage).map_err(|e| Fault::io(path, &e))? {
+            Outcome::Finished | Outcome::AlreadyDone => {
+                let now = Leaves::hash(storage).map_err(|e| Fault::io(path, &e))?;
+                if now.generation() == log.target() {
+                    self.promote(&log)?;
+                }
+                RedoLog::drop_log(&sidecar).map_err(|e| Fault::redo(path, &e))?;
+                tracing::info!(container = path, "finished a change that was cut short");
+                Ok(())
+            }
+            Outcome::Foreign { leaf } => set_aside(
+                place,
+                &format!("somebody else changed the file (leaf {leaf})"),
+            ),
+        }
+    }
+
+    /// The change of `log` is in the container: its record becomes done.
+    fn promote(&self, log: &RedoLog) -> Result<(), Fault> {
+        let Some(mark) = Mark::decode(log.meta()) else {
+            return Ok(());
+        };
+        let record = self.records.get(&mark).map_err(|e| Fault::database(&e))?;
+        match record {
+            Some(Record {
+                done: false,
+                answer,
+            }) if answer.generation == to_wire(log.target()) => self
+                .records
+                .put(&mark, &Record { done: true, answer })
+                .map_err(|e| Fault::database(&e)),
+            _ => Ok(()),
+        }
+    }
+
+    fn open_to_read(
+        &self,
+        path: &str,
+        slot: &mut Option<Known>,
+    ) -> Result<Arc<FileStorage>, Fault> {
+        let place = self.root.container(path, false)?;
+        if place.has_sidecar().map_err(|e| Fault::io(path, &e))? {
+            // Our own open file would keep the lease away.
+            drop(place);
+            self.recover(path, slot)?;
+            let (_, storage) = split(self.root.container(path, false)?)?;
+            return Ok(storage);
+        }
+        Ok(split(place)?.1)
+    }
+
+    fn step(&self, name: &'static str) {
+        if let Some(hook) = &self.steps {
+            hook(name);
+        }
+    }
+}
+
+/// The same open file as storage: what a lease holds for, and nothing else is opened.
+fn split(place: Place) -> Result<(Place, Arc<FileStorage>), Fault> {
+    let file = place
+        .file
+        .try_clone()
+        .map_err(|e| Fault::io(&place.path, &e))?;
+    Ok((place, Arc::new(FileStorage::from(file))))
+}
+
+fn set_aside(place: &Place, reason: &str) -> Result<(), Fault> {
+    let name = place
+        .set_sidecar_aside()
+        .map_err(|e| Fault::io(&place.path, &e))?;
+    tracing::error!(
+        container = place.path,
+        reason,
+        name,
+        "a redo log that fits no state of the file was set aside; clients merge again"
+    );
+    Ok(())
+}
+
+/// Takes the room that growth needs, so that a full disk is noticed before anything is written.
+fn reserve(storage: &FileStorage, writes: &WriteSet) -> io::Result<()> {
+    use rustix::fs::FallocateFlags;
+    use rustix::io::Errno;
+    let growth = writes.target_len.saturating_sub(writes.base_len);
+    if growth == 0 {
+        return Ok(());
+    }
+    let flags = FallocateFlags::KEEP_SIZE;
+    match rustix::fs::fallocate(storage.file(), flags, writes.base_len, growth) {
+        // Not every file system can; there the writes themselves find out.
+        Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn not_verified(path: &str, detail: &str) -> Fault {
+    tracing::error!(
+        container = path,
+        detail,
+        "what was re-read is not what was written"
+    );
+    let message = format!("{path} does not read back as it was written ({detail})");
+    Fault::new(ErrorCode::NotVerified, message)
+}

@@ -1,0 +1,170 @@
+//! What the agent knows of a container's bytes, and how it trusts that: by stamps (DESIGN 2).
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use storage::{FileStorage, Leaves, RangeSet, ReadAt};
+use sync::wire::{self, Stamp};
+
+use crate::engine::{Engine, InventoryAnswer};
+use crate::error::Fault;
+
+/// Bytes that the stamp's hash covers: the PST header with room to spare.
+const HEADER: u64 = 4096;
+/// File systems stamp changes with a clock as coarse as 10 ms, some with one of 2 s: a file that
+/// was changed this recently may be changed again without another stamp.
+const SETTLES: Duration = Duration::from_secs(3);
+/// How often a file that changes under the reader is read again.
+const TRIES: u32 = 3;
+
+/// A container's bytes as last read.
+#[derive(Debug)]
+pub struct Known {
+    /// The stamp before and after.
+    pub stamp: Stamp,
+    /// Digests of all leaves.
+    pub leaves: Leaves,
+    /// The inventory, once it was asked for.
+    pub inventory: Option<Arc<InventoryAnswer>>,
+    /// The stamp is old enough to tell of any later change.
+    settled: bool,
+}
+
+impl Known {
+    /// Length and root.
+    pub fn generation(&self) -> wire::Generation {
+        to_wire(self.leaves.generation())
+    }
+
+    /// Something that was read from `storage` while nobody else could change it.
+    pub fn of(
+        storage: &FileStorage,
+        leaves: Leaves,
+        inventory: Arc<InventoryAnswer>,
+    ) -> io::Result<Self> {
+        let stamp = stamp(storage.file())?;
+        Ok(Self {
+            stamp,
+            leaves,
+            inventory: Some(inventory),
+            settled: is_settled(&stamp),
+        })
+    }
+
+    /// The digests of `storage`: from `slot` where the stamp vouches for them, else read.
+    pub fn refresh<'s>(
+        slot: &'s mut Option<Self>,
+        path: &str,
+        storage: &FileStorage,
+    ) -> Result<&'s mut Self, Fault> {
+        let io = |e: io::Error| Fault::io(path, &e);
+        let now = stamp(storage.file()).map_err(io)?;
+        if !slot
+            .as_ref()
+            .is_some_and(|known| known.settled && known.stamp == now)
+        {
+            // What was known of other bytes must not survive a failure below.
+            let old = slot.take();
+            let (leaves, read_at) = read_leaves(path, storage)?;
+            // The same bytes have the same inventory.
+            let inventory = old
+                .filter(|o| o.leaves.generation() == leaves.generation())
+                .and_then(|o| o.inventory);
+            let settled = is_settled(&read_at);
+            *slot = Some(Self {
+                stamp: read_at,
+                leaves,
+                inventory,
+                settled,
+            });
+        }
+        slot.as_mut().ok_or_else(|| Fault::in_use(path))
+    }
+
+    /// The inventory of `storage`, of which `self` knows the digests.
+    pub fn inventory(
+        &mut self,
+        path: &str,
+        storage: &Arc<FileStorage>,
+        engine: &dyn Engine,
+    ) -> Result<Arc<InventoryAnswer>, Fault> {
+        if let Some(inventory) = &self.inventory {
+            return Ok(Arc::clone(inventory));
+        }
+        let read = engine.inventory(Arc::clone(storage) as Arc<dyn ReadAt>, None);
+        // A file that changed meanwhile explains any failure.
+        if stamp(storage.file()).map_err(|e| Fault::io(path, &e))? != self.stamp {
+            return Err(Fault::in_use(path));
+        }
+        let inventory = Arc::new(read.map_err(|e| Fault::engine(path, &e))?);
+        self.inventory = Some(Arc::clone(&inventory));
+        Ok(inventory)
+    }
+}
+
+fn read_leaves(path: &str, storage: &FileStorage) -> Result<(Leaves, Stamp), Fault> {
+    let io = |e: io::Error| Fault::io(path, &e);
+    for _ in 0..TRIES {
+        let before = stamp(storage.file()).map_err(io)?;
+        let leaves = Leaves::hash(storage);
+        if stamp(storage.file()).map_err(io)? == before {
+            return Ok((leaves.map_err(io)?, before));
+        }
+    }
+    Err(Fault::in_use(path))
+}
+
+/// Reads `changed` again from the disk, not from memory, where the system lets us.
+pub fn forget_cached(file: &File, changed: &RangeSet) {
+    for run in changed.iter() {
+        let len = std::num::NonZeroU64::new(run.end - run.start);
+        // Only advice: where it is not taken, the bytes come from the page cache after fsync.
+        let _ = rustix::fs::fadvise(file, run.start, len, rustix::fs::Advice::DontNeed);
+    }
+}
+
+/// The stamp of an open file.
+pub fn stamp(file: &File) -> io::Result<Stamp> {
+    let meta = file.metadata()?;
+    let changed_ns = meta
+        .ctime()
+        .saturating_mul(1_000_000_000)
+        .saturating_add(meta.ctime_nsec());
+    let mut header = vec![0; usize::try_from(meta.len().min(HEADER)).unwrap_or(0)];
+    let mut filled = 0;
+    while let Some(rest) = header.get_mut(filled..).filter(|r| !r.is_empty()) {
+        match std::os::unix::fs::FileExt::read_at(file, rest, filled as u64) {
+            Ok(0) => break,
+            Ok(n) => filled += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    header.truncate(filled);
+    Ok(Stamp {
+        len: meta.len(),
+        changed_ns,
+        file_id: meta.ino(),
+        device: meta.dev(),
+        header: *blake3::hash(&header).as_bytes(),
+    })
+}
+
+fn is_settled(stamp: &Stamp) -> bool {
+    let changed = Duration::from_nanos(u64::try_from(stamp.changed_ns).unwrap_or(0));
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    now.checked_sub(changed).is_some_and(|age| age >= SETTLES)
+}
+
+/// The wire's form of a generation.
+pub const fn to_wire(generation: storage::Generation) -> wire::Generation {
+    wire::Generation {
+        len: generation.len,
+        root: generation.root,
+    }
+}
