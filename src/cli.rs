@@ -137,6 +137,9 @@ pub enum SyncCommand {
     Now {
         /// One file of the drive [default: all that have changes]
         path: Option<PathBuf>,
+        /// Send deletes even where they are most of the objects at the destination
+        #[arg(long)]
+        allow_deletes: bool,
         /// Which drive.
         #[command(flatten)]
         drive: DriveArg,

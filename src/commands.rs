@@ -58,13 +58,18 @@ pub fn mode(args: &ModeArgs, out: &mut Output) -> Outcome {
 ///
 /// # Errors
 /// No such drive, a path outside it, or the daemon cannot try.
-pub fn sync_now(path: Option<&Path>, args: &DriveArg, out: &mut Output) -> Outcome {
+pub fn sync_now(
+    path: Option<&Path>,
+    allow_deletes: bool,
+    args: &DriveArg,
+    out: &mut Output,
+) -> Outcome {
     let (entry, client) = drive_of(args.drive.as_deref(), path)?;
     let path = path
         .map(|p| path_in_drive(&entry.mountpoint, p))
         .transpose()?;
     let bar = Bar::new(out.is_json());
-    let report = client.sync_now(path, |event| bar.show(event))?;
+    let report = client.sync_now(path, allow_deletes, |event| bar.show(event))?;
     drop(bar);
     out.result(&report, |out| {
         if report.files.is_empty() {
@@ -229,6 +234,18 @@ fn show_report(file: &FileReport, out: &mut Output) -> Result<(), UserError> {
         line.push_str(&format!(", verified {}", when(at)));
     }
     out.line(line)?;
+    if file.drift > 0 {
+        let n = count(file.drift);
+        out.line(format_args!(
+            "          {n} objects were changed there by others and left alone"
+        ))?;
+    }
+    if file.held_deletes > 0 {
+        let n = count(file.held_deletes);
+        out.line(format_args!(
+            "          {n} deletes were held back: not proven to be ours"
+        ))?;
+    }
     match &file.error {
         Some(error) => out.line(format_args!(
             "          {}; {}",

@@ -85,9 +85,11 @@ fn answer(command: &Command, out: &mut Output) -> Outcome {
         Command::Unmount(args) => commands::unmount(args, out),
         Command::Mode(args) => commands::mode(args, out),
         Command::Status(args) => commands::status(args, out),
-        Command::Sync(SyncCommand::Now { path, drive }) => {
-            commands::sync_now(path.as_deref(), drive, out)
-        }
+        Command::Sync(SyncCommand::Now {
+            path,
+            allow_deletes,
+            drive,
+        }) => commands::sync_now(path.as_deref(), *allow_deletes, drive, out),
         Command::Pst(command) => pst_cmd::run(command, out),
         Command::Completions { shell } => completions(*shell, out),
     }

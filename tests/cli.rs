@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "support/skip.rs"]
+mod skip;
+
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Output;
@@ -344,4 +347,162 @@ fn a_runtime_directory_open_to_others_is_refused() {
     let machine = Machine::new();
     std::fs::set_permissions(machine.path("run"), PermissionsExt::from_mode(0o777)).unwrap();
     machine.refused(&["status"], 5, "runtime-dir-unsafe");
+}
+
+/// A node database without a store: what is a PST by its header and not by its content.
+fn bare_pst() -> Vec<u8> {
+    pst::ndb::Ndb::create_empty_ndb()
+}
+
+#[test]
+fn what_is_no_sound_pst_is_named_with_a_next_step_and_left_as_it_is() {
+    let machine = Machine::new();
+    let good = bare_pst();
+    let mut bad_crc = good.clone();
+    bad_crc[300] ^= 0xFF;
+    let mut bad_page = good.clone();
+    let root = u64::from_le_bytes(good[224..232].try_into().unwrap());
+    bad_page[usize::try_from(root).unwrap()] ^= 0xFF;
+    let cases: [(&str, Vec<u8>, &str); 6] = [
+        ("empty.pst", Vec::new(), "not-a-pst"),
+        (
+            "text.pst",
+            b"Dear diary, this is no PST. ".repeat(100),
+            "not-a-pst",
+        ),
+        ("head.pst", good[..100].to_vec(), "pst-damaged"),
+        ("cut.pst", good[..good.len() / 2].to_vec(), "pst-damaged"),
+        ("crc.pst", bad_crc, "pst-damaged"),
+        ("page.pst", bad_page, "pst-damaged"),
+    ];
+    for (name, bytes, code) in cases {
+        std::fs::write(machine.path(name), &bytes).unwrap();
+        for verb in ["info", "ls", "dump", "check"] {
+            let error = machine.refused(&["pst", verb, name], 5, code);
+            assert!(error["message"].as_str().unwrap().contains(name), "{error}");
+        }
+        assert_eq!(std::fs::read(machine.path(name)).unwrap(), bytes);
+    }
+}
+
+#[test]
+fn what_is_no_file_is_not_waited_for() {
+    let machine = Machine::new();
+    let fifo = machine.path("pipe.pst");
+    assert!(
+        std::process::Command::new("mkfifo")
+            .arg(&fifo)
+            .status()
+            .unwrap()
+            .success()
+    );
+    for verb in ["info", "ls", "dump", "check"] {
+        machine.refused(&["pst", verb, "nowhere.pst"], 5, "not-found");
+        machine.refused(&["pst", verb, "share"], 5, "not-a-file");
+        machine.refused(&["pst", verb, "pipe.pst"], 5, "not-a-file");
+    }
+}
+
+/// Its structure is sound; that there is no store in it is found when the objects are read.
+#[test]
+fn check_lists_its_findings_and_ends_with_5_where_one_is_an_error() {
+    let machine = Machine::new();
+    std::fs::write(machine.path("bare.pst"), bare_pst()).unwrap();
+    let out = machine.run(&["pst", "check", "bare.pst", "--json"]);
+    assert_eq!(out.status.code(), Some(5));
+    let lines: Vec<serde_json::Value> = stdout(&out)
+        .lines()
+        .map(|l| serde_json::from_str(l).unwrap())
+        .collect();
+    let (summary, findings) = lines.split_last().unwrap();
+    let errors = findings
+        .iter()
+        .filter(|f| f["finding"]["severity"] == "error")
+        .count();
+    assert!(errors > 0);
+    assert_eq!(summary["summary"]["errors"], errors);
+    let unreadable = findings
+        .iter()
+        .any(|f| f["finding"]["code"] == "object-unreadable");
+    assert!(unreadable, "{findings:?}");
+    let error: serde_json::Value = serde_json::from_slice(&out.stderr).unwrap();
+    assert_eq!(error["error"]["code"], "check-failed");
+}
+
+/// Counts of folders, messages and associated messages, as libpff and readpst agree on them.
+#[test]
+fn real_files_are_told_as_other_readers_tell_them() {
+    let root = std::env::var_os("PSTSYNCD_SHARED").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"),
+        std::path::PathBuf::from,
+    );
+    let corpus = root.join("corpus");
+    if !corpus.exists() {
+        return skip::skipped("corpus", "no corpus on this machine");
+    }
+    let machine = Machine::new();
+    for (name, messages) in [
+        ("enron.pst", 71),
+        ("tika-testPST.pst", 7),
+        ("many-small.pst", 72),
+    ] {
+        let file = corpus.join(name);
+        let file = file.to_str().unwrap();
+        let info = machine.run(&["pst", "info", file, "--json"]);
+        let info: serde_json::Value = serde_json::from_slice(&info.stdout).unwrap();
+        assert_eq!(info["messages"], messages, "{name}");
+        assert_eq!(
+            (&info["version"], &info["encoding"]),
+            (&23.into(), &"permute".into())
+        );
+        let ls = machine.run(&["pst", "ls", "-l", file, "--json"]);
+        assert_eq!(ls.status.code(), Some(0));
+        let items: Vec<serde_json::Value> = stdout(&ls)
+            .lines()
+            .map(|l| serde_json::from_str(l).unwrap())
+            .collect();
+        let of = |kind: &str| items.iter().filter(|i| i["kind"] == kind).count() as u64;
+        assert_eq!(info["messages"], of("message"), "{name}");
+        assert_eq!(info["folders"], of("folder"), "{name}");
+        assert_eq!(info["associated"], of("associated"), "{name}");
+        let counted: u64 = items.iter().filter_map(|i| i["messages"].as_u64()).sum();
+        assert_eq!(info["messages"], counted, "{name}");
+        // What a person sees has no control characters, whatever the subjects hold.
+        let human = machine.run(&["pst", "ls", "-l", file]);
+        assert!(
+            !stdout(&human).chars().any(|c| c.is_control() && c != '\n'),
+            "{name}"
+        );
+        let check = machine.run(&["pst", "check", file]);
+        assert_eq!(check.status.code(), Some(0), "{name}: {}", stdout(&check));
+        let dump = machine.run(&["pst", "dump", file]);
+        assert_eq!(
+            dump.stdout,
+            machine.run(&["pst", "dump", file, "--json"]).stdout
+        );
+        let kinds = stdout(&dump)
+            .lines()
+            .filter(|l| l.contains("\"kind\":\"message\""))
+            .count();
+        assert_eq!(info["messages"], kinds, "{name}");
+    }
+}
+
+#[test]
+fn output_that_nobody_reads_ends_the_command_without_a_word() {
+    let machine = Machine::new();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let out = std::process::Command::new(env!("CARGO_BIN_EXE_pstsyncd"))
+        .args(["completions", "bash"])
+        .current_dir(machine.path("."))
+        .stdout(writer)
+        .output()
+        .unwrap();
+    assert_eq!(out.status.code(), Some(5));
+    assert!(
+        out.stderr.is_empty(),
+        "{}",
+        String::from_utf8_lossy(&out.stderr)
+    );
 }

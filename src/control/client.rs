@@ -74,16 +74,24 @@ impl Client {
         }
     }
 
-    /// Syncs a file (relative to the drive's root) or all, and waits for the verified end.
+    /// Syncs a file (relative to the drive's root) or all, and waits for the verified end. `allow_deletes`
+    /// lets deletes pass the guard against mass deletes.
     ///
     /// # Errors
     /// The daemon does not answer, or its own error.
     pub fn sync_now(
         &self,
         path: Option<String>,
+        allow_deletes: bool,
         on_event: impl FnMut(Event),
     ) -> Result<SyncReport, UserError> {
-        match self.ask(&Request::SyncNow { path }, on_event)? {
+        match self.ask(
+            &Request::SyncNow {
+                path,
+                allow_deletes,
+            },
+            on_event,
+        )? {
             Answer::Sync(report) => Ok(report),
             other => Err(self.unexpected(&other)),
         }

@@ -50,13 +50,14 @@ pub trait DriveControl: Send + Sync + 'static {
     fn set_mode(&self, policy: Policy) -> Result<DriveStatus, UserError>;
 
     /// Syncs one file (a path relative to the drive's root, without `..`), or all with changes, to the
-    /// verified end.
+    /// verified end. `allow_deletes`: the user has said that mass deletes are meant.
     ///
     /// # Errors
     /// The sync could not be tried at all; the fate of single files is in the report.
     fn sync_now(
         &self,
         path: Option<&str>,
+        allow_deletes: bool,
         progress: &dyn Progress,
     ) -> Result<SyncReport, UserError>;
 

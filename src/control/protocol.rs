@@ -43,6 +43,8 @@ pub enum Request {
     SyncNow {
         /// A file, relative to the drive's root; none for all that have changes.
         path: Option<String>,
+        /// Send deletes beyond the guard against mass deletes.
+        allow_deletes: bool,
     },
     /// Unmount, and end the daemon.
     Unmount {
@@ -301,6 +303,12 @@ pub struct FileReport {
     pub moved: u64,
     /// Objects deleted.
     pub deleted: u64,
+    /// Objects that others changed at the far side, and that were left alone.
+    #[serde(default)]
+    pub drift: u64,
+    /// Deletes that were not sent, because the objects were not proven to be ours to delete.
+    #[serde(default)]
+    pub held_deletes: u64,
     /// Bytes sent over the link, compressed.
     pub shipped_bytes: u64,
     /// Size of the file, in bytes.
@@ -493,9 +501,13 @@ mod tests {
             Request::SetMode {
                 policy: Policy::Cached,
             },
-            Request::SyncNow { path: None },
+            Request::SyncNow {
+                path: None,
+                allow_deletes: false,
+            },
             Request::SyncNow {
                 path: Some("a/b.pst".into()),
+                allow_deletes: true,
             },
             Request::Unmount { now: true },
         ];

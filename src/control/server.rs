@@ -336,11 +336,16 @@ fn carry_out(
         }),
         Request::Status {} => drive.status().map(Answer::Status),
         Request::SetMode { policy } => drive.set_mode(policy.by_hand()?).map(Answer::Status),
-        Request::SyncNow { path } => {
+        Request::SyncNow {
+            path,
+            allow_deletes,
+        } => {
             if let Some(path) = path {
                 check_relative(path)?;
             }
-            drive.sync_now(path.as_deref(), progress).map(Answer::Sync)
+            drive
+                .sync_now(path.as_deref(), *allow_deletes, progress)
+                .map(Answer::Sync)
         }
         Request::Unmount { now } => drive.unmount(*now, progress).map(Answer::Unmount),
     }

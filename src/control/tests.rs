@@ -54,8 +54,10 @@ impl DriveControl for FakeDrive {
     fn sync_now(
         &self,
         path: Option<&str>,
+        allow_deletes: bool,
         progress: &dyn Progress,
     ) -> Result<SyncReport, UserError> {
+        assert_eq!(allow_deletes, path == Some("emptied.pst"));
         if path == Some("panic") {
             panic!("as asked");
         }
@@ -159,7 +161,10 @@ fn requests_are_answered_with_events_before() {
     assert_eq!(client.status().unwrap().policy, Policy::Cached);
     let mut seen = Vec::new();
     client
-        .sync_now(Some("a.pst".into()), |event| seen.push(event))
+        .sync_now(Some("a.pst".into()), false, |event| seen.push(event))
+        .unwrap();
+    client
+        .sync_now(Some("emptied.pst".into()), true, |_| {})
         .unwrap();
     seen.retain(|e| !matches!(e, Event::Alive {}));
     assert_eq!(seen.len(), 3);
@@ -207,7 +212,7 @@ fn paths_that_leave_the_drive_are_refused() {
     for path in ["", "/etc/passwd", "../x", "a/../../x", "a\0b"] {
         let error = house
             .client()
-            .sync_now(Some(path.into()), |_| {})
+            .sync_now(Some(path.into()), false, |_| {})
             .unwrap_err();
         assert_eq!(error.code, "bad-path", "{path:?}");
     }
@@ -236,8 +241,14 @@ fn a_client_that_does_not_read_does_not_hold_the_work() {
     });
     let house = house(fake.clone(), quick());
     let mut deaf = UnixStream::connect(&house.socket).unwrap();
-    deaf.write_all(&protocol::encode_request(&Request::SyncNow { path: None }).unwrap())
-        .unwrap();
+    deaf.write_all(
+        &protocol::encode_request(&Request::SyncNow {
+            path: None,
+            allow_deletes: false,
+        })
+        .unwrap(),
+    )
+    .unwrap();
     // 200,000 events are far more than socket and queue hold: only dropping them ends the sync.
     while fake.syncs.load(Ordering::SeqCst) == 0 {
         std::thread::sleep(Duration::from_millis(1));
@@ -252,6 +263,7 @@ fn a_client_that_leaves_does_not_cancel_the_work() {
     let mut leaving = UnixStream::connect(&house.socket).unwrap();
     let request = Request::SyncNow {
         path: Some("wait".into()),
+        allow_deletes: false,
     };
     leaving
         .write_all(&protocol::encode_request(&request).unwrap())
@@ -272,7 +284,7 @@ fn a_long_operation_shows_signs_of_life() {
     // A silent daemon would be given up after a second; signs of life keep the client.
     let client = house.client().with_silence(Duration::from_secs(10));
     client
-        .sync_now(Some("wait".into()), |event| {
+        .sync_now(Some("wait".into()), false, |event| {
             alive += usize::from(event == Event::Alive {});
             if alive == 3 {
                 fake.go_on.store(false, Ordering::SeqCst);
@@ -287,7 +299,7 @@ fn a_panic_in_an_operation_is_an_error_and_not_the_end() {
     let house = house(Arc::new(FakeDrive::new()), quick());
     let error = house
         .client()
-        .sync_now(Some("panic".into()), |_| {})
+        .sync_now(Some("panic".into()), false, |_| {})
         .unwrap_err();
     assert_eq!(error.code, "daemon-panic");
     house.client().ping().unwrap();
@@ -306,6 +318,7 @@ fn too_many_connections_are_told_so() {
         let mut held = UnixStream::connect(&house.socket).unwrap();
         let request = Request::SyncNow {
             path: Some("wait".into()),
+            allow_deletes: false,
         };
         held.write_all(&protocol::encode_request(&request).unwrap())
             .unwrap();

@@ -291,7 +291,12 @@ mod tests {
             self.status()
         }
 
-        fn sync_now(&self, _: Option<&str>, _: &dyn Progress) -> Result<SyncReport, UserError> {
+        fn sync_now(
+            &self,
+            _: Option<&str>,
+            _: bool,
+            _: &dyn Progress,
+        ) -> Result<SyncReport, UserError> {
             Ok(SyncReport::default())
         }
 
