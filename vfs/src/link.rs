@@ -43,7 +43,12 @@ impl Pool {
     #[must_use]
     pub fn new(name: &'static str, max: usize) -> Self {
         let state = Mutex::new(PoolState::default());
-        Self(Arc::new(PoolInner { state, wake: Condvar::new(), name, max: max.max(1) }))
+        Self(Arc::new(PoolInner {
+            state,
+            wake: Condvar::new(),
+            name,
+            max: max.max(1),
+        }))
     }
 
     /// Runs `job` on a thread of the pool: at once if one is idle or may be made.
@@ -53,8 +58,9 @@ impl Pool {
         if state.queue.len() > state.idle && state.threads < self.0.max {
             state.threads += 1;
             let inner = self.0.clone();
-            let spawned =
-                std::thread::Builder::new().name(self.0.name.to_owned()).spawn(move || inner.work());
+            let spawned = std::thread::Builder::new()
+                .name(self.0.name.to_owned())
+                .spawn(move || inner.work());
             if spawned.is_err() {
                 state.threads -= 1;
             }
@@ -123,6 +129,12 @@ impl Link {
         }
     }
 
+    /// The stall budget.
+    #[must_use]
+    pub fn budget(&self) -> Duration {
+        self.budget
+    }
+
     /// Whether calls are answered, as far as we know.
     #[must_use]
     pub fn is_up(&self) -> bool {
@@ -170,13 +182,15 @@ impl Link {
         match rx.recv_timeout(budget) {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(e)) => Err(Error::from_share(context, e)),
-            Err(mpsc::RecvTimeoutError::Disconnected) => {
-                Err(Error::Link(format!("{context}: the share call ended without an answer")))
-            }
+            Err(mpsc::RecvTimeoutError::Disconnected) => Err(Error::Link(format!(
+                "{context}: the share call ended without an answer"
+            ))),
             Err(mpsc::RecvTimeoutError::Timeout) => {
                 tracing::warn!(context, ?budget, "share call exceeds the stall budget");
                 self.start_probe();
-                Err(Error::Link(format!("{context}: no answer within {budget:?}")))
+                Err(Error::Link(format!(
+                    "{context}: no answer within {budget:?}"
+                )))
             }
         }
     }
@@ -207,8 +221,11 @@ impl Link {
             return;
         }
         let answered = Arc::new(AtomicBool::new(false));
-        let (share, suspect, probing) =
-            (self.share.clone(), self.suspect.clone(), self.probing.clone());
+        let (share, suspect, probing) = (
+            self.share.clone(),
+            self.suspect.clone(),
+            self.probing.clone(),
+        );
         let done = answered.clone();
         self.pool.submit(move || {
             let ok = share.probe().is_ok();

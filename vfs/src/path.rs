@@ -41,13 +41,21 @@ pub fn normalise(path: &str) -> Result<String> {
 /// `parent` + `/` + `name`.
 #[must_use]
 pub fn join(parent: &str, name: &str) -> String {
-    if parent.is_empty() { name.to_owned() } else { format!("{parent}/{name}") }
+    if parent.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{parent}/{name}")
+    }
 }
 
 /// Splits into parent path and name; `None` for the root.
 #[must_use]
 pub fn split(path: &str) -> Option<(&str, &str)> {
-    if path.is_empty() { None } else { Some(path.rsplit_once('/').unwrap_or(("", path))) }
+    if path.is_empty() {
+        None
+    } else {
+        Some(path.rsplit_once('/').unwrap_or(("", path)))
+    }
 }
 
 /// The name under which our side of a conflict is kept: `name (conflict DATE HOST).ext`.
@@ -79,6 +87,32 @@ pub fn conflict_name(name: &str, date: &str, host: &str, attempt: u32) -> String
     format!("{}{tag}{ext}", stem.get(..end).unwrap_or(""))
 }
 
+/// Whether a link's target, as text, stays beneath the directory `at` lies in. Absolute targets
+/// and those that climb out are not shown to applications: the share decides what a link says,
+/// and whoever follows it does so on this machine.
+#[must_use]
+pub fn link_stays_inside(at: &str, target: &str) -> bool {
+    if target.starts_with('/') {
+        return false;
+    }
+    let mut depth = at
+        .split('/')
+        .filter(|p| !p.is_empty())
+        .count()
+        .saturating_sub(1);
+    for part in target.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => match depth.checked_sub(1) {
+                Some(d) => depth = d,
+                None => return false,
+            },
+            _ => depth += 1,
+        }
+    }
+    true
+}
+
 /// A set of glob patterns: `*` within a name, `**` across names, `?` one character; matched
 /// without regard to case, as Windows does.
 #[derive(Debug, Clone)]
@@ -88,7 +122,12 @@ impl Patterns {
     /// Compiles the patterns.
     #[must_use]
     pub fn new<S: AsRef<str>>(patterns: &[S]) -> Self {
-        Self(patterns.iter().map(|p| p.as_ref().to_lowercase().chars().collect()).collect())
+        Self(
+            patterns
+                .iter()
+                .map(|p| p.as_ref().to_lowercase().chars().collect())
+                .collect(),
+        )
     }
 
     /// Whether any pattern matches the path.
@@ -139,8 +178,15 @@ fn glob(pattern: &[char], path: &[char]) -> bool {
                     }
                 }
             } else if let Some(p) = prev {
-                let before = j.checked_sub(1).and_then(|k| reach.get(k)).copied().unwrap_or(false);
-                if before && (c == p || (c == '?' && p != '/')) && let Some(n) = next.get_mut(j) {
+                let before = j
+                    .checked_sub(1)
+                    .and_then(|k| reach.get(k))
+                    .copied()
+                    .unwrap_or(false);
+                if before
+                    && (c == p || (c == '?' && p != '/'))
+                    && let Some(n) = next.get_mut(j)
+                {
                     *n = true;
                 }
             }
@@ -173,12 +219,23 @@ mod tests {
     }
 
     #[test]
+    fn links_that_climb_out_are_seen() {
+        assert!(!link_stays_inside("a/l", "../../x"));
+        assert!(link_stays_inside("a/l", "../x"));
+        assert!(!link_stays_inside("a/l", "/x"));
+        assert!(!link_stays_inside("l", "d/../../x"));
+    }
+
+    #[test]
     fn conflict_names_stay_valid() {
         assert_eq!(
             conflict_name("mail.pst", "2026-01-02", "pc", 1),
             "mail (conflict 2026-01-02 pc).pst"
         );
-        assert_eq!(conflict_name(".profile", "d", "h", 2), ".profile (conflict d h 2)");
+        assert_eq!(
+            conflict_name(".profile", "d", "h", 2),
+            ".profile (conflict d h 2)"
+        );
         let long = conflict_name(&"ä".repeat(127), "d/e", &"h".repeat(300), 3);
         assert!(check_name(&long).is_ok(), "{long}");
         assert!(check_name("..").is_err() && check_name("a/b").is_err());

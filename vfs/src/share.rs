@@ -178,6 +178,11 @@ pub trait ShareFile: Send + Sync {
             }
         }
         let hash = blake3::hash(head.get(..have).unwrap_or(&head));
-        Ok(Stamp { size: attr.size, mtime: attr.mtime, file_id: attr.file_id, head: *hash.as_bytes() })
+        Ok(Stamp {
+            size: attr.size,
+            mtime: attr.mtime,
+            file_id: attr.file_id,
+            head: *hash.as_bytes(),
+        })
     }
 }

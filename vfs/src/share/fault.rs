@@ -130,11 +130,21 @@ impl<S: Share> FaultShare<S> {
     /// Wraps `inner`; the control steers it from outside.
     pub fn new(inner: S) -> (Self, FaultControl) {
         let control = FaultControl::default();
-        (Self { inner, control: control.clone() }, control)
+        (
+            Self {
+                inner,
+                control: control.clone(),
+            },
+            control,
+        )
     }
 
     fn wrap(&self, path: &str, inner: Box<dyn ShareFile>) -> Box<dyn ShareFile> {
-        Box::new(FaultFile { inner, control: self.control.clone(), path: path.to_owned() })
+        Box::new(FaultFile {
+            inner,
+            control: self.control.clone(),
+            path: path.to_owned(),
+        })
     }
 }
 
@@ -149,13 +159,18 @@ impl<S: Share> Share for FaultShare<S> {
         self.control.run(path, || self.inner.read_link(path))
     }
     fn open(&self, path: &str, write: bool) -> io::Result<Box<dyn ShareFile>> {
-        self.control.run(path, || self.inner.open(path, write)).map(|f| self.wrap(path, f))
+        self.control
+            .run(path, || self.inner.open(path, write))
+            .map(|f| self.wrap(path, f))
     }
     fn create(&self, path: &str, mode: u32) -> io::Result<Box<dyn ShareFile>> {
-        self.control.run(path, || self.inner.create(path, mode)).map(|f| self.wrap(path, f))
+        self.control
+            .run(path, || self.inner.create(path, mode))
+            .map(|f| self.wrap(path, f))
     }
     fn rename(&self, from: &str, to: &str, replace: bool) -> io::Result<()> {
-        self.control.run(from, || self.inner.rename(from, to, replace))
+        self.control
+            .run(from, || self.inner.rename(from, to, replace))
     }
     fn unlink(&self, path: &str) -> io::Result<()> {
         self.control.run(path, || self.inner.unlink(path))
@@ -188,10 +203,12 @@ impl ShareFile for FaultFile {
         self.control.run(&self.path, || self.inner.stat())
     }
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
-        self.control.run(&self.path, || self.inner.read_at(offset, buf))
+        self.control
+            .run(&self.path, || self.inner.read_at(offset, buf))
     }
     fn write_all_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.control.run(&self.path, || self.inner.write_all_at(offset, data))
+        self.control
+            .run(&self.path, || self.inner.write_all_at(offset, data))
     }
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.control.run(&self.path, || self.inner.set_len(len))
