@@ -151,7 +151,7 @@ impl Demo {
             fs::read_to_string(self.home.join("agent.log"))?.trim()
         );
         let answer: Value = serde_json::from_str(&line)?;
-        println!("listening on {}, CA pinned by {}", text(&answer, "url"), text(&answer, "ca_sha256"));
+        println!("listening on {}, CA pinned by {}", text(&answer, "url"), text(&answer, "ca_fingerprint"));
         Ok(())
     }
 
