@@ -46,7 +46,10 @@ fn run(args: &Args) -> Result<()> {
     let result = demo.play();
     demo.tear_down()?;
     result?;
-    println!("\nDone in {:.1} s; nothing is left running.", started.elapsed().as_secs_f64());
+    println!(
+        "\nDone in {:.1} s; nothing is left running.",
+        started.elapsed().as_secs_f64()
+    );
     if args.keep {
         println!("Everything is kept in {}", demo.home.display());
     } else {
@@ -80,8 +83,15 @@ impl Demo {
     fn set_up(args: &Args) -> Result<Self> {
         let here = std::env::current_exe()?;
         let examples = here.parent().context("the demo has no directory")?;
-        let bin = examples.parent().context("no target directory")?.join("pstsyncd");
-        ensure!(bin.is_file(), "{} is missing: run `cargo build` first", bin.display());
+        let bin = examples
+            .parent()
+            .context("no target directory")?
+            .join("pstsyncd");
+        ensure!(
+            bin.is_file(),
+            "{} is missing: run `cargo build` first",
+            bin.display()
+        );
         let home = std::env::temp_dir().join(format!("pstsyncd-demo-{}", std::process::id()));
         for dir in ["share/Mail", "drive", "state", "agent"] {
             fs::create_dir_all(home.join(dir))?;
@@ -113,7 +123,10 @@ impl Demo {
             None => {
                 let megabytes = args.megabytes.to_string();
                 let share = path(&self.on_share);
-                echo(&run_program(&self.writer, &["create", share, "--megabytes", &megabytes])?);
+                echo(&run_program(
+                    &self.writer,
+                    &["create", share, "--megabytes", &megabytes],
+                )?);
             }
         }
         echo(&self.pstsyncd(&["pst", "info", path(&self.on_share)])?);
@@ -133,7 +146,14 @@ impl Demo {
     fn start_agent(&mut self) -> Result<()> {
         heading("An agent beside the share (TLS on loopback)");
         let mut child = Command::new(&self.bin)
-            .args(["agent", "serve", "--listen", "127.0.0.1:0", "--json", "--root"])
+            .args([
+                "agent",
+                "serve",
+                "--listen",
+                "127.0.0.1:0",
+                "--json",
+                "--root",
+            ])
             .arg(self.home.join("share"))
             .arg("--state-dir")
             .arg(self.home.join("agent"))
@@ -151,7 +171,11 @@ impl Demo {
             fs::read_to_string(self.home.join("agent.log"))?.trim()
         );
         let answer: Value = serde_json::from_str(&line)?;
-        println!("listening on {}, CA pinned by {}", text(&answer, "url"), text(&answer, "ca_fingerprint"));
+        println!(
+            "listening on {}, CA pinned by {}",
+            text(&answer, "url"),
+            text(&answer, "ca_sha256")
+        );
         Ok(())
     }
 
@@ -200,8 +224,14 @@ impl Demo {
         echo(&self.pstsyncd(&["mode", "offline"])?);
         self.edit(3)?;
         let refused = self.command(&["sync", "now"]).output()?;
-        println!("$ pstsyncd sync now    (exit code {:?})", refused.status.code().unwrap_or(-1));
-        ensure!(refused.status.code() == Some(4), "sync while offline must exit with 4");
+        println!(
+            "$ pstsyncd sync now    (exit code {:?})",
+            refused.status.code().unwrap_or(-1)
+        );
+        ensure!(
+            refused.status.code() == Some(4),
+            "sync while offline must exit with 4"
+        );
         echo(&String::from_utf8_lossy(&refused.stderr));
         heading("The link is back");
         echo(&self.pstsyncd(&["mode", "cached"])?);
@@ -211,7 +241,10 @@ impl Demo {
     fn edit(&self, seed: u64) -> Result<()> {
         println!("$ mail_writer edit {}", self.shorten(&self.on_drive));
         let seed = seed.to_string();
-        echo(&run_program(&self.writer, &["edit", path(&self.on_drive), "--seed", &seed])?);
+        echo(&run_program(
+            &self.writer,
+            &["edit", path(&self.on_drive), "--seed", &seed],
+        )?);
         Ok(())
     }
 
@@ -226,14 +259,25 @@ impl Demo {
             "{} added, {} updated, {} moved, {} deleted",
             report["added"], report["updated"], report["moved"], report["deleted"]
         );
-        let shipped = report["shipped_bytes"].as_u64().context("no shipped_bytes")?;
+        let shipped = report["shipped_bytes"]
+            .as_u64()
+            .context("no shipped_bytes")?;
         let verified = report["outcome"] == "synced" && report["verified_at"].is_string();
         println!("$ pstsyncd sync now");
-        println!("change list: {objects}; {shipped} bytes shipped; verified by the agent: {verified}");
+        println!(
+            "change list: {objects}; {shipped} bytes shipped; verified by the agent: {verified}"
+        );
         ensure!(verified, "the agent did not verify: {report}");
         self.compare_dumps()?;
         let size = fs::metadata(&self.on_drive)?.len();
-        self.rows.push(Row { stage, objects, shipped: Some(shipped), rsync, size, verified });
+        self.rows.push(Row {
+            stage,
+            objects,
+            shipped: Some(shipped),
+            rsync,
+            size,
+            verified,
+        });
         Ok(())
     }
 
@@ -241,7 +285,10 @@ impl Demo {
     fn show_status(&self) -> Result<()> {
         println!("$ pstsyncd status");
         let output = self.command(&["status"]).output()?;
-        ensure!(output.status.code() == Some(2), "status must say that changes are pending");
+        ensure!(
+            output.status.code() == Some(2),
+            "status must say that changes are pending"
+        );
         echo(&String::from_utf8_lossy(&output.stdout));
         Ok(())
     }
@@ -253,9 +300,15 @@ impl Demo {
             fs::write(self.home.join("drive.jsonl"), &drive)?;
             fs::write(self.home.join("share.jsonl"), &share)?;
             let line = drive.lines().zip(share.lines()).find(|(a, b)| a != b);
-            bail!("the dumps differ (kept in {}): {line:?}", self.home.display());
+            bail!(
+                "the dumps differ (kept in {}): {line:?}",
+                self.home.display()
+            );
         }
-        println!("dumps equal: {} objects on the drive and on the share", drive.lines().count());
+        println!(
+            "dumps equal: {} objects on the drive and on the share",
+            drive.lines().count()
+        );
         Ok(())
     }
 
@@ -272,15 +325,26 @@ impl Demo {
         fs::remove_file(copy)?;
         let stats = String::from_utf8_lossy(&output.stdout).replace(',', "");
         let figure = |name: &str| -> u64 {
-            let line = stats.lines().find(|l| l.starts_with(name)).unwrap_or_default();
-            line.rsplit(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0)
+            let line = stats
+                .lines()
+                .find(|l| l.starts_with(name))
+                .unwrap_or_default();
+            line.rsplit(' ')
+                .next()
+                .and_then(|n| n.parse().ok())
+                .unwrap_or(0)
         };
-        Ok(Some(figure("Total bytes sent") + figure("Total bytes received")))
+        Ok(Some(
+            figure("Total bytes sent") + figure("Total bytes received"),
+        ))
     }
 
     fn table(&self) {
         heading("What went over the wire");
-        println!("{:<8} {:<45} {:>10} {:>10} {:>12}  verified", "stage", "objects", "shipped", "rsync -z", "file");
+        println!(
+            "{:<8} {:<45} {:>10} {:>10} {:>12}  verified",
+            "stage", "objects", "shipped", "rsync -z", "file"
+        );
         let bytes = |n: Option<u64>| n.map_or_else(|| "-".to_owned(), |n| n.to_string());
         for row in &self.rows {
             println!(
@@ -290,7 +354,11 @@ impl Demo {
                 bytes(row.shipped),
                 bytes(row.rsync),
                 row.size,
-                if row.verified { "yes, dumps equal" } else { "NO" },
+                if row.verified {
+                    "yes, dumps equal"
+                } else {
+                    "NO"
+                },
             );
         }
     }
@@ -325,7 +393,9 @@ impl Demo {
     }
 
     fn shorten(&self, path: &Path) -> String {
-        path.display().to_string().replace(&format!("{}/", self.home.display()), "")
+        path.display()
+            .to_string()
+            .replace(&format!("{}/", self.home.display()), "")
     }
 }
 
@@ -342,7 +412,9 @@ fn run_program(program: &Path, args: &[&str]) -> Result<String> {
 }
 
 fn output(command: &mut Command) -> Result<String> {
-    let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
+    let output = command
+        .output()
+        .with_context(|| format!("cannot run {command:?}"))?;
     if !output.status.success() {
         bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
     }

@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
-use pst::ltp::{PropBag, PropValue, tags};
-use pst::messaging::{AttachmentData, MessageData, Transaction};
+use pst::ltp::{PropBag, PropValue};
+use pst::messaging::{AttachmentData, MessageData, Transaction, tags};
 use pst::{Nid, Pst};
 use storage::{FileStorage, ReadAt, WriteAt};
 
@@ -46,14 +46,22 @@ enum Verb {
 
 fn main() -> Result<()> {
     match Args::parse().verb {
-        Verb::Create { file, megabytes, seed } => create(&file, megabytes << 20, seed),
-        Verb::Edit { file, operations, seed } => edit(&file, operations, seed),
+        Verb::Create {
+            file,
+            megabytes,
+            seed,
+        } => create(&file, megabytes << 20, seed),
+        Verb::Edit {
+            file,
+            operations,
+            seed,
+        } => edit(&file, operations, seed),
     }
 }
 
 fn create(path: &Path, bytes: u64, seed: u64) -> Result<()> {
-    let file = FileStorage::create(path)
-        .with_context(|| format!("cannot create {}", path.display()))?;
+    let file =
+        FileStorage::create(path).with_context(|| format!("cannot create {}", path.display()))?;
     file.write_all_at(0, &pst::create_empty(b"mail writer demo")?)?;
     let file = Arc::new(file);
     let mut random = Random(seed);
@@ -70,7 +78,11 @@ fn create(path: &Path, bytes: u64, seed: u64) -> Result<()> {
         let mut tx = begin(&file)?;
         for _ in 0..250 {
             let folder = random.pick(&folders);
-            let attachment = if random.below(3) == 0 { random.below(200_000) } else { 0 };
+            let attachment = if random.below(3) == 0 {
+                random.below(200_000)
+            } else {
+                0
+            };
             let message = message(&mut random, number, attachment);
             tx.add_message(folder, None, &message, false)?;
             number += 1;
@@ -100,15 +112,23 @@ fn edit(path: &Path, operations: u64, seed: u64) -> Result<()> {
         }
         let mut mail = Vec::new();
         for folder in &folders {
-            mail.extend(pst.messages_of(*folder)?.into_iter().map(|nid| (*folder, nid)));
+            mail.extend(
+                pst.messages_of(*folder)?
+                    .into_iter()
+                    .filter(|m| !m.associated)
+                    .map(|m| (*folder, m.nid)),
+            );
         }
-        let mut tx = begin(&file)?;
+        // On the reader's own view, so that what an edit leaves alone is shared, not copied.
+        let mut tx = Transaction::on(Arc::clone(pst.ndb()))?;
         match i % 5 {
             1 if !mail.is_empty() => {
                 let (_, nid) = random.pick(&mail);
                 let mut message = pst.message(nid)?;
                 let subject = format!("Changed subject {}", random.below(10_000));
-                message.props.insert(PropValue::unicode(tags::SUBJECT, &subject));
+                message
+                    .props
+                    .insert(PropValue::string(tags::SUBJECT, &subject));
                 tx.update_message(nid, &message)?;
                 println!("changed  message {nid}");
             }
@@ -150,7 +170,11 @@ fn folders_below(pst: &Pst, root: Nid) -> Result<Vec<Nid>> {
     let mut found = vec![root];
     let mut i = 0;
     while let Some(parent) = found.get(i).copied() {
-        found.extend(all.iter().filter(|f| f.parent == parent && f.nid != parent).map(|f| f.nid));
+        found.extend(
+            all.iter()
+                .filter(|f| f.parent == parent && f.nid != parent)
+                .map(|f| f.nid),
+        );
         i += 1;
     }
     Ok(found.split_off(1))
@@ -165,7 +189,9 @@ fn commit(tx: Transaction, file: &Arc<FileStorage>) -> Result<()> {
 }
 
 fn named(name: &str) -> PropBag {
-    [PropValue::unicode(tags::DISPLAY_NAME, name)].into_iter().collect()
+    [PropValue::string(tags::DISPLAY_NAME, name)]
+        .into_iter()
+        .collect()
 }
 
 fn message(random: &mut Random, number: u64, attachment: u64) -> MessageData {
@@ -177,33 +203,39 @@ fn message(random: &mut Random, number: u64, attachment: u64) -> MessageData {
     let time = 0x01DA_0000_0000_0000_u64 + number * 600_000_000;
     let has_attachment = attachment > 0;
     let props = [
-        PropValue::unicode(tags::MESSAGE_CLASS, "IPM.Note"),
-        PropValue::unicode(tags::SUBJECT, &subject),
-        PropValue::unicode(tags::BODY, &body),
-        PropValue::unicode(tags::SENDER_NAME, "Ada Example"),
-        PropValue::unicode(tags::SENDER_EMAIL_ADDRESS, "ada@example.org"),
-        PropValue::binary(tags::SEARCH_KEY, &key),
-        PropValue::i32(tags::MESSAGE_FLAGS, 1 | if has_attachment { 0x10 } else { 0 }),
+        PropValue::string(tags::MESSAGE_CLASS, "IPM.Note"),
+        PropValue::string(tags::SUBJECT, &subject),
+        PropValue::string(tags::BODY, &body),
+        PropValue::string(tags::SENDER_NAME, "Ada Example"),
+        PropValue::string(tags::SENDER_EMAIL_ADDRESS, "ada@example.org"),
+        PropValue::binary(tags::SEARCH_KEY, key),
+        PropValue::i32(
+            tags::MESSAGE_FLAGS,
+            1 | if has_attachment { 0x10 } else { 0 },
+        ),
         PropValue::bool(tags::HAS_ATTACHMENTS, has_attachment),
         PropValue::time(tags::MESSAGE_DELIVERY_TIME, time),
         PropValue::time(tags::LAST_MODIFICATION_TIME, time),
     ];
     let recipient = [
         PropValue::i32(tags::RECIPIENT_TYPE, 1),
-        PropValue::unicode(tags::DISPLAY_NAME, "Grace Example"),
-        PropValue::unicode(tags::EMAIL_ADDRESS, "grace@example.org"),
-        PropValue::unicode(tags::ADDRESS_TYPE, "SMTP"),
+        PropValue::string(tags::DISPLAY_NAME, "Grace Example"),
+        PropValue::string(tags::EMAIL_ADDRESS, "grace@example.org"),
+        PropValue::string(tags::ADDRESS_TYPE, "SMTP"),
     ];
     let mut attachments = Vec::new();
     if has_attachment {
         let bytes: Vec<u8> = (0..attachment).map(|_| random.next() as u8).collect();
         let props = [
             PropValue::i32(tags::ATTACH_METHOD, 1),
-            PropValue::unicode(tags::ATTACH_LONG_FILENAME, "data.bin"),
+            PropValue::string(tags::ATTACH_LONG_FILENAME, "data.bin"),
             PropValue::i32(tags::ATTACH_SIZE, attachment as i32),
-            PropValue::binary(tags::ATTACH_DATA_BINARY, &bytes),
+            PropValue::binary(tags::ATTACH_DATA, bytes),
         ];
-        attachments.push(AttachmentData { props: props.into_iter().collect(), embedded: None });
+        attachments.push(AttachmentData {
+            props: props.into_iter().collect(),
+            embedded: None,
+        });
     }
     MessageData {
         props: props.into_iter().collect(),
@@ -234,9 +266,26 @@ impl Random {
 
     fn words(&mut self, count: usize) -> String {
         const WORDS: [&str; 16] = [
-            "budget", "meeting", "draft", "review", "contract", "train", "hotel", "server",
-            "release", "question", "answer", "figures", "monday", "signature", "order", "delay",
+            "budget",
+            "meeting",
+            "draft",
+            "review",
+            "contract",
+            "train",
+            "hotel",
+            "server",
+            "release",
+            "question",
+            "answer",
+            "figures",
+            "monday",
+            "signature",
+            "order",
+            "delay",
         ];
-        (0..count).map(|_| self.pick(&WORDS)).collect::<Vec<_>>().join(" ")
+        (0..count)
+            .map(|_| self.pick(&WORDS))
+            .collect::<Vec<_>>()
+            .join(" ")
     }
 }

@@ -52,8 +52,15 @@ fn a_busy_mountpoint() {
     }
     rig.mount("online");
     let text = complaint(&rig.try_mount("online"));
-    assert!(text.contains("mounted") || text.contains("in use"), "{text}");
-    assert_eq!(support::read_all(&rig.on_drive()), small_pst(), "the first drive goes on");
+    assert!(
+        text.contains("mounted") || text.contains("in use"),
+        "{text}"
+    );
+    assert_eq!(
+        support::read_all(&rig.on_drive()),
+        small_pst(),
+        "the first drive goes on"
+    );
     rig.unmount();
 }
 
@@ -66,7 +73,12 @@ fn a_port_in_use() {
     let state = rig.path("agent2");
     let output = rig
         .command(&["agent", "serve", "--listen", &address])
-        .args(["--root".as_ref(), share.as_os_str(), "--state-dir".as_ref(), state.as_os_str()])
+        .args([
+            "--root".as_ref(),
+            share.as_os_str(),
+            "--state-dir".as_ref(),
+            state.as_os_str(),
+        ])
         .output()
         .expect("runs");
     assert!(complaint(&output).contains("in use"));
@@ -80,7 +92,10 @@ fn files_that_are_no_sound_pst() {
     bad_crc[300] ^= 0xFF;
     let cases: [(&str, Vec<u8>); 4] = [
         ("empty.pst", Vec::new()),
-        ("text.pst", b"Dear diary, this is no PST at all. ".repeat(100)),
+        (
+            "text.pst",
+            b"Dear diary, this is no PST at all. ".repeat(100),
+        ),
         ("cut.pst", good[..good.len() / 2].to_vec()),
         ("crc.pst", bad_crc),
     ];
@@ -88,16 +103,28 @@ fn files_that_are_no_sound_pst() {
         let path = rig.path(name);
         fs::write(&path, &bytes).expect("writes");
         for verb in ["info", "ls", "dump", "check"] {
-            let output = rig.command(&["pst", verb]).arg(&path).output().expect("runs");
+            let output = rig
+                .command(&["pst", verb])
+                .arg(&path)
+                .output()
+                .expect("runs");
             let text = complaint(&output) + &String::from_utf8_lossy(&output.stdout);
             assert!(text.contains(name), "{verb} {name}: {text}");
-            let output = rig.command(&["pst", verb, "--json"]).arg(&path).output().expect("runs");
+            let output = rig
+                .command(&["pst", verb, "--json"])
+                .arg(&path)
+                .output()
+                .expect("runs");
             assert_eq!(output.status.code(), Some(5), "{verb} {name}");
         }
         assert_eq!(fs::read(&path).expect("reads"), bytes, "{name} is unharmed");
     }
     if let Some(broken) = support::shared("corpus/broken-header.pst") {
-        let output = rig.command(&["pst", "info"]).arg(&broken).output().expect("runs");
+        let output = rig
+            .command(&["pst", "info"])
+            .arg(&broken)
+            .output()
+            .expect("runs");
         assert!(complaint(&output).contains("broken-header.pst"));
     } else {
         skip::skipped("corpus", "no corpus on this machine");
@@ -150,10 +177,19 @@ fn an_unknown_agent_is_not_trusted() {
     forged["ca_fingerprint"] = format!("{other}{}", &pin[1..]).into();
     fs::write(&invitation, forged.to_string()).expect("writes");
     rig.mount("cached");
-    assert!(support::edit(&rig.on_drive()).status().expect("runs").success());
+    assert!(
+        support::edit(&rig.on_drive())
+            .status()
+            .expect("runs")
+            .success()
+    );
     let before = fs::read(rig.on_share()).expect("reads");
     let (code, answer) = rig.run(&["sync", "now"]);
     assert_ne!(code, 0, "{answer}");
     assert!(answer.to_string().contains("certificate"), "{answer}");
-    assert_eq!(fs::read(rig.on_share()).expect("reads"), before, "nothing was sent");
+    assert_eq!(
+        fs::read(rig.on_share()).expect("reads"),
+        before,
+        "nothing was sent"
+    );
 }

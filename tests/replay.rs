@@ -8,12 +8,24 @@ use support::trace::{self, Call};
 use support::{Rig, read_all, readers, sha256, skip};
 
 const AFTER: [(&str, &str, u64); 2] = [
-    ("edits-11", "e751c184ed3d0f7e3731ebea10f5406fc1aef91b490ce0db16be0b288a80883c", 33_488),
-    ("edits-12", "9882397832f33f2c7f5e44978b1d53f51092dc2c1db27e05772892c71d2d92ec", 135_229),
+    (
+        "edits-11",
+        "e751c184ed3d0f7e3731ebea10f5406fc1aef91b490ce0db16be0b288a80883c",
+        33_488,
+    ),
+    (
+        "edits-12",
+        "9882397832f33f2c7f5e44978b1d53f51092dc2c1db27e05772892c71d2d92ec",
+        135_229,
+    ),
 ];
 
 fn open(rig: &Rig) -> File {
-    OpenOptions::new().read(true).write(true).open(rig.on_drive()).expect("opens on the drive")
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(rig.on_drive())
+        .expect("opens on the drive")
 }
 
 /// Our own reader must not be the judge of our own writer.
@@ -22,7 +34,10 @@ fn assert_readers_agree(rig: &Rig) {
     let copy = rig.path("drive-copy.pst");
     std::fs::copy(rig.on_drive(), &copy).expect("copies");
     for (name, read) in [
-        ("pffexport", readers::pffexport as fn(&std::path::Path) -> Option<readers::View>),
+        (
+            "pffexport",
+            readers::pffexport as fn(&std::path::Path) -> Option<readers::View>,
+        ),
         ("readpst", readers::readpst),
     ] {
         let (Some(drive), Some(share)) = (read(&copy), read(&rig.on_share())) else {
@@ -30,7 +45,11 @@ fn assert_readers_agree(rig: &Rig) {
             continue;
         };
         for (folder, items) in &drive {
-            assert_eq!(share.get(folder), Some(items), "{name} differs in folder {folder}");
+            assert_eq!(
+                share.get(folder),
+                Some(items),
+                "{name} differs in folder {folder}"
+            );
         }
         assert_eq!(drive.len(), share.len(), "{name}: folders");
         println!("{name}: {} folders agree", drive.len());
@@ -50,13 +69,21 @@ fn replayed_edits_reach_the_share() {
             trace::replay(&file, &call);
         }
         drop(file);
-        assert_eq!(sha256(&rig.on_drive()), digest, "the drive holds what was written");
+        assert_eq!(
+            sha256(&rig.on_drive()),
+            digest,
+            "the drive holds what was written"
+        );
         let before = read_all(&rig.on_share());
         let answer = rig.ok(&["sync", "now"]);
         let report = &answer["files"][0];
         assert_eq!(report["outcome"], "synced", "{answer}");
         assert!(report["verified_at"].is_string(), "{answer}");
-        assert_ne!(read_all(&rig.on_share()), before, "the share's PST was brought up to date");
+        assert_ne!(
+            read_all(&rig.on_share()),
+            before,
+            "the share's PST was brought up to date"
+        );
         println!(
             "{name}: {} added, {} updated, {} moved, {} deleted: {} bytes shipped \
              (xdelta3, holding both files: {xdelta3})",
@@ -102,9 +129,15 @@ fn killed_in_the_middle_of_a_replay() {
         rig.kill_daemon();
         drop(file);
         rig.mount("cached");
-        assert!(read_all(&rig.on_drive()) == model, "all that was acknowledged is there");
+        assert!(
+            read_all(&rig.on_drive()) == model,
+            "all that was acknowledged is there"
+        );
         let (_, status) = rig.run(&["status"]);
-        assert!(status["files"][0]["pending_bytes"].as_u64() > Some(0), "unsynced is known: {status}");
+        assert!(
+            status["files"][0]["pending_bytes"].as_u64() > Some(0),
+            "unsynced is known: {status}"
+        );
     }
     let file = open(&rig);
     for call in &calls[next..] {

@@ -35,7 +35,10 @@ impl Destination for AgentDestination {
             retry: false,
             offline: false,
         })?;
-        Ok(RemoteInventory { inventory, generation: remote.generation.into() })
+        Ok(RemoteInventory {
+            inventory,
+            generation: remote.generation.into(),
+        })
     }
 
     fn apply(&self, job: &ApplyJob<'_>, progress: &mut dyn FnMut(u64, u64)) -> Result<ApplyAnswer> {

@@ -38,7 +38,10 @@ pub fn apply(base: Arc<dyn ReadAt>, package: &Package) -> Result<Applied> {
     if package.apply_version != APPLY_VERSION {
         return Err(SyncError::package(
             "apply_version",
-            format!("{}; this version applies {APPLY_VERSION}", package.apply_version),
+            format!(
+                "{}; this version applies {APPLY_VERSION}",
+                package.apply_version
+            ),
         ));
     }
     let carrier = if package.carrier.is_empty() {
@@ -69,11 +72,19 @@ pub fn apply(base: Arc<dyn ReadAt>, package: &Package) -> Result<Applied> {
         let len = base
             .len()
             .map_err(|source| pst::PstError::Io { offset: 0, source })?;
-        WriteSet { base_len: len, target_len: len, phases: Vec::new() }
+        WriteSet {
+            base_len: len,
+            target_len: len,
+            phases: Vec::new(),
+        }
     } else {
         run.tx.finish()?
     };
-    Ok(Applied { write_set, nid_map: run.nid_map, done })
+    Ok(Applied {
+        write_set,
+        nid_map: run.nid_map,
+        done,
+    })
 }
 
 struct Run {
@@ -90,14 +101,22 @@ impl Run {
     fn step(&mut self, change: &Change) -> Result<bool> {
         let nid = change.nid();
         match &change.action {
-            Action::Add { parent, carrier, after } => {
+            Action::Add {
+                parent,
+                carrier,
+                after,
+            } => {
                 let parent = self.mapped(*parent);
                 match self.current(change)? {
                     Some(now) if now == *after => Ok(false),
                     found => self.add(change, parent, Nid(*carrier), found.is_some()),
                 }
             }
-            Action::Update { carrier, before, after } => {
+            Action::Update {
+                carrier,
+                before,
+                after,
+            } => {
                 let now = self.current(change)?.ok_or_else(|| gone(change))?;
                 if now == *after {
                     return Ok(false);
@@ -127,7 +146,9 @@ impl Run {
                 Ok(true)
             }
             Action::Delete { before } => {
-                let Some(now) = self.current(change)? else { return Ok(false) };
+                let Some(now) = self.current(change)? else {
+                    return Ok(false);
+                };
                 if self.re_added.get(&nid) == Some(&now) {
                     return Ok(false);
                 }
@@ -197,7 +218,7 @@ impl Run {
 
     fn carried_folder(&mut self, carrier: Nid) -> Result<pst::ltp::PropBag> {
         let source = carried(self.carrier.as_ref())?;
-        names::bag(source.folder(carrier)?.props, source.names(), &mut self.tx)
+        names::bag(&source.folder(carrier)?.props, source.names(), &mut self.tx)
     }
 
     fn put_raw(&mut self, nid: Nid, parent: Nid, carrier: Nid) -> Result<()> {
@@ -228,7 +249,11 @@ impl Run {
         if !self.is_taken(change.nid())? {
             return Ok(None);
         }
-        Ok(Some(fingerprint_node(&self.target, change.nid(), change.kind.into())?))
+        Ok(Some(fingerprint_node(
+            &self.target,
+            change.nid(),
+            change.kind.into(),
+        )?))
     }
 }
 
@@ -237,7 +262,11 @@ fn carried(carrier: Option<&Pst>) -> Result<&Pst> {
 }
 
 const fn gone(change: &Change) -> SyncError {
-    SyncError::WrongBase { what: change.kind.name(), nid: change.nid(), detail: "it is not there" }
+    SyncError::WrongBase {
+        what: change.kind.name(),
+        nid: change.nid(),
+        detail: "it is not there",
+    }
 }
 
 const fn differs(change: &Change) -> SyncError {

@@ -46,7 +46,13 @@ impl Base {
         let remote = destination.inventory(container)?;
         let ours = attached == Some(remote.generation);
         let deletable = ours.then(|| remote.inventory.clone());
-        Ok(Self::aligned(remote.inventory, &BTreeMap::new(), local, deletable, remote.generation))
+        Ok(Self::aligned(
+            remote.inventory,
+            &BTreeMap::new(),
+            local,
+            deletable,
+            remote.generation,
+        ))
     }
 
     /// The destination changed under us: its inventory is the new base; what we may delete is
@@ -59,11 +65,21 @@ impl Base {
     ) -> Result<Self> {
         let remote = destination.inventory(container)?;
         let known = before.map(|b| {
-            b.rows.iter().filter(|(_, r)| r.ours).map(|(nid, r)| (r.remote_nid, *nid)).collect()
+            b.rows
+                .iter()
+                .filter(|(_, r)| r.ours)
+                .map(|(nid, r)| (r.remote_nid, *nid))
+                .collect()
         });
         let deletable = before.map(Synced::ours);
         let known = known.unwrap_or_default();
-        Ok(Self::aligned(remote.inventory, &known, local, deletable, remote.generation))
+        Ok(Self::aligned(
+            remote.inventory,
+            &known,
+            local,
+            deletable,
+            remote.generation,
+        ))
     }
 
     /// Gives each remote object its local NID: the one it was synced under (`known`), else the
@@ -75,7 +91,11 @@ impl Base {
         deletable: Option<Inventory>,
         generation: Generation,
     ) -> Self {
-        let mut stand_in = StandIns { local, remote: &remote, next: MAX_INDEX };
+        let mut stand_in = StandIns {
+            local,
+            remote: &remote,
+            next: MAX_INDEX,
+        };
         let claimed: BTreeSet<Nid> = known.values().copied().collect();
         let mut to_local = BTreeMap::new();
         for (nid, row) in &remote.rows {
@@ -83,14 +103,28 @@ impl Base {
             let claimed_by_another = !known.contains_key(nid) && claimed.contains(nid);
             let same = match local.rows.get(&here) {
                 Some(other) => other.kind == row.kind && !is_other_object(row, other),
-                None => deletable.as_ref().is_some_and(|d| d.rows.contains_key(&here)),
+                None => deletable
+                    .as_ref()
+                    .is_some_and(|d| d.rows.contains_key(&here)),
             };
-            let given = if same && !claimed_by_another { here } else { stand_in.take(*nid) };
+            let given = if same && !claimed_by_another {
+                here
+            } else {
+                stand_in.take(*nid)
+            };
             to_local.insert(*nid, given);
         }
-        let remapped =
-            to_local.iter().filter(|(r, l)| r != l).map(|(r, l)| (*l, *r)).collect();
-        Self { inventory: remote.renumbered(&to_local), remapped, generation, deletable }
+        let remapped = to_local
+            .iter()
+            .filter(|(r, l)| r != l)
+            .map(|(r, l)| (*l, *r))
+            .collect();
+        Self {
+            inventory: remote.renumbered(&to_local),
+            remapped,
+            generation,
+            deletable,
+        }
     }
 }
 
@@ -130,7 +164,14 @@ impl Renumbered for Inventory {
             .values()
             .map(|row| {
                 let nid = new(row.nid);
-                (nid, Row { nid, parent: new(row.parent), ..row.clone() })
+                (
+                    nid,
+                    Row {
+                        nid,
+                        parent: new(row.parent),
+                        ..row.clone()
+                    },
+                )
             })
             .collect();
         Inventory { rows }

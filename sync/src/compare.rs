@@ -20,13 +20,25 @@ const MAX_DEPTH: usize = 512;
 pub fn compare(base: &Inventory, source: &Inventory) -> Vec<Change> {
     let mut changes = Vec::new();
     for (nid, before) in &base.rows {
-        if source.rows.get(nid).is_none_or(|after| is_other_object(before, after)) {
-            changes.push(entry(before, Action::Delete { before: before.fingerprint }));
+        if source
+            .rows
+            .get(nid)
+            .is_none_or(|after| is_other_object(before, after))
+        {
+            changes.push(entry(
+                before,
+                Action::Delete {
+                    before: before.fingerprint,
+                },
+            ));
         }
     }
     for (nid, after) in &source.rows {
-        let add =
-            Action::Add { parent: after.parent.0, carrier: 0, after: after.fingerprint };
+        let add = Action::Add {
+            parent: after.parent.0,
+            carrier: 0,
+            after: after.fingerprint,
+        };
         let Some(before) = base.rows.get(nid) else {
             changes.push(entry(after, add));
             continue;
@@ -37,12 +49,22 @@ pub fn compare(base: &Inventory, source: &Inventory) -> Vec<Change> {
         }
         if before.fingerprint != after.fingerprint {
             let (before, after_fp) = (before.fingerprint, after.fingerprint);
-            changes.push(entry(after, Action::Update { carrier: 0, before, after: after_fp }));
+            changes.push(entry(
+                after,
+                Action::Update {
+                    carrier: 0,
+                    before,
+                    after: after_fp,
+                },
+            ));
         }
         if before.parent != after.parent {
             changes.push(entry(
                 after,
-                Action::Move { from: before.parent.0, to: after.parent.0 },
+                Action::Move {
+                    from: before.parent.0,
+                    to: after.parent.0,
+                },
             ));
         }
     }
@@ -59,7 +81,11 @@ pub(crate) fn is_other_object(before: &Row, after: &Row) -> bool {
 }
 
 fn entry(row: &Row, action: Action) -> Change {
-    Change { kind: ObjectKind::from(row.kind), nid: row.nid.0, action }
+    Change {
+        kind: ObjectKind::from(row.kind),
+        nid: row.nid.0,
+        action,
+    }
 }
 
 fn order(changes: &mut [Change], base: &Inventory, source: &Inventory) {
@@ -112,7 +138,10 @@ pub fn expected(base: &Inventory, changes: &[Change], remapped: &BTreeMap<Nid, N
             }
             Action::Add { parent, after, .. } => {
                 let nid = new_nid(change.nid);
-                rows.insert(nid, Row::expected(nid, new_nid(*parent), change.kind.into(), *after));
+                rows.insert(
+                    nid,
+                    Row::expected(nid, new_nid(*parent), change.kind.into(), *after),
+                );
             }
             Action::Update { after, .. } => {
                 if let Some(row) = rows.get_mut(&change.nid()) {

@@ -6,7 +6,8 @@
 
 use std::sync::Arc;
 
-use pst::messaging::Transaction;
+use pst::ltp::{PropBag, PropValue};
+use pst::messaging::{Transaction, tags};
 use pst::{Nid, NidType, Pst};
 use storage::{MemStorage, Overlay, ReadAt};
 
@@ -21,10 +22,7 @@ use crate::raw;
 ///
 /// # Errors
 /// A damaged source object stops the whole compile (DESIGN 6): nothing half-right is sent.
-pub fn compile(
-    source: &Pst,
-    changes: Vec<(Change, Nid)>,
-) -> Result<Package> {
+pub fn compile(source: &Pst, changes: Vec<(Change, Nid)>) -> Result<Package> {
     let carries = changes
         .iter()
         .any(|(c, _)| matches!(c.action, Action::Add { .. } | Action::Update { .. }));
@@ -51,7 +49,7 @@ pub fn compile(
         };
         let placed = match kind {
             ObjectKind::Folder => {
-                let props = names::bag(source.folder(nid)?.props, source.names(), &mut tx)?;
+                let props = names::bag(&source.folder(nid)?.props, source.names(), &mut tx)?;
                 tx.create_folder(folders, None, &props)?
             }
             ObjectKind::Message | ObjectKind::Associated => {
@@ -60,13 +58,16 @@ pub fn compile(
                 tx.add_message(messages, None, &data, associated)?
             }
             ObjectKind::Raw => {
-                let entry = source.ndb().node(nid)?.ok_or_else(|| SyncError::WrongBase {
-                    what: "raw node",
-                    nid,
-                    detail: "it is not in the source",
-                })?;
+                let entry = source
+                    .ndb()
+                    .node(nid)?
+                    .ok_or_else(|| SyncError::WrongBase {
+                        what: "raw node",
+                        nid,
+                        detail: "it is not in the source",
+                    })?;
                 let content = raw::content(source.ndb(), &entry)?;
-                let placed = tx.alloc_nid(NidType::INTERNAL);
+                let placed = tx.alloc_nid(NidType::INTERNAL)?;
                 tx.put_raw_node(placed, Nid(0), &content)?;
                 placed
             }
@@ -74,13 +75,12 @@ pub fn compile(
         *carrier = placed.0;
         list.push(change);
     }
-    let image = Overlay::new(base);
-    tx.finish()?.commit(&image).map_err(|e| SyncError::package("carrier", e.to_string()))?;
-    let len = image.len().map_err(|e| SyncError::package("carrier", e.to_string()))?;
+    let io = |e: std::io::Error| SyncError::package("carrier", e.to_string());
+    let image = Overlay::new(base).map_err(io)?;
+    tx.finish()?.commit(&image).map_err(io)?;
+    let len = image.len().map_err(io)?;
     let mut bytes = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
-    image
-        .read_exact_at(0, &mut bytes)
-        .map_err(|e| SyncError::package("carrier", e.to_string()))?;
+    image.read_exact_at(0, &mut bytes).map_err(io)?;
     Ok(Package {
         apply_version: APPLY_VERSION,
         changes: list,
@@ -88,8 +88,8 @@ pub fn compile(
     })
 }
 
-fn named_folder(name: &str) -> pst::ltp::PropBag {
-    let mut bag = pst::ltp::PropBag::default();
-    bag.insert(pst::ltp::PropValue::unicode(pst::ltp::tags::DISPLAY_NAME, name));
-    bag
+fn named_folder(name: &str) -> PropBag {
+    [PropValue::string(tags::DISPLAY_NAME, name)]
+        .into_iter()
+        .collect()
 }

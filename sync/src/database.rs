@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 
 use bincode::{Decode, Encode};
-use pst::inventory::{Inventory, Row};
 use pst::Nid;
+use pst::inventory::{Inventory, Row};
 use storage::Generation;
 
 use crate::error::{Result, SyncError};
@@ -75,13 +75,21 @@ impl Synced {
     #[must_use]
     pub fn ours(&self) -> Inventory {
         let rows = self.rows.iter().filter(|(_, r)| r.ours);
-        Inventory { rows: rows.map(|(nid, r)| (*nid, r.row.clone())).collect() }
+        Inventory {
+            rows: rows.map(|(nid, r)| (*nid, r.row.clone())).collect(),
+        }
     }
 
     /// Everything that the destination held after the last sync, in local NIDs.
     #[must_use]
     pub fn there(&self) -> Inventory {
-        Inventory { rows: self.rows.iter().map(|(nid, r)| (*nid, r.row.clone())).collect() }
+        Inventory {
+            rows: self
+                .rows
+                .iter()
+                .map(|(nid, r)| (*nid, r.row.clone()))
+                .collect(),
+        }
     }
 
     /// Local NID to remote NID, where they differ.
@@ -118,8 +126,10 @@ impl SyncDatabase {
     /// which is `None`: it can be rebuilt, and a row less must never look like a delete (R3).
     pub fn load(&self, container: &str, destination: &str) -> Result<Option<Synced>> {
         let prefix = prefix(container, destination);
-        let Some(head) =
-            self.store.get::<HeadRecord>(&key(&prefix, HEAD, 0)).map_err(database)?
+        let Some(head) = self
+            .store
+            .get::<HeadRecord>(&key(&prefix, HEAD, 0))
+            .map_err(database)?
         else {
             return Ok(None);
         };
@@ -139,13 +149,23 @@ impl SyncDatabase {
                 return Ok(None);
             }
             let remote_nid = Nid(record.remote_nid);
-            rows.insert(nid, SyncedRow { ours: record.ours, remote_nid, row: record.row.into() });
+            rows.insert(
+                nid,
+                SyncedRow {
+                    ours: record.ours,
+                    remote_nid,
+                    row: record.row.into(),
+                },
+            );
         }
         let head = Head {
             lineage: head.lineage,
             bid_next: head.bid_next,
             epoch: head.epoch,
-            generation: Generation { len: head.len, root: head.root },
+            generation: Generation {
+                len: head.len,
+                root: head.root,
+            },
             sequence: head.sequence,
             verified_at_ms: head.verified_at_ms,
         };

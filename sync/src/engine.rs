@@ -128,13 +128,23 @@ pub fn sync_container(
     for attempt in 0..2 {
         let plan = Plan::make(&base, &local);
         guard_deletes(&plan, &base, options)?;
-        let sent = send(&pst, container, &base, &plan, destination, sequencer, progress)?;
+        let sent = send(
+            &pst,
+            container,
+            &base,
+            &plan,
+            destination,
+            sequencer,
+            progress,
+        )?;
         let mut report = plan.report(container, destination.name(), &sent);
-        report.container_bytes =
-            source.reader.len().map_err(|e| pst::PstError::Io { offset: 0, source: e })?;
-        match sent.answer {
+        report.container_bytes = source.reader.len().map_err(|e| pst::PstError::Io {
+            offset: 0,
+            source: e,
+        })?;
+        match &sent.answer {
             ApplyAnswer::Applied(outcome) => {
-                let after = verify(&base, &plan, &local, &outcome, source, &pst, &sent, options)?;
+                let after = verify(&base, &plan, &local, outcome, source, &pst, &sent, options)?;
                 database.store(container, destination.name(), before.as_ref(), &after)?;
                 report.bytes_sent = outcome.bytes_sent;
                 report.verified_at_ms = options.now_ms;
@@ -142,7 +152,7 @@ pub fn sync_container(
             }
             ApplyAnswer::Busy(reason) => {
                 report.verdict = Verdict::Deferred;
-                report.reason = reason;
+                report.reason.clone_from(reason);
                 return Ok(report);
             }
             ApplyAnswer::WrongBase if attempt == 0 => {
@@ -162,7 +172,7 @@ pub fn sync_container(
 /// The local inventory; fingerprints of the last sync are reused where the lineage is unbroken.
 fn local_inventory(pst: &Pst, source: &Source, before: Option<&Synced>) -> Result<Inventory> {
     let same_life = before.filter(|b| {
-        b.head.lineage == source.lineage && b.head.bid_next <= pst.ndb().header().bid_next_b.0
+        b.head.lineage == source.lineage && b.head.bid_next <= pst.ndb().header().bid_next_block.0
     });
     Ok(match same_life {
         Some(synced) => Inventory::update(pst, &synced.ours())?,
@@ -179,7 +189,11 @@ struct Plan {
 
 impl Plan {
     fn make(base: &Base, local: &Inventory) -> Self {
-        let mut plan = Self { changes: Vec::new(), drift: 0, held_deletes: 0 };
+        let mut plan = Self {
+            changes: Vec::new(),
+            drift: 0,
+            held_deletes: 0,
+        };
         let mut kept: Vec<Nid> = Vec::new();
         for change in compare(&base.inventory, local) {
             if let Action::Delete { before } = change.action {
@@ -287,12 +301,17 @@ fn send(
         })
         .collect::<Vec<_>>();
     let there = base.inventory.renumbered(&base.remapped);
-    let plain = changes.iter().map(|(change, _)| change.clone()).collect::<Vec<_>>();
+    let plain = changes
+        .iter()
+        .map(|(change, _)| change.clone())
+        .collect::<Vec<_>>();
     let expected = expected(&there, &plain, &BTreeMap::new());
     let package = compile(pst, changes)?.encode()?;
-    let sequence = sequencer.next(*blake3::hash(&package).as_bytes()).map_err(|e| {
-        SyncError::Database(format!("the journal could not record the sequence: {e}"))
-    })?;
+    let sequence = sequencer
+        .next(*blake3::hash(&package).as_bytes())
+        .map_err(|e| {
+            SyncError::Database(format!("the journal could not record the sequence: {e}"))
+        })?;
     let job = ApplyJob {
         container,
         sequence,
@@ -301,7 +320,11 @@ fn send(
         expected: expected.digest(),
     };
     let answer = destination.apply(&job, progress)?;
-    Ok(Sent { answer, package_bytes: package.len() as u64, sequence })
+    Ok(Sent {
+        answer,
+        package_bytes: package.len() as u64,
+        sequence,
+    })
 }
 
 /// Holds the answer against what we expect (R5) and makes the state to remember.
@@ -340,13 +363,20 @@ fn verify(
                 Some(row) => (true, row.clone()),
                 None => (false, there),
             };
-            (nid, SyncedRow { ours, remote_nid, row })
+            (
+                nid,
+                SyncedRow {
+                    ours,
+                    remote_nid,
+                    row,
+                },
+            )
         })
         .collect();
     Ok(Synced {
         head: Head {
             lineage: source.lineage,
-            bid_next: pst.ndb().header().bid_next_b.0,
+            bid_next: pst.ndb().header().bid_next_block.0,
             epoch: source.epoch,
             generation: outcome.generation,
             sequence: sent.sequence,

@@ -71,6 +71,9 @@ impl SyncError {
     }
 
     pub(crate) fn package(field: &'static str, detail: impl Into<String>) -> Self {
-        Self::Package { field, detail: detail.into() }
+        Self::Package {
+            field,
+            detail: detail.into(),
+        }
     }
 }

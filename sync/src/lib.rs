@@ -31,5 +31,5 @@ pub use database::{Head, SyncDatabase, Synced, SyncedRow};
 pub use destination::{ApplyAnswer, ApplyJob, ApplyOutcome, Destination, RemoteInventory};
 pub use engine::{Options, Report, Sequencer, Source, Verdict, sync_container};
 pub use error::{Result, SyncError};
-pub use rows::{decode_inventory, encode_inventory};
 pub use package::{APPLY_VERSION, Carrier, Extent, MAX_CARRIER, MAX_PACKAGE, Package};
+pub use rows::{decode_inventory, encode_inventory};

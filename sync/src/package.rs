@@ -115,7 +115,10 @@ impl Package {
             .filter(|(signed, _)| signed.len() >= HEADER)
             .ok_or_else(|| SyncError::package("length", "too short"))?;
         if !signed.starts_with(MAGIC) {
-            return Err(SyncError::package("magic", "this is no pstsyncd change list"));
+            return Err(SyncError::package(
+                "magic",
+                "this is no pstsyncd change list",
+            ));
         }
         if signed.get(4) != Some(&VERSION) {
             return Err(SyncError::package(
@@ -124,12 +127,21 @@ impl Package {
             ));
         }
         if blake3::hash(signed) != *digest {
-            return Err(SyncError::package("digest", "the bytes were damaged on the way"));
+            return Err(SyncError::package(
+                "digest",
+                "the bytes were damaged on the way",
+            ));
         }
         let body = signed.get(HEADER..).unwrap_or_default();
-        let len = signed.get(8..HEADER).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
+        let len = signed
+            .get(8..HEADER)
+            .and_then(|b| b.try_into().ok())
+            .map(u64::from_le_bytes);
         if len != Some(body.len() as u64) || body.len() > MAX_PACKAGE {
-            return Err(SyncError::package("length", format!("{len:?} for {} bytes", body.len())));
+            return Err(SyncError::package(
+                "length",
+                format!("{len:?} for {} bytes", body.len()),
+            ));
         }
         let config = bincode::config::legacy().with_limit::<MAX_PACKAGE>();
         let (record, used): (Record, usize) = bincode::decode_from_slice(body, config)
@@ -138,7 +150,10 @@ impl Package {
             return Err(SyncError::package("record", "trailing bytes"));
         }
         if record.empty_version != EMPTY_VERSION {
-            return Err(SyncError::package("empty_version", record.empty_version.to_string()));
+            return Err(SyncError::package(
+                "empty_version",
+                record.empty_version.to_string(),
+            ));
         }
         record.carrier.check()?;
         Ok(Self {
@@ -172,10 +187,16 @@ impl Carrier {
                 Some(last) if last.offset as usize + last.bytes.len() == offset => {
                     last.bytes.extend_from_slice(unit);
                 }
-                _ => extents.push(Extent { offset: offset as u64, bytes: unit.to_vec() }),
+                _ => extents.push(Extent {
+                    offset: offset as u64,
+                    bytes: unit.to_vec(),
+                }),
             }
         }
-        Self { len: image.len() as u64, extents }
+        Self {
+            len: image.len() as u64,
+            extents,
+        }
     }
 
     /// Whether nothing is carried: the change list only moves and deletes.

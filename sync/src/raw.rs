@@ -18,10 +18,16 @@ pub(crate) fn content(ndb: &Arc<Ndb>, entry: &NbtEntry) -> Result<NodeContent> {
 
 fn of(ndb: &Arc<Ndb>, data: Bid, sub: Bid, depth: usize) -> Result<NodeContent> {
     if depth > MAX_DEPTH {
-        return Err(SyncError::package("raw node", "subnodes are nested too deeply"));
+        return Err(SyncError::package(
+            "raw node",
+            "subnodes are nested too deeply",
+        ));
     }
-    let data =
-        if data.is_none() { NodeData::None } else { NodeData::Copy(Arc::clone(ndb), data) };
+    let data = if data.is_none() {
+        NodeData::None
+    } else {
+        NodeData::Copy(Arc::clone(ndb), data)
+    };
     let subnodes = if sub.is_none() {
         Subnodes::None
     } else {

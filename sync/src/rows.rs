@@ -69,5 +69,10 @@ pub fn encode_inventory(inventory: &Inventory) -> Result<Vec<u8>, RecordError> {
 /// [`RecordError`] for anything that is not exactly one inventory.
 pub fn decode_inventory(bytes: &[u8]) -> Result<Inventory, RecordError> {
     let rows: Vec<RowRecord> = record::decode::<_, MAX_BYTES>(VERSION, bytes)?;
-    Ok(Inventory { rows: rows.into_iter().map(|r| (Nid(r.nid), Row::from(r))).collect() })
+    Ok(Inventory {
+        rows: rows
+            .into_iter()
+            .map(|r| (Nid(r.nid), Row::from(r)))
+            .collect(),
+    })
 }

@@ -60,13 +60,19 @@ pub struct Generation {
 
 impl From<storage::Generation> for Generation {
     fn from(other: storage::Generation) -> Self {
-        Self { len: other.len, root: other.root }
+        Self {
+            len: other.len,
+            root: other.root,
+        }
     }
 }
 
 impl From<Generation> for storage::Generation {
     fn from(other: Generation) -> Self {
-        Self { len: other.len, root: other.root }
+        Self {
+            len: other.len,
+            root: other.root,
+        }
     }
 }
 

@@ -40,7 +40,11 @@ impl Rig {
             fs::create_dir_all(home.path().join(dir)).expect("directories");
         }
         fs::write(home.path().join("share/Mail/work.pst"), pst).expect("the PST on the share");
-        let mut rig = Self { home, agent: None, mounted: None };
+        let mut rig = Self {
+            home,
+            agent: None,
+            mounted: None,
+        };
         rig.start_agent();
         rig
     }
@@ -57,9 +61,15 @@ impl Rig {
             .spawn()
             .expect("the agent starts");
         let mut line = String::new();
-        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("a line");
+        BufReader::new(child.stdout.take().expect("piped"))
+            .read_line(&mut line)
+            .expect("a line");
         self.agent = Some(child);
-        assert!(line.contains("\"url\""), "agent: {line}{}", self.log("agent.log"));
+        assert!(
+            line.contains("\"url\""),
+            "agent: {line}{}",
+            self.log("agent.log")
+        );
     }
 
     pub fn stop_agent(&mut self) {
@@ -93,7 +103,11 @@ impl Rig {
 
     /// Runs `pstsyncd ARGS --json`; gives the exit code and the last JSON line of its output.
     pub fn run(&self, args: &[&str]) -> (i32, Value) {
-        let output = self.command(args).arg("--json").output().expect("pstsyncd runs");
+        let output = self
+            .command(args)
+            .arg("--json")
+            .output()
+            .expect("pstsyncd runs");
         let code = output.status.code().unwrap_or(-1);
         (code, last_json(&output))
     }
@@ -109,7 +123,9 @@ impl Rig {
         let mut command = self.command(&["mount", "--background", "--json", "--mode", mode]);
         command.arg("--share").arg(self.path("share"));
         command.arg("--state-dir").arg(self.path("state"));
-        command.arg("--agent-invitation").arg(self.path("agent/client.json"));
+        command
+            .arg("--agent-invitation")
+            .arg(self.path("agent/client.json"));
         command.arg(self.path("drive"));
         command.output().expect("pstsyncd runs")
     }
@@ -142,7 +158,10 @@ impl Rig {
     /// `kill -9` of the daemon; the dead mount stays, as it would for a user.
     pub fn kill_daemon(&mut self) {
         let pid = self.mounted.take().expect("mounted").to_string();
-        let status = Command::new("kill").args(["-9", &pid]).status().expect("kill");
+        let status = Command::new("kill")
+            .args(["-9", &pid])
+            .status()
+            .expect("kill");
         assert!(status.success());
         // The kernel tears the connection down when the last of its threads is gone.
         for _ in 0..500 {
@@ -156,8 +175,16 @@ impl Rig {
 
     /// The canonical dump of a PST.
     pub fn dump(&self, pst: &Path) -> String {
-        let output = self.command(&["pst", "dump", "--json"]).arg(pst).output().expect("runs");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let output = self
+            .command(&["pst", "dump", "--json"])
+            .arg(pst)
+            .output()
+            .expect("runs");
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         String::from_utf8(output.stdout).expect("UTF-8")
     }
 
@@ -177,7 +204,10 @@ impl Drop for Rig {
             let _ = self.command(&["unmount", "--now"]).arg(&drive).output();
             let _ = Command::new("kill").args(["-9", &pid.to_string()]).output();
         }
-        let _ = Command::new("umount").arg("-l").arg(self.path("drive")).output();
+        let _ = Command::new("umount")
+            .arg("-l")
+            .arg(self.path("drive"))
+            .output();
         self.stop_agent();
     }
 }
@@ -185,7 +215,11 @@ impl Drop for Rig {
 fn last_json(output: &Output) -> Value {
     for stream in [&output.stdout, &output.stderr] {
         let text = String::from_utf8_lossy(stream);
-        if let Some(value) = text.lines().rev().find_map(|l| serde_json::from_str(l).ok()) {
+        if let Some(value) = text
+            .lines()
+            .rev()
+            .find_map(|l| serde_json::from_str(l).ok())
+        {
             return value;
         }
     }
@@ -212,6 +246,13 @@ pub fn read_all(path: &Path) -> Vec<u8> {
 
 /// The SHA-256 of a file, by coreutils.
 pub fn sha256(path: &Path) -> String {
-    let output = Command::new("sha256sum").arg(path).output().expect("sha256sum");
-    String::from_utf8_lossy(&output.stdout).split(' ').next().unwrap_or_default().to_owned()
+    let output = Command::new("sha256sum")
+        .arg(path)
+        .output()
+        .expect("sha256sum");
+    String::from_utf8_lossy(&output.stdout)
+        .split(' ')
+        .next()
+        .unwrap_or_default()
+        .to_owned()
 }

@@ -14,9 +14,17 @@ pub type View = BTreeMap<String, Vec<String>>;
 pub fn pffexport(pst: &Path) -> Option<View> {
     let out = tempfile::tempdir().expect("a temporary directory");
     let target = out.path().join("x");
-    let output =
-        Command::new("pffexport").args(["-q", "-t"]).arg(&target).arg(pst).output().ok()?;
-    assert!(output.status.success(), "pffexport: {}", String::from_utf8_lossy(&output.stderr));
+    let output = Command::new("pffexport")
+        .args(["-q", "-t"])
+        .arg(&target)
+        .arg(pst)
+        .output()
+        .ok()?;
+    assert!(
+        output.status.success(),
+        "pffexport: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let mut view = View::new();
     walk(&out.path().join("x.export"), "", &mut view);
     assert!(!view.is_empty(), "pffexport exported nothing");
@@ -32,7 +40,11 @@ pub fn readpst(pst: &Path) -> Option<View> {
         .arg(pst)
         .output()
         .ok()?;
-    assert!(output.status.success(), "readpst: {}", String::from_utf8_lossy(&output.stdout));
+    assert!(
+        output.status.success(),
+        "readpst: {}",
+        String::from_utf8_lossy(&output.stdout)
+    );
     let mut view = View::new();
     walk(out.path(), "", &mut view);
     Some(view)
@@ -40,13 +52,19 @@ pub fn readpst(pst: &Path) -> Option<View> {
 
 /// Items are the directories and files that carry a running number (`Message00001`, `12.eml`).
 fn walk(dir: &Path, path: &str, view: &mut View) {
-    let mut entries: Vec<_> =
-        fs::read_dir(dir).expect("lists").map(|e| e.expect("an entry").path()).collect();
+    let mut entries: Vec<_> = fs::read_dir(dir)
+        .expect("lists")
+        .map(|e| e.expect("an entry").path())
+        .collect();
     entries.sort();
     let items = view.entry(path.to_owned()).or_default();
     let mut folders = Vec::new();
     for entry in entries {
-        let name = entry.file_name().expect("a name").to_string_lossy().into_owned();
+        let name = entry
+            .file_name()
+            .expect("a name")
+            .to_string_lossy()
+            .into_owned();
         if !is_numbered(&name) && entry.is_dir() {
             folders.push((entry, name));
         } else {
@@ -64,19 +82,38 @@ fn walk(dir: &Path, path: &str, view: &mut View) {
 fn is_numbered(name: &str) -> bool {
     let stem = name.split(['.', '-']).next().unwrap_or_default();
     let digits = stem.chars().rev().take_while(char::is_ascii_digit).count();
-    let kinds = ["Message", "Contact", "Appointment", "Task", "Note", "Journal", "Meeting",
-        "Activity", "Document", "Email", "Conflict", "RSSFeed", ""];
+    let kinds = [
+        "Message",
+        "Contact",
+        "Appointment",
+        "Task",
+        "Note",
+        "Journal",
+        "Meeting",
+        "Activity",
+        "Document",
+        "Email",
+        "Conflict",
+        "RSSFeed",
+        "",
+    ];
     digits > 0 && kinds.contains(&&stem[..stem.len() - digits])
 }
 
 fn digest(path: &Path, name: &str, hasher: &mut blake3::Hasher) {
     hasher.update(name.as_bytes());
     if path.is_dir() {
-        let mut entries: Vec<_> =
-            fs::read_dir(path).expect("lists").map(|e| e.expect("an entry").path()).collect();
+        let mut entries: Vec<_> = fs::read_dir(path)
+            .expect("lists")
+            .map(|e| e.expect("an entry").path())
+            .collect();
         entries.sort();
         for entry in entries {
-            let name = entry.file_name().expect("a name").to_string_lossy().into_owned();
+            let name = entry
+                .file_name()
+                .expect("a name")
+                .to_string_lossy()
+                .into_owned();
             digest(&entry, &name, hasher);
         }
     } else {

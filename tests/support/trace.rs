@@ -34,7 +34,9 @@ fn parse(line: &str) -> Call {
             offset: value["off"].as_u64().expect("off"),
             data: unhex(value["data"].as_str().expect("data")),
         },
-        Some("truncate") => Call::Truncate { len: value["len"].as_u64().expect("len") },
+        Some("truncate") => Call::Truncate {
+            len: value["len"].as_u64().expect("len"),
+        },
         other => panic!("unknown call {other:?}"),
     }
 }

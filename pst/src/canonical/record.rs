@@ -231,7 +231,7 @@ fn canon_props(
     holds: Option<bool>,
 ) -> Result<Vec<CanonProp>> {
     let mut out = Vec::with_capacity(bag.len());
-    for value in bag.iter() {
+    for value in names.visible(bag) {
         let id = value.tag.id();
         if is_derived_prop(place, id) {
             continue;

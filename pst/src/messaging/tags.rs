@@ -43,6 +43,25 @@ pub const LTP_ROW_ID: u16 = 0x67F2;
 /// PidTagLtpRowVer.
 pub const LTP_ROW_VER: u16 = 0x67F3;
 
+/// PidTagBody.
+pub const BODY: u16 = 0x1000;
+/// PidTagSenderName.
+pub const SENDER_NAME: u16 = 0x0C1A;
+/// PidTagSenderEmailAddress.
+pub const SENDER_EMAIL_ADDRESS: u16 = 0x0C1F;
+/// PidTagMessageDeliveryTime.
+pub const MESSAGE_DELIVERY_TIME: u16 = 0x0E06;
+/// PidTagLastModificationTime.
+pub const LAST_MODIFICATION_TIME: u16 = 0x3008;
+/// PidTagRecipientType ([MS-OXOMSG] 2.2.3.1).
+pub const RECIPIENT_TYPE: u16 = 0x0C15;
+/// PidTagAddressType.
+pub const ADDRESS_TYPE: u16 = 0x3002;
+/// PidTagEmailAddress.
+pub const EMAIL_ADDRESS: u16 = 0x3003;
+/// PidTagAttachLongFilename.
+pub const ATTACH_LONG_FILENAME: u16 = 0x3707;
+
 /// `afEmbeddedMessage`: the attachment is a message.
 pub const METHOD_EMBEDDED: i32 = 5;
 /// `mfRead` in PidTagMessageFlags.
