@@ -1,8 +1,9 @@
 //! `pst apply`: does to a PST what `pst diff` wrote down.
 //!
-//! The result is worked out and checked in memory first; then it is written in ordered, flushed phases, each
-//! of which leaves a valid PST, and read again. A run that was cut short is simply run again: what
-//! is done already is skipped. While another program holds the file, nothing is written.
+//! The result is worked out in memory first and must be exactly what the change list says; then it is
+//! written in ordered, flushed phases, each of which leaves a valid PST, and read again. A run that
+//! was cut short is simply run again: what is done already is skipped. While another program holds
+//! the file, nothing is written.
 
 use std::fs::{self, TryLockError};
 use std::os::unix::fs::MetadataExt;
@@ -12,8 +13,8 @@ use std::sync::Arc;
 use pst::Pst;
 use pst::inventory::Inventory;
 use serde::Serialize;
-use storage::{FileStorage, Overlay, ReadAt, WriteAt};
-use sync::{Counts, MAX_PACKAGE, Package, apply};
+use storage::{FileStorage, Overlay, ReadAt};
+use sync::{Counts, MAX_PACKAGE, Package, apply, expected};
 
 use super::{explain, explain_sync, open_file};
 use crate::error::{Outcome, UserError};
@@ -50,8 +51,21 @@ pub(super) fn run(path: &Path, changes: &Path, out: &mut Output) -> Outcome {
     let applied = apply(Arc::clone(&base), &package).map_err(|e| explain_sync(path, &e))?;
     let result = Overlay::new(base).map_err(io)?;
     applied.write_set.commit(&result).map_err(io)?;
-    let result: Arc<dyn ReadAt> = Arc::new(result);
-    let expected = inventory_after(result, &before).map_err(failed)?.digest();
+    // Held against what the change list says, not against what came out.
+    let wanted = expected(&before, &package.changes, &applied.nid_map).digest();
+    let worked_out = inventory_after(Arc::new(result), &before)
+        .map_err(failed)?
+        .digest();
+    if worked_out != wanted {
+        return Err(UserError::new(
+            "not-exact",
+            format!(
+                "the changes cannot be applied to {} exactly",
+                path.display()
+            ),
+            "nothing was written; make them again with pst diff, from the same older version",
+        ));
+    }
 
     applied
         .write_set
@@ -60,7 +74,7 @@ pub(super) fn run(path: &Path, changes: &Path, out: &mut Output) -> Outcome {
     let verified = inventory_after(Arc::clone(&file) as _, &before)
         .map_err(failed)?
         .digest()
-        == expected;
+        == wanted;
     if !verified {
         return Err(UserError::new(
             "not-verified",
