@@ -174,7 +174,7 @@ impl Demo {
         println!(
             "listening on {}, CA pinned by {}",
             text(&answer, "url"),
-            text(&answer, "ca_sha256")
+            text(&answer, "ca_fingerprint")
         );
         Ok(())
     }

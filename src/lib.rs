@@ -1,7 +1,8 @@
 //! The `pstsyncd` program as a library, so that tests and examples reach its parts.
 //!
 //! [`run`] is the whole of `main`. [`cli`] defines the command line; [`commands`] asks a daemon over
-//! [`control`]; [`daemon`] is one; [`pst_cmd`] works on PST files without one. What a user sees goes
+//! [`control`]; [`daemon`] is one; [`serve`] is an agent; [`pst_cmd`] works on PST files without
+//! either. What a user sees goes
 //! through [`output`], [`error`] and [`exit`].
 
 pub mod cli;
@@ -14,7 +15,7 @@ pub mod logging;
 pub mod output;
 pub mod pst_cmd;
 pub mod secret;
-mod serve;
+pub mod serve;
 #[cfg(test)]
 #[path = "../tests/support/skip.rs"]
 mod skip;

@@ -172,9 +172,9 @@ fn an_unknown_agent_is_not_trusted() {
     let invitation = rig.path("agent/client.json");
     let known = fs::read_to_string(&invitation).expect("reads");
     let mut forged: serde_json::Value = serde_json::from_str(&known).expect("JSON");
-    let pin = forged["ca_sha256"].as_str().expect("a pin").to_owned();
+    let pin = forged["ca_fingerprint"].as_str().expect("a pin").to_owned();
     let other = if pin.starts_with('0') { "1" } else { "0" };
-    forged["ca_sha256"] = format!("{other}{}", &pin[1..]).into();
+    forged["ca_fingerprint"] = format!("{other}{}", &pin[1..]).into();
     fs::write(&invitation, forged.to_string()).expect("writes");
     rig.mount("cached");
     assert!(

@@ -244,6 +244,7 @@ fn a_mount_that_cannot_be_says_why_and_leaves_nothing() {
 fn what_fails_in_the_background_is_told_by_the_command() {
     let machine = Machine::new();
     std::fs::create_dir(machine.path("state")).unwrap();
+    std::fs::set_permissions(machine.path("state"), PermissionsExt::from_mode(0o700)).unwrap();
     let lock = std::fs::File::create(machine.path("state/lock")).unwrap();
     lock.lock().unwrap();
     let line = [
@@ -505,4 +506,188 @@ fn output_that_nobody_reads_ends_the_command_without_a_word() {
         "{}",
         String::from_utf8_lossy(&out.stderr)
     );
+}
+
+/// An empty PST, and the same with one message in its top folder.
+fn two_versions() -> (Vec<u8>, Vec<u8>) {
+    use pst::ltp::{PropBag, PropValue};
+    use pst::messaging::{MessageData, Transaction, tags};
+    let old = pst::create_empty(b"command line ...").unwrap();
+    let file = std::sync::Arc::new(storage::MemStorage::from(old.clone()));
+    let mut edit = Transaction::begin(std::sync::Arc::clone(&file) as _).unwrap();
+    let folder = edit.ipm_subtree().unwrap();
+    let props: PropBag = [
+        PropValue::string(tags::MESSAGE_CLASS, "IPM.Note"),
+        PropValue::string(tags::SUBJECT, "Tea at \u{1b}[31mfive"),
+    ]
+    .into_iter()
+    .collect();
+    let message = MessageData {
+        props,
+        ..MessageData::default()
+    };
+    edit.add_message(folder, None, &message, false).unwrap();
+    edit.finish().unwrap().commit(&*file).unwrap();
+    (old, file.to_vec())
+}
+
+#[test]
+fn what_diff_writes_apply_does_once() {
+    let machine = Machine::new();
+    let (old, new) = two_versions();
+    std::fs::write(machine.path("old.pst"), &old).unwrap();
+    std::fs::write(machine.path("new.pst"), &new).unwrap();
+    let json = |args: &[&str]| {
+        let out = machine.run(&[args, &["--json"]].concat());
+        assert_eq!(
+            out.status.code(),
+            Some(0),
+            "{}",
+            String::from_utf8_lossy(&out.stderr)
+        );
+        let lines = stdout(&out);
+        lines
+            .lines()
+            .map(|l| serde_json::from_str(l).unwrap())
+            .collect::<Vec<serde_json::Value>>()
+    };
+    let lines = json(&["pst", "diff", "old.pst", "new.pst", "-o", "changes"]);
+    let (summary, changes) = lines.split_last().unwrap();
+    let summary = &summary["summary"];
+    assert_eq!(
+        (&summary["added"], &summary["deleted"]),
+        (&1.into(), &0.into())
+    );
+    let written = std::fs::metadata(machine.path("changes")).unwrap();
+    assert_eq!(summary["bytes"], written.len());
+    assert_eq!(written.permissions().mode() & 0o777, 0o600);
+    assert_eq!(changes[0]["change"]["action"], "added");
+    assert_eq!(changes[0]["change"]["name"], "Tea at \u{1b}[31mfive");
+    let human = stdout(&machine.run(&["pst", "diff", "old.pst", "new.pst"]));
+    assert!(human.contains("Tea at \\u{1b}[31mfive"), "{human}");
+
+    let report = &json(&["pst", "apply", "old.pst", "changes"])[0];
+    assert_eq!(
+        (&report["done"], &report["verified"]),
+        (&1.into(), &true.into())
+    );
+    let dump = |file: &str| stdout(&machine.run(&["pst", "dump", file]));
+    assert_eq!(dump("old.pst"), dump("new.pst"));
+    let after = std::fs::read(machine.path("old.pst")).unwrap();
+    assert_ne!(after, old);
+    let again = &json(&["pst", "apply", "old.pst", "changes"])[0];
+    assert_eq!(
+        (&again["done"], &again["written_bytes"]),
+        (&0.into(), &0.into())
+    );
+    assert_eq!(std::fs::read(machine.path("old.pst")).unwrap(), after);
+    let same = &json(&["pst", "diff", "old.pst", "new.pst"])[0];
+    assert_eq!(
+        (&same["summary"]["added"], &same["summary"]["updated"]),
+        (&0.into(), &0.into())
+    );
+}
+
+#[test]
+fn diff_and_apply_refuse_what_would_cost_mail() {
+    let machine = Machine::new();
+    let (old, new) = two_versions();
+    std::fs::write(machine.path("old.pst"), &old).unwrap();
+    std::fs::write(machine.path("new.pst"), &new).unwrap();
+    std::fs::write(machine.path("text"), "Dear diary").unwrap();
+    let diff = |output: &str| {
+        let line = ["pst", "diff", "old.pst", "new.pst", "-o", output];
+        machine.refused(&line, 5, "output-is-pst");
+    };
+    std::fs::copy(machine.path("new.pst"), machine.path("other.pst")).unwrap();
+    diff("old.pst");
+    diff("new.pst");
+    diff("other.pst");
+    diff("share");
+    machine.refused(&["pst", "diff", "old.pst", "nowhere.pst"], 5, "not-found");
+    machine.refused(&["pst", "diff", "text", "new.pst"], 5, "not-a-pst");
+    machine.refused(&["pst", "apply", "old.pst", "text"], 5, "not-a-change-list");
+    machine.refused(
+        &["pst", "apply", "old.pst", "new.pst"],
+        5,
+        "not-a-change-list",
+    );
+    machine.run(&["pst", "diff", "old.pst", "new.pst", "-o", "changes"]);
+    machine.refused(&["pst", "apply", "text", "changes"], 5, "not-a-pst");
+    // A byte of it changed on the way.
+    let mut bytes = std::fs::read(machine.path("changes")).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(machine.path("damaged"), bytes).unwrap();
+    machine.refused(
+        &["pst", "apply", "old.pst", "damaged"],
+        5,
+        "not-a-change-list",
+    );
+    // Held by a lock, and merely open in another program, which this test is.
+    let held = std::fs::File::open(machine.path("old.pst")).unwrap();
+    machine.refused(&["pst", "apply", "old.pst", "changes"], 5, "in-use");
+    held.lock().unwrap();
+    machine.refused(&["pst", "apply", "old.pst", "changes"], 5, "in-use");
+    drop(held);
+    assert_eq!(std::fs::read(machine.path("old.pst")).unwrap(), old);
+    assert_eq!(std::fs::read(machine.path("new.pst")).unwrap(), new);
+    assert_eq!(std::fs::read(machine.path("other.pst")).unwrap(), new);
+}
+
+#[test]
+fn an_agent_says_how_to_reach_it_and_ends_when_asked() {
+    use std::io::{BufRead, BufReader};
+    let machine = Machine::new();
+    let start = |listen: &str| {
+        std::process::Command::new(env!("CARGO_BIN_EXE_pstsyncd"))
+            .args([
+                "agent",
+                "serve",
+                "--root",
+                "share",
+                "--json",
+                "--state-dir",
+                "agent",
+            ])
+            .args(["--listen", listen])
+            .current_dir(machine.path("."))
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    let mut agent = start("127.0.0.1:0");
+    let mut line = String::new();
+    BufReader::new(agent.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    let said: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert!(
+        said["url"]
+            .as_str()
+            .unwrap()
+            .starts_with("https://127.0.0.1:"),
+        "{said}"
+    );
+    assert_eq!(said["ca_fingerprint"].as_str().unwrap().len(), 64);
+    let invitation = said["invitation"].as_str().unwrap();
+    let invitation = Path::new(&machine.path(".")).join(invitation);
+    let mode = std::fs::metadata(invitation).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    // One agent per state directory, and per port.
+    let port = said["addr"].as_str().unwrap().to_owned();
+    let serve = ["agent", "serve", "--root", "share", "--listen"];
+    let same_state = [&serve[..], &["127.0.0.1:0", "--state-dir", "agent"]].concat();
+    machine.refused(&same_state, 5, "state-dir-in-use");
+    let same_port = [&serve[..], &[port.as_str(), "--state-dir", "agent2"]].concat();
+    let error = machine.refused(&same_port, 5, "cannot-listen");
+    assert!(
+        error["message"].as_str().unwrap().contains("in use"),
+        "{error}"
+    );
+    let pid = rustix::process::Pid::from_child(&agent);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let ended = agent.wait().unwrap();
+    assert_eq!(ended.code(), Some(0));
 }

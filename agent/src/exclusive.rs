@@ -28,6 +28,8 @@ const PERL: &str = "/usr/bin/perl";
 const TAKE: &str = "exit(defined(fcntl(STDIN, 1024, 1)) ? 0 : $! + 0)";
 /// `F_GETLEASE` is 1025. A lease that is being broken reads as what it is broken to.
 const HELD: &str = "my $l = fcntl(STDIN, 1025, 0); exit(defined($l) && $l == 1 ? 0 : 1)";
+/// The last wait before a file counts as in use is at most this long.
+const PATIENCE: Duration = Duration::from_millis(500);
 const EACCES: i32 = 13;
 const EAGAIN: i32 = 11;
 
@@ -46,12 +48,12 @@ impl Exclusivity {
     /// A process that is just being started holds copies of our files for a moment, until it
     /// becomes the other program: what is refused is asked for again a few times.
     pub fn take(self, path: &str, file: &File) -> Result<(), Fault> {
-        let mut left = 4;
+        let mut wait = Duration::from_millis(20);
         loop {
             match self.try_take(path, file) {
-                Err(fault) if fault.code == ErrorCode::InUse && left > 0 => {
-                    left -= 1;
-                    std::thread::sleep(Duration::from_millis(20));
+                Err(fault) if fault.code == ErrorCode::InUse && wait < PATIENCE => {
+                    std::thread::sleep(wait);
+                    wait *= 2;
                 }
                 result => return result,
             }

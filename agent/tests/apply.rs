@@ -1,5 +1,7 @@
 //! Applying over real TLS: once, whole, on the right bytes, and answered with what was re-read.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::sync::mpsc;
@@ -306,4 +308,57 @@ fn a_base_of_none_takes_what_is_there() {
         .send(1, &package(&[(1, 1)]), none, digest(&want))
         .unwrap();
     assert!(world.file() == want);
+}
+
+/// An engine that reads something else after the change than before it.
+struct Forgetful(std::sync::atomic::AtomicU32);
+
+impl agent::Engine for Forgetful {
+    fn inventory(
+        &self,
+        base: Arc<dyn storage::ReadAt>,
+        previous: Option<&[u8]>,
+    ) -> Result<agent::InventoryAnswer, agent::EngineError> {
+        let mut answer = Toy.inventory(base, previous)?;
+        // Calls: the base, the simulation, the re-read file.
+        if self.0.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == 2 {
+            answer.digest[0] ^= 1;
+        }
+        Ok(answer)
+    }
+
+    fn apply(
+        &self,
+        base: Arc<dyn storage::ReadAt>,
+        package: &[u8],
+    ) -> Result<agent::Applied, agent::EngineError> {
+        Toy.apply(base, package)
+    }
+}
+
+#[test]
+fn what_does_not_read_back_is_not_answered_as_applied() {
+    let world = World::with_engine(Arc::new(Forgetful(0.into())));
+    assert_eq!(code(world.apply(1, &[(1, 1)])), ErrorCode::NotVerified);
+    // Unfinished, not forgotten.
+    assert_eq!(world.names(), ["box", "box.pstsyncd-redo"]);
+}
+
+#[test]
+fn bytes_that_change_under_the_agent_are_not_answered_as_applied() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("root")).unwrap();
+    let path = dir.path().join("root/box");
+    std::fs::write(&path, fresh()).unwrap();
+    // Somebody who has the file open already, where leases are switched off.
+    let other = std::fs::File::options().write(true).open(&path).unwrap();
+    let world = World::on(dir, move |c| {
+        c.exclusive = true;
+        c.steps = Some(Arc::new(move |step| {
+            if step == "committed" {
+                std::os::unix::fs::FileExt::write_all_at(&other, b"x", SLOT as u64 * 2).unwrap();
+            }
+        }));
+    });
+    assert_eq!(code(world.apply(1, &[(1, 1)])), ErrorCode::NotVerified);
 }

@@ -1,11 +1,13 @@
 //! A change that a crash cuts short is finished at the next start, or set aside if somebody else
 //! changed the file, and its sequence is known either way.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use common::*;
@@ -13,6 +15,8 @@ use sync::client::{AgentClient, Timeouts, load_invitation};
 use sync::wire::ErrorCode;
 
 const ENTRIES: [(u32, u8); 3] = [(3, 0xaa), (4999, 0xbb), (5002, 0xcc)];
+/// `SIGXFSZ`: by default it ends a process that writes beyond its limit.
+const OVER_LIMIT: i32 = 25;
 
 #[test]
 fn a_change_that_fails_after_its_log_is_durable_is_finished() {
@@ -24,7 +28,7 @@ fn a_change_that_fails_after_its_log_is_durable_is_finished() {
     ] {
         let world = World::with(|c| {
             c.steps = Some(Arc::new(move |at| {
-                assert_ne!(at, step, "as the test wants")
+                assert_ne!(at, step, "as the test wants");
             }));
         });
         let before = world.file();
@@ -171,14 +175,28 @@ fn child_that_is_killed() {
         return;
     };
     let mut config = config(Path::new(&dir));
+    let runtime = runtime();
+    if step == "limited" {
+        let kind = tokio::signal::unix::SignalKind::from_raw(OVER_LIMIT);
+        let _guard = runtime.enter();
+        // Once installed, the handler stays: writes then fail instead.
+        drop(tokio::signal::unix::signal(kind).unwrap());
+    }
     config.steps = Some(Arc::new(move |at| {
+        if step == "limited" && at == "logged" {
+            let limit = Some(fresh().len() as u64);
+            let limits = rustix::process::Rlimit {
+                current: limit,
+                maximum: limit,
+            };
+            rustix::process::setrlimit(rustix::process::Resource::Fsize, limits).unwrap();
+        }
         if at == step {
             let own = rustix::process::getpid();
             rustix::process::kill_process(own, rustix::process::Signal::KILL).unwrap();
             std::thread::park();
         }
     }));
-    let runtime = runtime();
     let _agent = runtime
         .block_on(agent::start(config, Arc::new(Toy)))
         .unwrap();
@@ -186,27 +204,35 @@ fn child_that_is_killed() {
     std::thread::park();
 }
 
+/// Starts [`child_that_is_killed`] and waits until it serves.
+fn child(dir: &Path, step: &str) -> (Child, AgentClient) {
+    std::fs::create_dir(dir.join("root")).unwrap();
+    std::fs::write(dir.join("root/box"), fresh()).unwrap();
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["child_that_is_killed", "--exact", "--nocapture"])
+        .env("AGENT_TEST_DIR", dir)
+        .env("AGENT_TEST_STEP", step)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(
+        lines.any(|line| line.unwrap() == "ready"),
+        "the child did not start"
+    );
+    let invitation = load_invitation(&dir.join("state/client.json")).unwrap();
+    (
+        child,
+        AgentClient::new(&invitation, Timeouts::default()).unwrap(),
+    )
+}
+
 #[test]
 fn kill_9_at_each_step() {
     for step in ["logged", "committed", "verified", "recorded", "dropped"] {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::create_dir(dir.path().join("root")).unwrap();
+        let (mut child, client) = child(dir.path(), step);
         let before = fresh();
-        std::fs::write(dir.path().join("root/box"), &before).unwrap();
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["child_that_is_killed", "--exact", "--nocapture"])
-            .env("AGENT_TEST_DIR", dir.path())
-            .env("AGENT_TEST_STEP", step)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        assert!(
-            lines.any(|line| line.unwrap() == "ready"),
-            "the child did not start"
-        );
-        let invitation = load_invitation(&dir.path().join("state/client.json")).unwrap();
-        let client = AgentClient::new(&invitation, Timeouts::default()).unwrap();
         let want = after(&before, &ENTRIES);
         let package = package(&ENTRIES);
         let apply = sync::client::Apply {
@@ -228,4 +254,40 @@ fn kill_9_at_each_step() {
         assert!(again.repeated, "{step}");
         assert_eq!(again.generation, generation(&want), "{step}");
     }
+}
+
+#[test]
+fn a_write_that_fails_keeps_the_log_and_the_next_agent_finishes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut child, client) = child(dir.path(), "limited");
+    let before = fresh();
+    let want = after(&before, &ENTRIES);
+    let package = package(&ENTRIES);
+    let apply = sync::client::Apply {
+        client: [7; 16],
+        container: "box",
+        sequence: 1,
+        base: Some(generation(&before)),
+        expected: digest(&want),
+        package: &package,
+    };
+    let error = client.apply(&apply, &mut |_, _| {}).unwrap_err();
+    assert_eq!(error.code(), Some(ErrorCode::Storage), "{error:?}");
+    assert!(error.retry());
+    assert!(std::fs::read(dir.path().join("root/box")).unwrap() == before);
+    assert!(dir.path().join("root/box.pstsyncd-redo").exists());
+    child.kill().unwrap();
+    child.wait().unwrap();
+
+    let world = World::on(dir, |_| {});
+    assert!(world.file() == want);
+    assert_eq!(world.names(), ["box"]);
+    assert!(
+        world
+            .client
+            .apply(&apply, &mut |_, _| {})
+            .unwrap()
+            .answer
+            .repeated
+    );
 }

@@ -1,5 +1,7 @@
 //! Nothing from outside is trusted: names, pins, tokens, paths, sizes, speeds (DESIGN R10).
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::io::{Read, Write};

@@ -110,14 +110,9 @@ fn child_args(args: &MountArgs, verbose: u8) -> Vec<OsString> {
 }
 
 fn open_log(state: &Path) -> Result<(File, PathBuf), UserError> {
-    use std::os::unix::fs::DirBuilderExt;
     let path = state.join("daemon.log");
     let failed = |e| UserError::file("write the log", &path, &e);
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(state)
-        .map_err(failed)?;
+    super::paths::private_dir(state)?;
     if fs::metadata(&path).is_ok_and(|m| m.len() > MAX_LOG) {
         fs::rename(&path, path.with_extension("log.1")).map_err(failed)?;
     }

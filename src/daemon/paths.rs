@@ -5,8 +5,9 @@
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -103,22 +104,7 @@ impl StateDir {
     /// Another process uses it, it belongs to another share, or it cannot be written.
     pub fn take(path: &Path, role: &str, of: &Path) -> Result<Self, UserError> {
         let failed = |e| UserError::file("use the state directory", path, &e);
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(path)
-            .map_err(failed)?;
-        let meta = fs::metadata(path).map_err(failed)?;
-        if meta.uid() != rustix::process::geteuid().as_raw() {
-            return Err(UserError::new(
-                "state-dir-foreign",
-                format!(
-                    "the state directory {} belongs to another user",
-                    path.display()
-                ),
-                "name a directory of your own with --state-dir",
-            ));
-        }
+        private_dir(path)?;
         let lock_path = path.join("lock");
         let mut lock = OpenOptions::new()
             .read(true)
@@ -134,7 +120,16 @@ impl StateDir {
             .read_to_end(&mut text)
             .map_err(failed)?;
         let label = serde_json::from_slice::<Label>(&text).ok();
-        match lock.try_lock() {
+        // A daemon that was told to end a moment ago may be at its last steps.
+        let mut held = lock.try_lock();
+        for _ in 0..50 {
+            if !matches!(held, Err(TryLockError::WouldBlock)) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+            held = lock.try_lock();
+        }
+        match held {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let by = label.map_or(String::new(), |l| format!(" (process {})", l.pid));
@@ -189,9 +184,67 @@ impl StateDir {
     }
 }
 
+/// Makes a directory for state (0700), or takes one that is there: ours, and private or still empty.
+/// What lies in it is mail.
+///
+/// # Errors
+/// It belongs to another user, is open to others and not empty, or cannot be made.
+pub fn private_dir(path: &Path) -> Result<(), UserError> {
+    let failed = |e| UserError::file("use the state directory", path, &e);
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(failed)?;
+    let meta = fs::metadata(path).map_err(failed)?;
+    if meta.uid() != rustix::process::geteuid().as_raw() {
+        return Err(UserError::new(
+            "state-dir-foreign",
+            format!(
+                "the state directory {} belongs to another user",
+                path.display()
+            ),
+            "name a directory of your own with --state-dir",
+        ));
+    }
+    if meta.mode() & 0o077 == 0 {
+        return Ok(());
+    }
+    if fs::read_dir(path).map_err(failed)?.next().is_some() {
+        return Err(UserError::new(
+            "state-dir-unsafe",
+            format!(
+                "the state directory {} is open to other users",
+                path.display()
+            ),
+            format!(
+                "close it with chmod 700 {}, or name another",
+                path.display()
+            ),
+        ));
+    }
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(failed)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_open_directory_is_closed_while_it_is_empty_and_refused_when_not() {
+        let temp = tempfile::tempdir().unwrap();
+        let open =
+            |dir: &Path| fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
+        let dir = temp.path().join("state");
+        fs::create_dir(&dir).unwrap();
+        open(&dir);
+        private_dir(&dir).unwrap();
+        assert_eq!(fs::metadata(&dir).unwrap().mode() & 0o777, 0o700);
+        fs::write(dir.join("x"), "x").unwrap();
+        private_dir(&dir).unwrap();
+        open(&dir);
+        assert_eq!(private_dir(&dir).unwrap_err().code, "state-dir-unsafe");
+    }
 
     #[test]
     fn a_state_directory_serves_one_process_and_one_share() {

@@ -5,13 +5,12 @@
 
 use std::path::Path;
 
-use pst::ltp::{PropValue, PropertyContext, filetime_iso};
+use pst::ltp::{PropValue, filetime_iso};
 use pst::messaging::{Index, MessageEntry, tags};
-use pst::ndb::NbtEntry;
 use pst::{Nid, Pst};
 use serde::Serialize;
 
-use super::{explain, open};
+use super::{context, explain, open, text, without_prefix_mark};
 use crate::error::{Outcome, UserError};
 use crate::exit::ExitStatus;
 use crate::output::{Output, clean, count, size};
@@ -153,10 +152,6 @@ fn look(pst: &Pst, index: &Index, nid: Nid, above: &[String]) -> Here {
     }
 }
 
-fn context(pst: &Pst, entry: &NbtEntry) -> pst::Result<PropertyContext> {
-    PropertyContext::open(pst.ndb(), entry.bid_data, entry.bid_sub)
-}
-
 fn read_message(pst: &Pst, message: &MessageEntry, folder: &[String]) -> MessageItem {
     let item = MessageItem {
         path: folder.to_vec(),
@@ -189,25 +184,6 @@ fn read_message(pst: &Pst, message: &MessageEntry, folder: &[String]) -> Message
         error: Some(e.to_string()),
         ..item
     })
-}
-
-/// Some writers store the terminating NUL with the text.
-fn text(value: Option<PropValue>) -> Option<String> {
-    let text = value?.as_str()?;
-    Some(text.trim_end_matches('\0').to_owned())
-}
-
-/// A stored subject may begin with U+0001 and a character that tells the length of its prefix
-/// ([MS-PST] 2.5.3.1.1.1).
-fn without_prefix_mark(subject: &str) -> &str {
-    match subject.strip_prefix('\u{1}') {
-        Some(rest) => rest
-            .char_indices()
-            .nth(1)
-            .and_then(|(at, _)| rest.get(at..))
-            .unwrap_or(""),
-        None => subject,
-    }
 }
 
 fn show_folder(folder: FolderItem, out: &mut Output) -> Result<(), UserError> {
@@ -270,17 +246,4 @@ fn show_message(item: MessageItem, associated: bool, out: &mut Output) -> Result
         line.push_str("  +attachments");
     }
     out.line(line)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_mark_before_a_subject_is_not_shown() {
-        assert_eq!(without_prefix_mark("plain"), "plain");
-        assert_eq!(without_prefix_mark("\u{1}\u{5}RE: it"), "RE: it");
-        assert_eq!(without_prefix_mark("\u{1}\u{1}"), "");
-        assert_eq!(without_prefix_mark("\u{1}"), "");
-    }
 }

@@ -3,7 +3,9 @@
 //! All of them but `apply` open the file for reading only. Numbers are counted, not taken from
 //! the file's own counters, which may lag behind.
 
+mod apply;
 mod check;
+mod diff;
 mod dump;
 mod info;
 mod ls;
@@ -12,8 +14,12 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use pst::{Pst, PstError};
+use pst::ltp::{PropValue, PropertyContext};
+use pst::messaging::tags;
+use pst::ndb::NbtEntry;
+use pst::{Nid, Pst, PstError};
 use storage::FileStorage;
+use sync::SyncError;
 
 use crate::cli::PstCommand;
 use crate::error::{Outcome, UserError, plain};
@@ -29,14 +35,8 @@ pub fn run(command: &PstCommand, out: &mut Output) -> Outcome {
         PstCommand::Ls { file, long } => ls::run(&file.file, *long, out),
         PstCommand::Dump(args) => dump::run(&args.file, out),
         PstCommand::Check(args) => check::run(&args.file, out),
-        PstCommand::Diff { .. } => Err(UserError::not_in_this_version(
-            "pst diff",
-            "compare the lines of pst dump",
-        )),
-        PstCommand::Apply { .. } => Err(UserError::not_in_this_version(
-            "pst apply",
-            "sync through a mounted drive",
-        )),
+        PstCommand::Diff { old, new, output } => diff::run(old, new, output.as_deref(), out),
+        PstCommand::Apply { file, changes } => apply::run(file, changes, out),
     }
 }
 
@@ -107,6 +107,64 @@ pub fn explain(path: &Path, error: &PstError) -> UserError {
     }
 }
 
+/// An error of the sync engine about this file.
+#[must_use]
+pub fn explain_sync(path: &Path, error: &SyncError) -> UserError {
+    let name = path.display();
+    match error {
+        SyncError::Pst(error) => explain(path, error),
+        SyncError::WrongBase { .. } => UserError::new(
+            "wrong-base",
+            format!("{name} is not what the changes were made for: {error}"),
+            "apply them to the older version that pst diff was given",
+        ),
+        SyncError::Package { field, detail } => UserError::new(
+            "package-refused",
+            format!("the change list for {name} is refused: {field}: {detail}"),
+            "make it again with this version's pstsyncd pst diff",
+        ),
+        other => UserError::new(
+            "sync-failed",
+            format!("{name}: {other}"),
+            "look at the file with pstsyncd pst check",
+        ),
+    }
+}
+
+fn context(pst: &Pst, entry: &NbtEntry) -> pst::Result<PropertyContext> {
+    PropertyContext::open(pst.ndb(), entry.bid_data, entry.bid_sub)
+}
+
+/// A text property of an object, for people; none where it cannot be read.
+fn text_of(pst: &Pst, nid: Nid, id: u16) -> Option<String> {
+    let entry = pst.ndb().node(nid).ok()??;
+    let text = text(context(pst, &entry).ok()?.get(id).ok()?)?;
+    Some(if id == tags::SUBJECT {
+        without_prefix_mark(&text).to_owned()
+    } else {
+        text
+    })
+}
+
+/// Some writers store the terminating NUL with the text.
+fn text(value: Option<PropValue>) -> Option<String> {
+    let text = value?.as_str()?;
+    Some(text.trim_end_matches('\0').to_owned())
+}
+
+/// A stored subject may begin with U+0001 and a character that tells the length of its prefix
+/// ([MS-PST] 2.5.3.1.1.1).
+fn without_prefix_mark(subject: &str) -> &str {
+    match subject.strip_prefix('\u{1}') {
+        Some(rest) => rest
+            .char_indices()
+            .nth(1)
+            .and_then(|(at, _)| rest.get(at..))
+            .unwrap_or(""),
+        None => subject,
+    }
+}
+
 /// How the engine begins a sentence about a damaged file.
 const DAMAGED: &str = "damaged PST: ";
 
@@ -122,6 +180,14 @@ fn bare(error: &PstError) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_mark_before_a_subject_is_not_shown() {
+        assert_eq!(without_prefix_mark("plain"), "plain");
+        assert_eq!(without_prefix_mark("\u{1}\u{5}RE: it"), "RE: it");
+        assert_eq!(without_prefix_mark("\u{1}\u{1}"), "");
+        assert_eq!(without_prefix_mark("\u{1}"), "");
+    }
 
     #[test]
     fn every_engine_error_names_the_file_and_a_step() {

@@ -243,7 +243,8 @@ impl AgentClient {
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(timeouts.connect)
             .tcp_keepalive(Duration::from_secs(15))
-            .pool_idle_timeout(Duration::from_secs(30))
+            // Less than an agent keeps an idle connection: a request is not sent into its closing.
+            .pool_idle_timeout(Duration::from_secs(5))
             .build()
             .map_err(|e| setup(chain(&e)))?;
         let runtime = tokio::runtime::Builder::new_multi_thread()

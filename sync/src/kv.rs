@@ -14,6 +14,7 @@ use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::time::Duration;
 
 use bincode::{Decode, Encode};
 
@@ -113,10 +114,19 @@ impl KvStore {
             .write(true)
             .open(&lock_path)
             .map_err(at(&lock_path))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(KvError::InUse(dir.to_owned())),
-            Err(TryLockError::Error(e)) => return Err(at(&lock_path)(e)),
+        // A process that is just being started holds copies of our files until it becomes the
+        // other program, also of a lock that was let go meanwhile.
+        let mut tries = 0;
+        loop {
+            match lock.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::WouldBlock) if tries < 20 => {
+                    tries += 1;
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                Err(TryLockError::WouldBlock) => return Err(KvError::InUse(dir.to_owned())),
+                Err(TryLockError::Error(e)) => return Err(at(&lock_path)(e)),
+            }
         }
         let data = dir.join("data");
         let (db, quarantined) = match open_sled(&data) {
@@ -275,7 +285,7 @@ fn open_sled(path: &Path) -> Result<sled::Db, Opening> {
     for _ in 0..40 {
         match try_open_sled(path) {
             Err(Opening::Io(e)) if e.kind() == io::ErrorKind::Other => {
-                std::thread::sleep(std::time::Duration::from_millis(50));
+                std::thread::sleep(Duration::from_millis(50));
             }
             other => return other,
         }

@@ -2,7 +2,7 @@
 //!
 //! A toy container is a 64-byte header ("TOYBOX" and the number of changes) and 64-byte slots. A
 //! package is a list of (slot, byte): fill that slot with that byte. Slots past the end grow it.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -161,13 +161,26 @@ impl World {
         Self::on(dir, change)
     }
 
+    pub fn with_engine(engine: Arc<dyn Engine>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("root")).unwrap();
+        std::fs::write(dir.path().join("root/box"), fresh()).unwrap();
+        Self::start(dir, |_| {}, engine)
+    }
+
     pub fn on(dir: tempfile::TempDir, change: impl FnOnce(&mut AgentConfig)) -> Self {
+        Self::start(dir, change, Arc::new(Toy))
+    }
+
+    fn start(
+        dir: tempfile::TempDir,
+        change: impl FnOnce(&mut AgentConfig),
+        engine: Arc<dyn Engine>,
+    ) -> Self {
         let mut config = config(dir.path());
         change(&mut config);
         let runtime = runtime();
-        let agent = runtime
-            .block_on(agent::start(config, Arc::new(Toy)))
-            .unwrap();
+        let agent = runtime.block_on(agent::start(config, engine)).unwrap();
         let invitation = load_invitation(agent.invitation().unwrap()).unwrap();
         let client = AgentClient::new(&invitation, Timeouts::default()).unwrap();
         Self {
