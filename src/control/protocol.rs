@@ -337,20 +337,27 @@ pub enum FileOutcome {
     Failed,
 }
 
+impl FileOutcome {
+    /// How a command ends that has this outcome.
+    #[must_use]
+    pub const fn exit(self) -> ExitStatus {
+        match self {
+            Self::Unchanged | Self::Synced => ExitStatus::Synced,
+            Self::Pending => ExitStatus::Pending,
+            Self::Conflict => ExitStatus::Conflicts,
+            Self::Offline => ExitStatus::Offline,
+            Self::Failed => ExitStatus::Error,
+        }
+    }
+}
+
 impl SyncReport {
     /// How `sync now` ends: the worst of the files.
     #[must_use]
     pub fn exit(&self) -> ExitStatus {
-        let of = |outcome| match outcome {
-            FileOutcome::Unchanged | FileOutcome::Synced => ExitStatus::Synced,
-            FileOutcome::Pending => ExitStatus::Pending,
-            FileOutcome::Conflict => ExitStatus::Conflicts,
-            FileOutcome::Offline => ExitStatus::Offline,
-            FileOutcome::Failed => ExitStatus::Error,
-        };
         self.files
             .iter()
-            .map(|f| of(f.outcome))
+            .map(|f| f.outcome.exit())
             .max()
             .unwrap_or_default()
     }

@@ -1,11 +1,33 @@
 //! The drive itself: vfs over the share, cache and journal, and the sync engine beside it.
 
-use std::sync::Arc;
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use agent::InPlace;
+use sync::client::{AgentClient, Timeouts};
+use sync::kv::KvStore;
+use sync::wire::{ClientId, Invitation};
+use sync::{AgentDestination, Destination, SyncDatabase};
+use vfs::fuse::{MountHandle, MountOptions, mount};
+use vfs::share::dir::DirShare;
+use vfs::{ContainerStatus, Drive, DriveConfig};
 
 use super::paths::StateDir;
-use super::{DriveOptions, Stop};
-use crate::control::DriveControl;
+use super::syncer::Syncer;
+use super::validator::PstValidator;
+use super::{DriveOptions, End, Stop};
+use crate::control::protocol::MAX_FILES;
+use crate::control::{
+    AgentStatus, Binding, DriveControl, DriveStatus, FileStatus, Policy, Progress, State,
+    SyncReport, SyncState, UnmountReport,
+};
 use crate::error::UserError;
+use crate::exit::ExitStatus;
+
+/// The destination's name in the sync database: the share, by whatever way it is reached.
+const SHARE: &str = "share";
 
 /// Mounts the drive. When this returns `Ok` it answers.
 ///
@@ -13,11 +35,319 @@ use crate::error::UserError;
 /// The share, the state directory or FUSE refuses.
 pub fn open(
     options: &DriveOptions,
-    _state: StateDir,
-    _stop: Stop,
+    state: StateDir,
+    stop: Stop,
 ) -> Result<Arc<dyn DriveControl>, UserError> {
-    Err(UserError::not_in_this_version(
-        &format!("mounting a drive at {}", options.mountpoint.display()),
-        "use the pst commands",
-    ))
+    let in_state = |name: &str| state.path().join(name);
+    let share = DirShare::open(&options.share)
+        .map_err(|e| UserError::file("open the share", &options.share, &e))?;
+    let mut config = DriveConfig::new(Arc::new(share), in_state("drive"));
+    config.state = state_of(options.policy)?;
+    config.validator = Some(Arc::new(PstValidator));
+    let drive = Drive::open(config).map_err(|e| not_opened(&e, state.path()))?;
+
+    let store = KvStore::open(&in_state("sync.db")).map_err(|e| {
+        UserError::new(
+            "sync-database",
+            format!("the sync database does not open: {e}"),
+            "check the disk of the state directory, then mount again",
+        )
+    })?;
+    if let Some(old) = store.quarantined() {
+        tracing::warn!(old = %old.display(), "the sync database was damaged; it is rebuilt");
+    }
+    let client = client_id(&in_state("client-id"))
+        .map_err(|e| UserError::file("keep the client's id in", &in_state("client-id"), &e))?;
+    let destination: Box<dyn Destination> = match &options.agent {
+        Some(agent) => {
+            let invitation = Invitation {
+                url: agent.url.clone(),
+                ca_fingerprint: agent.ca_fingerprint,
+                token: agent.token.expose().clone(),
+            };
+            let http = AgentClient::new(&invitation, Timeouts::default()).map_err(|e| {
+                UserError::new("agent", e.to_string(), "check the agent's address and token")
+            })?;
+            Box::new(AgentDestination::new(http, client, SHARE.to_owned()))
+        }
+        None => {
+            let records = in_state("applied");
+            let here = InPlace::open(&options.share, &records, client, SHARE.to_owned());
+            Box::new(here.map_err(|e| {
+                UserError::new("share", e.to_string(), "check the share and the state directory")
+            })?)
+        }
+    };
+    let syncer = Syncer::new(Arc::clone(&drive), destination, SyncDatabase::new(store));
+
+    let root = rustix::process::geteuid().is_root();
+    let fuse = MountOptions {
+        allow_other: options.allow_other,
+        // Whoever else may enter is held to the mode bits.
+        default_permissions: options.allow_other || root,
+        ..MountOptions::default()
+    };
+    let handle = mount(Arc::clone(&drive), &options.mountpoint, &fuse)
+        .map_err(|e| not_mounted(&options.mountpoint, &e))?;
+    let mounted = Arc::new(Mounted {
+        mountpoint: options.mountpoint.display().to_string(),
+        share: options.share.display().to_string(),
+        agent_url: options.agent.as_ref().map(|a| a.url.clone()),
+        policy: Mutex::new(options.policy),
+        handle: Mutex::new(Some(handle)),
+        drive,
+        syncer,
+        state,
+    });
+    watch(&mounted, stop)?;
+    Ok(mounted)
+}
+
+struct Mounted {
+    mountpoint: String,
+    share: String,
+    agent_url: Option<String>,
+    policy: Mutex<Policy>,
+    handle: Mutex<Option<MountHandle>>,
+    drive: Arc<Drive>,
+    syncer: Syncer,
+    state: StateDir,
+}
+
+/// Tells the daemon when someone else unmounts the drive.
+fn watch(mounted: &Arc<Mounted>, stop: Stop) -> Result<(), UserError> {
+    let weak = Arc::downgrade(mounted);
+    let look = move || {
+        while let Some(mounted) = weak.upgrade() {
+            match mounted.handle.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+                Some(handle) if handle.is_mounted() => {}
+                Some(_) => return stop.because(End::MountGone),
+                None => return,
+            }
+            drop(mounted);
+            std::thread::sleep(std::time::Duration::from_millis(500));
+        }
+    };
+    std::thread::Builder::new().name("mount-watch".into()).spawn(look).map(drop).map_err(|e| {
+        UserError::new("threads", format!("no thread could be started: {e}"), "try again")
+    })
+}
+
+impl Mounted {
+    /// Whether the share lacks something of this container.
+    fn waits(container: &ContainerStatus) -> bool {
+        container.dirty || (!container.attached && container.written > 0)
+    }
+
+    fn file_status(&self, container: &ContainerStatus) -> FileStatus {
+        let failure = self.syncer.failure(&container.path);
+        let waits = Self::waits(container);
+        let sync = match (&failure, waits) {
+            (Some(_), true) => SyncState::Failed,
+            _ if container.share_changed => SyncState::Conflict,
+            (None, true) => SyncState::Pending,
+            (_, false) => SyncState::Synced,
+        };
+        let note = if let Some(why) = &container.poisoned {
+            Some(format!("writes are refused: {why}"))
+        } else if let (Some(error), true) = (failure, waits) {
+            Some(error.message)
+        } else if container.share_changed {
+            Some("it was changed on the share too; sync keeps both".to_owned())
+        } else if !container.attached {
+            Some("served from the cache: the share holds the same mail in other bytes".to_owned())
+        } else {
+            None
+        };
+        FileStatus {
+            path: container.path.clone(),
+            container: true,
+            binding: if container.passed_through { Binding::Share } else { Binding::Cache },
+            sync,
+            size: container.size,
+            fully_cached: container.fully_cached,
+            pending_bytes: if container.attached { container.unsynced } else { container.written },
+            verified_at: self.syncer.verified_at(container),
+            note,
+        }
+    }
+
+    fn waiting(&self) -> Vec<ContainerStatus> {
+        self.drive.containers().into_iter().filter(Self::waits).collect()
+    }
+
+    /// Paths of all files that the share lacks something of, and how many bytes.
+    fn pending(&self) -> (Vec<String>, u64) {
+        let containers = self.waiting();
+        let status = self.drive.status();
+        let bytes = containers.iter().map(|c| self.file_status(c).pending_bytes).sum::<u64>();
+        let mut paths: Vec<String> = containers.into_iter().map(|c| c.path).collect();
+        paths.extend(status.dirty_opaque);
+        (paths, bytes.max(status.unsynced_bytes))
+    }
+}
+
+impl DriveControl for Mounted {
+    fn status(&self) -> Result<DriveStatus, UserError> {
+        let status = self.drive.status();
+        let (_, pending_bytes) = self.pending();
+        let mut files: Vec<FileStatus> =
+            self.drive.containers().iter().map(|c| self.file_status(c)).collect();
+        files.extend(status.dirty_opaque.iter().map(|path| FileStatus {
+            path: path.clone(),
+            container: false,
+            binding: Binding::Cache,
+            sync: SyncState::Pending,
+            size: self.drive.file_status(path).map_or(0, |f| f.size),
+            fully_cached: true,
+            pending_bytes: self.drive.file_status(path).map_or(0, |f| f.unsynced),
+            verified_at: None,
+            note: None,
+        }));
+        let more_files = files.len().saturating_sub(MAX_FILES) as u64;
+        files.truncate(MAX_FILES);
+        Ok(DriveStatus {
+            mountpoint: self.mountpoint.clone(),
+            share: self.share.clone(),
+            policy: *self.policy.lock().unwrap_or_else(PoisonError::into_inner),
+            state: match status.state {
+                vfs::State::Online => State::Online,
+                vfs::State::Cached => State::Cached,
+                vfs::State::Offline => State::Offline,
+            },
+            share_reachable: status.link_up,
+            agent: self.agent_url.clone().map(|url| AgentStatus { url, reachable: None }),
+            pending_bytes,
+            files,
+            more_files,
+        })
+    }
+
+    fn set_mode(&self, policy: Policy) -> Result<DriveStatus, UserError> {
+        let state = state_of(policy)?;
+        *self.policy.lock().unwrap_or_else(PoisonError::into_inner) = policy;
+        self.drive.set_state(state);
+        self.status()
+    }
+
+    fn sync_now(
+        &self,
+        path: Option<&str>,
+        allow_deletes: bool,
+        progress: &dyn Progress,
+    ) -> Result<SyncReport, UserError> {
+        if self.drive.state() == vfs::State::Offline {
+            return Err(UserError::new(
+                "offline",
+                "the drive is offline by hand, so nothing can be synced",
+                "allow the link again with `pstsyncd mode cached` or `pstsyncd mode online`",
+            )
+            .with_exit(ExitStatus::Offline));
+        }
+        let mut waiting = self.waiting();
+        if let Some(path) = path {
+            let wanted = self.drive.file_status(path).map_err(|e| {
+                UserError::new("no-such-file", e.to_string(), "name a file on the drive")
+            })?;
+            waiting.retain(|c| c.path == wanted.path);
+        }
+        let mut report = SyncReport::default();
+        for container in &waiting {
+            report.files.push(self.syncer.sync(container, allow_deletes, progress));
+        }
+        // Whatever went wrong is said first, should the list be cut.
+        report.files.sort_by_key(|f| std::cmp::Reverse(f.outcome.exit()));
+        report.more_files = report.files.len().saturating_sub(MAX_FILES) as u64;
+        report.files.truncate(MAX_FILES);
+        Ok(report)
+    }
+
+    fn unmount(&self, now: bool, progress: &dyn Progress) -> Result<UnmountReport, UserError> {
+        if !now && !self.pending().0.is_empty() {
+            self.sync_now(None, false, progress)?;
+            let (pending, _) = self.pending();
+            if let Some(first) = pending.first() {
+                return Err(UserError::new(
+                    "pending",
+                    format!("{} files are not synced, {first} among them", pending.len()),
+                    "see `pstsyncd status`; `pstsyncd unmount --now` keeps them in the journal",
+                )
+                .with_exit(ExitStatus::Pending));
+            }
+        }
+        let mut handle = self.handle.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(mounted) = handle.take() {
+            mounted.unmount().map_err(|e| not_unmounted(&self.mountpoint, &e))?;
+        }
+        let (mut pending, pending_bytes) = self.pending();
+        let more_pending = pending.len().saturating_sub(MAX_FILES) as u64;
+        pending.truncate(MAX_FILES);
+        let state_dir = self.state.path().display().to_string();
+        Ok(UnmountReport { pending, more_pending, pending_bytes, state_dir })
+    }
+}
+
+fn state_of(policy: Policy) -> Result<vfs::State, UserError> {
+    match policy {
+        Policy::Online => Ok(vfs::State::Online),
+        Policy::Cached => Ok(vfs::State::Cached),
+        Policy::Offline => Ok(vfs::State::Offline),
+        Policy::Auto | Policy::Rules => Err(UserError::not_in_this_version(
+            &format!("the policy '{policy}'"),
+            "set the mode by hand: pstsyncd mode online, cached or offline",
+        )),
+    }
+}
+
+/// The client's own name: made once, durable before it is used (R7).
+fn client_id(path: &Path) -> io::Result<ClientId> {
+    match fs::read(path) {
+        Ok(bytes) => bytes.try_into().map_err(|_| io::ErrorKind::InvalidData.into()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            let mut id = [0; 16];
+            sync::pin::random(&mut id)?;
+            let fresh = path.with_extension("new");
+            let mut file = fs::File::create(&fresh)?;
+            file.write_all(&id)?;
+            file.sync_all()?;
+            fs::rename(&fresh, path)?;
+            if let Some(dir) = path.parent() {
+                fs::File::open(dir)?.sync_all()?;
+            }
+            Ok(id)
+        }
+        Err(e) => Err(e),
+    }
+}
+
+fn not_opened(error: &vfs::Error, state: &Path) -> UserError {
+    UserError::new(
+        "drive-not-opened",
+        format!("the drive's state in {} does not open: {error}", state.display()),
+        "see that its disk is well and no other pstsyncd uses it, then mount again",
+    )
+}
+
+fn not_mounted(mountpoint: &Path, error: &io::Error) -> UserError {
+    let next = match error.kind() {
+        io::ErrorKind::NotFound => "install fuse3 (apt-get install fuse3), then mount again",
+        io::ErrorKind::PermissionDenied => {
+            "see that you may use /dev/fuse and own the mountpoint, then mount again"
+        }
+        io::ErrorKind::ResourceBusy => "unmount what is there first, or choose another mountpoint",
+        _ => "see `dmesg` and the log, then mount again",
+    };
+    UserError::new(
+        "not-mounted",
+        format!("the drive cannot be mounted at {}: {error}", mountpoint.display()),
+        next,
+    )
+}
+
+fn not_unmounted(mountpoint: &str, error: &io::Error) -> UserError {
+    UserError::new(
+        "not-unmounted",
+        format!("{mountpoint} cannot be unmounted: {error}"),
+        "close the programs that use it (see `fuser -m`), then unmount again",
+    )
 }

@@ -8,6 +8,8 @@ pub mod background;
 mod drive;
 pub mod options;
 pub mod paths;
+mod syncer;
+mod validator;
 
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};

@@ -1,6 +1,5 @@
 //! `agent serve`: checks what was asked and hands it to the agent.
 
-mod engine;
 
 use std::fs;
 use std::io;
@@ -8,7 +7,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use agent::{Agent, AgentConfig, AgentError};
+use agent::{Agent, AgentConfig, AgentError, PstEngine};
 use serde::Serialize;
 
 use crate::cli::{AgentCommand, ServeArgs};
@@ -16,7 +15,7 @@ use crate::daemon::paths::StateDir;
 use crate::error::{Outcome, UserError, plain};
 use crate::exit::ExitStatus;
 use crate::output::{Format, Output};
-pub use engine::PstEngine;
+
 
 /// An agent to be run; the root was there when it was checked.
 pub struct AgentServe {

@@ -54,11 +54,13 @@ impl Base {
         ))
     }
 
-    /// The destination changed under us: its inventory is the new base; what we may delete is
-    /// what we once synced there and nobody changed since.
+    /// The destination changed under us: its inventory is the new base. What we may delete is
+    /// what we once synced there and nobody changed since, or everything where its bytes are
+    /// those that the local file started from (`is_base`).
     pub(crate) fn changed(
         container: &str,
         before: Option<&Synced>,
+        is_base: &dyn Fn() -> bool,
         local: &Inventory,
         destination: &dyn Destination,
     ) -> Result<Self> {
@@ -70,7 +72,10 @@ impl Base {
                 .map(|(nid, r)| (r.remote_nid, *nid))
                 .collect()
         });
-        let deletable = before.map(Synced::ours);
+        let deletable = match is_base() {
+            true => Some(remote.inventory.clone()),
+            false => before.map(Synced::ours),
+        };
         let known = known.unwrap_or_default();
         Ok(Self::aligned(
             remote.inventory,

@@ -119,6 +119,23 @@ impl SyncDatabase {
         Self { store }
     }
 
+    /// What is known beside the rows; `None` if nothing was synced yet, or it was lost.
+    ///
+    /// # Errors
+    /// [`SyncError::Database`] if the store fails.
+    pub fn head(&self, container: &str, destination: &str) -> Result<Option<Head>> {
+        let key = key(&prefix(container, destination), HEAD, 0);
+        let record = self.store.get::<HeadRecord>(&key).map_err(database)?;
+        Ok(record.map(|head| Head {
+            lineage: head.lineage,
+            bid_next: head.bid_next,
+            epoch: head.epoch,
+            generation: Generation { len: head.len, root: head.root },
+            sequence: head.sequence,
+            verified_at_ms: head.verified_at_ms,
+        }))
+    }
+
     /// The last synced state; `None` if there is none, or it was lost.
     ///
     /// # Errors
@@ -126,11 +143,7 @@ impl SyncDatabase {
     /// which is `None`: it can be rebuilt, and a row less must never look like a delete (R3).
     pub fn load(&self, container: &str, destination: &str) -> Result<Option<Synced>> {
         let prefix = prefix(container, destination);
-        let Some(head) = self
-            .store
-            .get::<HeadRecord>(&key(&prefix, HEAD, 0))
-            .map_err(database)?
-        else {
+        let Some(head) = self.head(container, destination)? else {
             return Ok(None);
         };
         let mut rows = BTreeMap::new();
@@ -158,17 +171,6 @@ impl SyncDatabase {
                 },
             );
         }
-        let head = Head {
-            lineage: head.lineage,
-            bid_next: head.bid_next,
-            epoch: head.epoch,
-            generation: Generation {
-                len: head.len,
-                root: head.root,
-            },
-            sequence: head.sequence,
-            verified_at_ms: head.verified_at_ms,
-        };
         Ok(Some(Synced { head, rows }))
     }
 

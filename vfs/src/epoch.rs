@@ -3,6 +3,8 @@
 //! The drive proposes moments; what a container is and when it is whole, only the injected
 //! validator knows.
 
+use std::sync::Arc;
+
 use storage::{RangeSet, ReadAt};
 
 /// A validator's answer.
@@ -18,5 +20,5 @@ pub enum Verdict {
 pub trait EpochValidator: Send + Sync {
     /// Checks the frozen `file`; `written` says which bytes changed since the last accepted mark,
     /// so that only what is reachable through them needs to be looked at.
-    fn check(&self, file: &dyn ReadAt, written: &RangeSet) -> Verdict;
+    fn check(&self, file: &Arc<dyn ReadAt>, written: &RangeSet) -> Verdict;
 }

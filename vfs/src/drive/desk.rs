@@ -262,7 +262,7 @@ impl Drive {
             return Ok(Ok(snapshot));
         };
         Ok(
-            match validator.check(&*snapshot.reader, &snapshot.written) {
+            match validator.check(&snapshot.reader, &snapshot.written) {
                 Verdict::Consistent => Ok(snapshot),
                 Verdict::Wait(why) => Err(why),
             },

@@ -65,6 +65,15 @@ impl Drive {
         }
     }
 
+    /// The stamp of a file on the share, within the stall budget.
+    ///
+    /// # Errors
+    /// What the share says; [`Error::Link`] if it does not answer.
+    pub fn share_stamp(&self, share_path: &str) -> Result<Stamp> {
+        let path = share_path.to_owned();
+        self.link.call(share_path, move |share| share.stamp(&path))
+    }
+
     /// Opens the share's file; falls back to reading where writing is refused and not needed.
     pub(crate) fn open_on_share(
         &self,
