@@ -32,7 +32,7 @@ pub struct Moment {
 pub fn verify_written(file: Arc<dyn ReadAt>, written: &RangeSet) -> Result<Moment> {
     let ndb = Ndb::open(file)?;
     let mut moment = Moment {
-        maps_valid: ndb.header().amap_valid != 0,
+        maps_valid: ndb.header().maps_valid(),
         blocks_read: 0,
     };
     if ndb.header().torn {

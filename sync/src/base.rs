@@ -36,16 +36,15 @@ impl Base {
     }
 
     /// No database: the destination's own inventory. Deletes are provable only if its bytes are
-    /// the very ones (`attached`) that the local file started from.
+    /// the very ones that the local file started from (`is_base`, asked after it was read).
     pub(crate) fn unknown(
         container: &str,
-        attached: Option<Generation>,
+        is_base: &dyn Fn() -> bool,
         local: &Inventory,
         destination: &dyn Destination,
     ) -> Result<Self> {
         let remote = destination.inventory(container)?;
-        let ours = attached == Some(remote.generation);
-        let deletable = ours.then(|| remote.inventory.clone());
+        let deletable = is_base().then(|| remote.inventory.clone());
         Ok(Self::aligned(
             remote.inventory,
             &BTreeMap::new(),

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use pst::inventory::Inventory;
 use pst::{Nid, Pst};
 use serde::{Deserialize, Serialize};
-use storage::{Generation, ReadAt};
+use storage::ReadAt;
 
 use crate::base::{Base, Renumbered as _};
 use crate::change_list::{Action, Change, Counts};
@@ -34,15 +34,16 @@ const MAX_DELETE_PERCENT: usize = 50;
 const MAX_DELETE_FLOOR: usize = 10;
 
 /// The frozen local side of a sync.
-pub struct Source {
+pub struct Source<'a> {
     /// The container at an accepted epoch.
     pub reader: Arc<dyn ReadAt>,
     /// Its lineage: changes whenever the file is another physical one.
     pub lineage: u64,
     /// The epoch of the snapshot.
     pub epoch: u64,
-    /// The destination bytes that the local file last equalled, if it ever did.
-    pub attached: Option<Generation>,
+    /// Asked after the destination was read: does it still hold the very bytes that the local
+    /// file started from? Only then is what is missing here known to have been deleted here.
+    pub is_base: &'a dyn Fn() -> bool,
 }
 
 /// How the engine gets sequence numbers: durable before they are used, bound to a digest (R7).
@@ -109,7 +110,7 @@ pub struct Report {
 /// destination has applied a package whose answer was lost, which the next run finds out.
 pub fn sync_container(
     container: &str,
-    source: &Source,
+    source: &Source<'_>,
     destination: &dyn Destination,
     database: &SyncDatabase,
     sequencer: &mut dyn Sequencer,
@@ -121,7 +122,7 @@ pub fn sync_container(
     let local = local_inventory(&pst, source, before.as_ref())?;
     let mut base = match &before {
         Some(synced) => Base::last_synced(synced),
-        None => Base::unknown(container, source.attached, &local, destination)?,
+        None => Base::unknown(container, source.is_base, &local, destination)?,
     };
     // A wrong base is found out at most once here: the second answer is made from a fresh
     // inventory, and someone who changes the destination that fast needs another run.
@@ -170,7 +171,7 @@ pub fn sync_container(
 }
 
 /// The local inventory; fingerprints of the last sync are reused where the lineage is unbroken.
-fn local_inventory(pst: &Pst, source: &Source, before: Option<&Synced>) -> Result<Inventory> {
+fn local_inventory(pst: &Pst, source: &Source<'_>, before: Option<&Synced>) -> Result<Inventory> {
     let same_life = before.filter(|b| {
         b.head.lineage == source.lineage && b.head.bid_next <= pst.ndb().header().bid_next_block.0
     });
@@ -334,7 +335,7 @@ fn verify(
     plan: &Plan,
     local: &Inventory,
     outcome: &ApplyOutcome,
-    source: &Source,
+    source: &Source<'_>,
     pst: &Pst,
     sent: &Sent,
     options: Options,

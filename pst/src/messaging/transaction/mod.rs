@@ -147,10 +147,14 @@ impl Transaction {
     /// Writes what was gathered and ends the transaction. The write set takes the file from before
     /// to after; its phases must be made durable in order (DESIGN R8).
     ///
+    /// The space taken is held against every page and block of the file first: other writers'
+    /// allocation maps may lie, and mail must not be overwritten for believing them.
+    ///
     /// # Errors
-    /// If a table or property context that must change cannot be read.
+    /// If a table or property context that must change cannot be read, or the maps lie.
     pub fn finish(mut self) -> Result<WriteSet> {
         self.write_gathered()?;
+        self.ndb.verify_space()?;
         self.ndb.finish()
     }
 
