@@ -28,13 +28,12 @@ demo: bootstrap
 	$(CARGO) build --locked --release --bins --examples
 	target/release/examples/demo $(if $(PST),--pst "$(PST)") $(DEMO_ARGS)
 
-# The examples are programs that the tests run. The skip log collects what tests say they did not run: the test
-# runner hides it otherwise.
+# cargo builds the examples with the tests, which run them. The skip log collects what tests say they did not
+# run: the test runner hides it otherwise.
 test: bootstrap
 	@mkdir -p target
 	@rm -f target/skips.log
 	scripts/test-scripts.sh
-	$(CARGO) build --locked --workspace --bins --examples
 	PSTSYNCD_SKIP_LOG="$(CURDIR)/target/skips.log" $(CARGO) test --locked --workspace
 	scripts/check-skips.sh target/skips.log
 

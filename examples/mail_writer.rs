@@ -61,7 +61,7 @@ fn main() -> Result<()> {
 
 fn create(path: &Path, bytes: u64, seed: u64) -> Result<()> {
     let file =
-        FileStorage::create(path).with_context(|| format!("cannot create {}", path.display()))?;
+        FileStorage::create_new(path).with_context(|| format!("cannot create {}", path.display()))?;
     file.write_all_at(0, &pst::create_empty(b"mail writer demo")?)?;
     let file = Arc::new(file);
     let mut random = Random(seed);

@@ -24,6 +24,10 @@ fi
 printf 'fuse\n' >"$temp/allowed"
 skips '' && fail "an entry without a reason must fail"
 
+# A test that prints its skip by itself is not seen: all go through tests/support/skip.rs.
+own=$(grep -rnE --include='*.rs' 'print(ln)?!\("skipped' tests */tests */src src examples | grep -v '^tests/support/skip.rs:' || true)
+[ -z "$own" ] || fail "these skip without tests/support/skip.rs: $own"
+
 scripts/bootstrap.sh --nonsense >/dev/null 2>&1 && fail "bootstrap must refuse unknown options"
 for script in scripts/*.sh; do
   bash -n "$script" || fail "$script does not parse"

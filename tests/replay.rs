@@ -41,7 +41,7 @@ fn assert_readers_agree(rig: &Rig) {
         ("readpst", readers::readpst),
     ] {
         let (Some(drive), Some(share)) = (read(&copy), read(&rig.on_share())) else {
-            skip::skipped("replay", &format!("{name} is not installed"));
+            skip::skipped("readers", &format!("{name} is not installed"));
             continue;
         };
         for (folder, items) in &drive {
@@ -59,7 +59,7 @@ fn assert_readers_agree(rig: &Rig) {
 #[test]
 fn replayed_edits_reach_the_share() {
     let Some(mail) = trace::mail_pst() else {
-        return skip::skipped("replay", "no traces on this machine");
+        return skip::skipped("traces", "no traces on this machine");
     };
     let mut rig = Rig::new(&mail);
     rig.mount("cached");
@@ -104,7 +104,7 @@ fn replayed_edits_reach_the_share() {
 #[test]
 fn killed_in_the_middle_of_a_replay() {
     let Some(mail) = trace::mail_pst() else {
-        return skip::skipped("replay", "no traces on this machine");
+        return skip::skipped("traces", "no traces on this machine");
     };
     let mut rig = Rig::new(&mail);
     let mut model = mail;

@@ -47,7 +47,6 @@ fn open(name: &str) -> Option<Result<Pst, PstError>> {
 fn every_object_is_read_and_counted_as_libpff_counts() {
     for (name, folders, messages, attached) in FILES {
         let Some(pst) = open(name) else {
-            println!("skipped: no corpus");
             return;
         };
         let pst = pst.unwrap();
@@ -84,7 +83,6 @@ fn every_object_is_read_and_counted_as_libpff_counts() {
 fn dumps_and_inventories_agree_on_what_there_is() {
     for (name, ..) in FILES {
         let Some(pst) = open(name) else {
-            println!("skipped: no corpus");
             return;
         };
         let pst = pst.unwrap();
@@ -124,7 +122,7 @@ fn dumps_and_inventories_agree_on_what_there_is() {
 #[test]
 fn a_broken_header_is_refused() {
     match open("broken-header.pst") {
-        None => println!("skipped: no corpus"),
+        None => {}
         Some(Ok(_)) => panic!("a file with a wrong header CRC was opened"),
         Some(Err(e)) => assert!(matches!(e, PstError::Corrupt { .. }), "{e}"),
     }

@@ -1,6 +1,9 @@
 //! What the integration tests share: finding the corpus, and a storage over bytes in memory.
 #![allow(dead_code, clippy::unwrap_used)]
 
+#[path = "../../../tests/support/skip.rs"]
+mod skip;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -15,7 +18,7 @@ pub fn shared() -> Option<PathBuf> {
     if dir.join("corpus").is_dir() {
         Some(dir)
     } else {
-        println!("skipped: no corpus in {}", dir.display());
+        skip::skipped("corpus", "no corpus on this machine");
         None
     }
 }
@@ -94,7 +97,7 @@ pub fn pffinfo_accepts(data: &[u8]) -> bool {
     let out = match std::process::Command::new("pffinfo").arg(&path).output() {
         Ok(out) => out,
         Err(e) => {
-            println!("skipped: pffinfo: {e}");
+            skip::skipped("readers", &format!("pffinfo: {e}"));
             return false;
         }
     };
