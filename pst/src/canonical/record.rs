@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::derived::{ObjectKind, Place, is_derived_prop};
 use crate::ltp::{NameKind, NameMap, PropBag, PropValue};
-use crate::messaging::{AttachmentData, MessageData, for_each_chunk, tags};
+use crate::messaging::{AttachmentData, MessageData, by_key, for_each_chunk, tags};
 use crate::ndb::Ndb;
 use crate::{Bid, Result};
 
@@ -231,7 +231,7 @@ fn canon_props(
     holds: Option<bool>,
 ) -> Result<Vec<CanonProp>> {
     let mut out = Vec::with_capacity(bag.len());
-    for value in bag.iter() {
+    for (key, value) in by_key(bag, names) {
         let id = value.tag.id();
         if is_derived_prop(place, id) {
             continue;
@@ -240,7 +240,7 @@ fn canon_props(
             continue; // the embedded message stands in the record itself
         }
         let mut canon = CanonProp {
-            key: canon_key(id, names),
+            key,
             prop_type: value.tag.prop_type().0,
             value: canon_value(value)?,
         };
@@ -249,7 +249,6 @@ fn canon_props(
         }
         out.push(canon);
     }
-    out.sort();
     Ok(out)
 }
 
