@@ -1,5 +1,7 @@
 //! What the structural check says about real files.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use pst::check::{Severity, check};

@@ -1,5 +1,7 @@
 //! Reads every node, block and subnode of the real files at the node database layer.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -108,7 +108,7 @@ impl Checker<'_> {
                 Severity::Warning,
                 524,
                 "2.2.2.6",
-                "dwCRCFull is wrong: a header write was cut off between its two sectors",
+                "a header checksum is wrong: a writer stopped in the middle of its work",
             );
         }
         if valid > 2 {

@@ -172,17 +172,19 @@ pub(crate) fn span_count(len: u64) -> u64 {
 }
 
 /// Recomputes all AMaps from the two trees, calling `overlap` for slots used twice. The maps
-/// cover at least `at_least` spans.
-pub(crate) fn rebuild(
+/// cover at least `at_least` and at most `at_most` spans; `overlap` is also called for what lies
+/// behind them.
+fn rebuild(
     ndb: &Ndb,
     at_least: u64,
+    at_most: u64,
     mut overlap: impl FnMut(u64, &'static str) -> Result<()>,
 ) -> Result<BTreeMap<u64, Bits>> {
     let mut maps: BTreeMap<u64, Bits> = (0..at_least).map(|i| (i, reserved(i))).collect();
     let mut mark = |ib: u64, len: usize, what: &'static str| -> Result<()> {
         let (index, slot) = index_of(ib)?;
         let n = slots_of(len);
-        if slot + n > SLOTS || index >= MAX_AMAPS {
+        if slot + n > SLOTS || index >= at_most {
             return overlap(ib, what);
         }
         while maps.len() as u64 <= index {
@@ -256,9 +258,14 @@ impl Space {
     /// [`PstError::Refused`] if two structures overlap: such a file must be repaired first.
     pub fn recomputed(ndb: &Ndb) -> Result<Self> {
         let header = ndb.header();
-        let count = span_count(header.file_eof)
-            .max(span_count(header.amap_last.saturating_add(1)))
-            .max(1);
+        let len = ndb
+            .storage()
+            .len()
+            .map_err(|source| PstError::Io { offset: 0, source })?;
+        // Nothing that is used lies behind the file's end, so its length bounds the maps.
+        let most = span_count(len).max(1);
+        let last = span_count(header.amap_last.saturating_add(1));
+        let count = span_count(header.file_eof).max(last).clamp(1, most);
         if count > MAX_AMAPS {
             return Err(PstError::Limit {
                 what: "AMaps",
@@ -266,9 +273,10 @@ impl Space {
                 limit: MAX_AMAPS,
             });
         }
-        let maps = rebuild(ndb, count, |ib, what| {
+        let maps = rebuild(ndb, count, most, |ib, what| {
             Err(PstError::Refused(format!(
-                "the {what} at {ib:#x} overlaps another structure; the file needs repair"
+                "the {what} at {ib:#x} overlaps another structure or lies outside the file; \
+                 the file needs repair"
             )))
         })?;
         let count = maps.len() as u64;

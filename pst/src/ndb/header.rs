@@ -74,8 +74,19 @@ pub struct Header {
     pub bbt: Bref,
     /// ROOT.fAMapValid as stored: 0 invalid, 1 or 2 valid.
     pub amap_valid: u8,
-    /// The full checksum is wrong: the header's second sector is of another write.
+    /// A checksum is wrong: the header's second sector is of another write, or a writer flipped
+    /// fAMapValid alone.
     pub torn: bool,
+}
+
+fn partial_right(b: &[u8]) -> Result<bool> {
+    let covered = slice(
+        b,
+        at::MAGIC_CLIENT,
+        at::PARTIAL_END - at::MAGIC_CLIENT,
+        "HEADER",
+    )?;
+    Ok(crc(covered) == u32_at(b, at::CRC_PARTIAL, "dwCRCPartial")?)
 }
 
 impl Header {
@@ -101,18 +112,22 @@ impl Header {
         let raw = slice(bytes, 0, HEADER_LEN, "HEADER")?.to_vec();
         let b = raw.as_slice();
 
-        let partial = slice(
-            b,
-            at::MAGIC_CLIENT,
-            at::PARTIAL_END - at::MAGIC_CLIENT,
-            "HEADER",
-        )?;
-        let stored = u32_at(b, at::CRC_PARTIAL, "dwCRCPartial")?;
-        if crc(partial) != stored {
+        // One writer flips fAMapValid alone while it works: the checksums are then those of the
+        // header with the flag as it was.
+        let mut as_valid = raw.clone();
+        let mut torn = !partial_right(b)?;
+        for flag in [2, 1] {
+            if torn && u8_at(b, at::AMAP_VALID, "fAMapValid")? == 0 && !partial_right(&as_valid)? {
+                put(&mut as_valid, at::AMAP_VALID, &[flag]);
+            }
+        }
+        if !partial_right(&as_valid)? {
+            let stored = u32_at(b, at::CRC_PARTIAL, "dwCRCPartial")?;
+            let found = crc(b.get(at::MAGIC_CLIENT..at::PARTIAL_END).unwrap_or_default());
             return Err(PstError::corrupt(
                 "dwCRCPartial",
                 at::CRC_PARTIAL as u64,
-                format!("stored {stored:#010x}, computed {:#010x}", crc(partial)),
+                format!("stored {stored:#010x}, computed {found:#010x}"),
             ));
         }
         let full = slice(
@@ -121,7 +136,7 @@ impl Header {
             at::FULL_END - at::MAGIC_CLIENT,
             "HEADER",
         )?;
-        let torn = crc(full) != u32_at(b, at::CRC_FULL, "dwCRCFull")?;
+        torn |= crc(full) != u32_at(b, at::CRC_FULL, "dwCRCFull")?;
         let sentinel = u8_at(b, at::SENTINEL, "bSentinel")?;
         if sentinel != 0x80 {
             return Err(PstError::corrupt(

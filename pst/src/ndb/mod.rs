@@ -111,9 +111,19 @@ impl Ndb {
             ));
         }
         let ndb = Self::assemble(storage, header, SharedCache::default());
-        ndb.bt_root::<NbtEntry>()?;
-        ndb.bt_root::<BbtEntry>()?;
-        Ok(ndb)
+        let roots = ndb
+            .bt_root::<NbtEntry>()
+            .and_then(|_| ndb.bt_root::<BbtEntry>());
+        match roots {
+            Ok(_) => Ok(ndb),
+            // A header of which only a part is right must at least lead to two whole trees.
+            Err(e @ PstError::Corrupt { .. }) if ndb.header.torn => Err(PstError::corrupt(
+                "dwCRCPartial",
+                4,
+                format!("the header's checksum is wrong, and it leads nowhere: {e}"),
+            )),
+            Err(e) => Err(e),
+        }
     }
 
     /// A reader with a header that is not, or not yet, in the storage.

@@ -22,7 +22,7 @@ use std::sync::{Arc, Weak};
 
 use storage::{Overlay, Phase, ReadAt, WriteAt, WriteSet};
 
-use super::amap::Space;
+use super::amap::{Space, walk_pages};
 use super::block::seal_block;
 use super::btree::{BbtEntry, BtLeaf, NbtEntry};
 use super::btree_write::{self, PageSpace};
@@ -93,7 +93,7 @@ impl NdbTransaction {
                 found: last.key(),
                 limit: u64::MAX - 4,
             })?;
-            header.bid_next_block = Bid(header.bid_next_block.0.next_multiple_of(4).max(least));
+            header.bid_next_block = Bid(header.bid_next_block.0.max(least));
         }
         let space = if trusted {
             Space::trusted(&base, dense_maps(&base))
@@ -257,9 +257,15 @@ impl NdbTransaction {
                 limit: format.max_data() as u64,
             });
         }
-        let next = self.header.bid_next_block;
-        let bid = Bid((next.0 & !3) | if internal { 2 } else { 0 });
-        self.header.bid_next_block = Bid((next.0 & !3) + 4);
+        let limit = PstError::Limit {
+            what: "bidNextB",
+            found: self.header.bid_next_block.0,
+            limit: u64::MAX - 8,
+        };
+        let next = self.header.bid_next_block.0.checked_next_multiple_of(4);
+        let next = next.filter(|n| *n <= u64::MAX - 8).ok_or(limit)?;
+        let bid = Bid(next | if internal { 2 } else { 0 });
+        self.header.bid_next_block = Bid(next + 4);
         let ib = self.take(format.block_space(data.len()), false)?;
         let bref = Bref { bid, ib };
         let stored = seal_block(format, self.header.crypt, bref, data);
@@ -404,6 +410,40 @@ impl NdbTransaction {
             self.header.clone(),
             self.cache.clone(),
         ));
+        Ok(())
+    }
+
+    /// Compares the space that this edit has taken with every page and block of the committed
+    /// file. AMaps marked valid are otherwise believed; this costs a walk over both trees, and
+    /// keeps the mail of a file whose maps lie.
+    ///
+    /// # Errors
+    /// [`PstError::Refused`] if the edit would overwrite something: recompute the maps first
+    /// ([`NdbTransaction::begin_recomputed`]).
+    pub fn verify_space(&mut self) -> Result<()> {
+        self.merge()?;
+        let taken: storage::RangeSet = self
+            .space
+            .taken()
+            .into_iter()
+            .map(|(ib, len)| ib..ib + len as u64)
+            .collect();
+        let format = self.base.format();
+        let clash = |ib: u64, len: usize| -> Result<()> {
+            if taken.intersects(ib..ib.saturating_add(len as u64)) {
+                return Err(PstError::Refused(format!(
+                    "the allocation maps call the used space at {ib:#x} free; \
+                     the file needs its maps recomputed"
+                )));
+            }
+            Ok(())
+        };
+        walk_pages::<NbtEntry>(&self.base, &mut |p| clash(p.bref.ib, format.page_size))?;
+        walk_pages::<BbtEntry>(&self.base, &mut |p| clash(p.bref.ib, format.page_size))?;
+        for block in self.base.blocks() {
+            let block = block?;
+            clash(block.bref.ib, format.block_space(usize::from(block.cb)))?;
+        }
         Ok(())
     }
 
