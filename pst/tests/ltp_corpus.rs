@@ -1,5 +1,8 @@
 //! The lists, tables and properties layer on PST files that other programs wrote.
 
+// Helpers of tests fail like tests.
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::sync::Arc;

@@ -4,12 +4,15 @@
 //! counts, allocation maps. It never stops at the first finding and never changes anything. A
 //! file without findings of severity [`Severity::Error`] can be edited.
 
+mod ltp;
 mod refs;
 mod space;
 mod trees;
 
 use std::collections::BTreeMap;
 use std::fmt;
+
+pub use ltp::check_ltp;
 
 use crate::PstError;
 use crate::ndb::{BbtEntry, NbtEntry, Ndb};

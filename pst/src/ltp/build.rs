@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::bag::PropBag;
 use super::bth::build_bth;
 use super::heap::{ClientSig, Hid};
 use super::heap_build::{HeapBuilder, MAX_ITEM};
-use super::prop::{ObjectValue, PropBag, PropType, ValueData};
+use super::prop::{ObjectValue, PropType, ValueData};
 use crate::ndb::{Ndb, NodeContent, NodeData, Subnodes};
 use crate::{Nid, NidType, PstError, Result};
 

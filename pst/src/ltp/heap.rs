@@ -96,6 +96,12 @@ impl ClientSig {
     pub const PROPERTIES: Self = Self(0xBC);
     /// A bare BTH.
     pub const BTH: Self = Self(0xB5);
+
+    /// Whether the value is one of those reserved for structures that are not documented.
+    #[must_use]
+    pub const fn is_reserved(self) -> bool {
+        matches!(self.0, 0x6C | 0x8C | 0x9C | 0xA5 | 0xAC | 0xCC)
+    }
 }
 
 /// The page map of one heap block ([MS-PST] 2.3.1.5), as stored.

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
+use super::bag::PropBag;
 use super::node::NodeSource;
 use super::pc::PropertyContext;
-use super::prop::{PropBag, Text, utf16le};
+use super::text::{Text, utf16le};
 use crate::ndb::Ndb;
 use crate::ndb::bytes::{slice, u16_at, u32_at};
 use crate::{Nid, PstError, Result};
@@ -143,7 +144,7 @@ impl Streams {
     }
 
     /// The name that one 8-byte NAMEID of the entry stream stands for, and its property id.
-    fn entry(&self, b: &[u8]) -> Result<(u16, PropName)> {
+    pub(crate) fn entry(&self, b: &[u8]) -> Result<(u16, PropName)> {
         let number = u32_at(b, 0, "NAMEID.dwPropertyID")?;
         let w = u16_at(b, 4, "NAMEID.wGuid")?;
         let index = u16_at(b, 6, "NAMEID.wPropIdx")?;

@@ -14,6 +14,7 @@ use super::names::{
 use super::node::NodeSource;
 use super::pc::PropertyContext;
 use super::prop::PropValue;
+use crate::ndb::bytes::u16_at;
 use crate::ndb::{Ndb, NodeContent, crc};
 use crate::{Nid, PstError, Result};
 
@@ -136,25 +137,27 @@ impl NameMapEdit {
             NameKind::String(s) => (self.add_string(s)?, crc(s), 1),
         };
         let w = (guid << 1) | string;
-        let nameid = |number: u32| {
-            let mut b = number.to_le_bytes().to_vec();
-            b.extend_from_slice(&w.to_le_bytes());
-            b.extend_from_slice(&index.to_le_bytes());
-            b
-        };
-        let bucket = (hash ^ u32::from(w)) % self.buckets;
-        let bucket = BUCKET_BASE + u16::try_from(bucket).unwrap_or_default();
+        let bucket = self.bucket(hash, w);
         let mut list = match self.streams.bag.get(bucket) {
             Some(v) => v.data.read(BUCKET_LIMIT)?,
             None => Vec::new(),
         };
-        list.extend_from_slice(&nameid(hash));
+        list.extend_from_slice(&nameid(hash, w, index));
         self.streams.bag.insert(PropValue::binary(bucket, list));
-        self.streams.entries.extend_from_slice(&nameid(number));
+        self.streams
+            .entries
+            .extend_from_slice(&nameid(number, w, index));
         let id = 0x8000 + index;
         self.map.insert(id, name.clone());
         self.changed = true;
         Ok(id)
+    }
+
+    /// The property that is the hash bucket of a name: `hash` is its number or the checksum of
+    /// its string, `w` its wGuid.
+    fn bucket(&self, hash: u32, w: u16) -> u16 {
+        let n = (hash ^ u32::from(w)) % self.buckets;
+        BUCKET_BASE + u16::try_from(n).unwrap_or_default()
     }
 
     fn guid_index(&mut self, guid: Guid) -> Result<u16> {
@@ -215,6 +218,42 @@ impl NameMapEdit {
         }
         build_pc(&bag, same)
     }
+}
+
+/// The names that are not in the hash bucket in which [MS-PST] 2.4.7.6 looks for them: for the
+/// check.
+pub(crate) fn unlisted_names(ndb: &Arc<Ndb>) -> Result<Vec<PropName>> {
+    let Some(n) = ndb.node(Nid::NAME_TO_ID_MAP)? else {
+        return Ok(Vec::new());
+    };
+    let edit = NameMapEdit::open_source(&NodeSource::stored(ndb, n.bid_data, n.bid_sub))?;
+    let mut unlisted = Vec::new();
+    for b in edit.streams.entries.chunks_exact(8) {
+        let (id, name) = edit.streams.entry(b)?;
+        let hash = match &name.kind {
+            NameKind::Number(n) => *n,
+            NameKind::String(s) => crc(s),
+        };
+        let w = u16_at(b, 4, "NAMEID.wGuid")?;
+        let list = match edit.streams.bag.get(edit.bucket(hash, w)) {
+            Some(v) => v.data.read(BUCKET_LIMIT)?,
+            None => Vec::new(),
+        };
+        if !list
+            .chunks_exact(8)
+            .any(|e| e == nameid(hash, w, id.wrapping_sub(0x8000)))
+        {
+            unlisted.push(name);
+        }
+    }
+    Ok(unlisted)
+}
+
+/// A NAMEID record ([MS-PST] 2.4.7.1).
+fn nameid(number: u32, w: u16, index: u16) -> [u8; 8] {
+    let [a, b, c, d] = number.to_le_bytes();
+    let ([e, f], [g, h]) = (w.to_le_bytes(), index.to_le_bytes());
+    [a, b, c, d, e, f, g, h]
 }
 
 impl Default for NameMapEdit {

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::bag::PropBag;
 use super::bth::read_bth;
 use super::heap::{ClientSig, Heap, Hnid};
 use super::node::{Blocks, NodeSource, SubnodeMap};
-use super::prop::{ObjectValue, PropBag, PropTag, PropType, PropValue, ValueData};
+use super::prop::{ObjectValue, PropTag, PropType, PropValue, ValueData};
 use crate::ndb::Ndb;
 use crate::ndb::bytes::{u16_at, u32_at};
 use crate::{Bid, Nid, PstError, Result};

@@ -1,15 +1,15 @@
-//! Property tags, types, values and bags ([MS-OXCDATA] 2.9 and 2.11).
+//! Property tags, types and values ([MS-OXCDATA] 2.9 and 2.11).
 //!
 //! Values are kept as the raw little-endian bytes that the PST stores, so that reading and
 //! writing again loses nothing; the typed getters are views that never change what is stored.
 //! A Unicode string is its UTF-16LE bytes without terminator as stored; multi-valued properties
 //! are kept in the packed form of [MS-PST] 2.3.3.4.2.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
 use super::node::NodeSource;
+use super::text::{Text, utf16le};
 use crate::ndb::{Ndb, NodeData};
 use crate::{Bid, Nid, PstError, Result};
 
@@ -516,235 +516,9 @@ impl PropValue {
     }
 }
 
-/// UTF-16LE bytes of a string, without terminator.
-#[must_use]
-pub fn utf16le(s: &str) -> Vec<u8> {
-    s.encode_utf16().flat_map(u16::to_le_bytes).collect()
-}
-
-/// A string view of a value, and whether it says all that the bytes say.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Text {
-    /// The text; what could not be decoded shows as U+FFFD.
-    pub text: String,
-    /// Whether encoding `text` again would give the stored bytes.
-    pub lossless: bool,
-}
-
-impl Text {
-    /// Decodes UTF-16LE; unpaired surrogates and an odd last byte make it lossy.
-    #[must_use]
-    pub fn from_utf16le(bytes: &[u8]) -> Self {
-        let (pairs, rest) = bytes.as_chunks::<2>();
-        let mut lossless = rest.is_empty();
-        let text = char::decode_utf16(pairs.iter().map(|p| u16::from_le_bytes(*p)))
-            .map(|c| {
-                c.unwrap_or_else(|_| {
-                    lossless = false;
-                    char::REPLACEMENT_CHARACTER
-                })
-            })
-            .collect();
-        Self { text, lossless }
-    }
-
-    /// A best-effort view of bytes in an unknown code page: UTF-8 where valid, else Windows-1252.
-    /// Only pure ASCII counts as lossless, for nothing else is certain.
-    #[must_use]
-    pub fn from_string8(bytes: &[u8]) -> Self {
-        match std::str::from_utf8(bytes) {
-            Ok(s) => Self {
-                text: s.to_owned(),
-                lossless: bytes.is_ascii(),
-            },
-            Err(_) => Self {
-                text: bytes.iter().map(|b| cp1252(*b)).collect(),
-                lossless: false,
-            },
-        }
-    }
-}
-
-fn cp1252(b: u8) -> char {
-    const HIGH: [char; 32] = [
-        '€', '\u{81}', '‚', 'ƒ', '„', '…', '†', '‡', 'ˆ', '‰', 'Š', '‹', 'Œ', '\u{8D}', 'Ž',
-        '\u{8F}', '\u{90}', '‘', '’', '“', '”', '•', '–', '—', '˜', '™', 'š', '›', 'œ', '\u{9D}',
-        'ž', 'Ÿ',
-    ];
-    HIGH.get(usize::from(b).wrapping_sub(0x80))
-        .copied()
-        .unwrap_or(char::from(b))
-}
-
-/// A FILETIME (100 ns since 1601-01-01 UTC) as ISO 8601 with all seven decimals, without asking
-/// any clock or time zone.
-#[must_use]
-pub fn filetime_iso(filetime: u64) -> String {
-    let (secs, ticks) = (filetime / 10_000_000, filetime % 10_000_000);
-    let (days, sod) = (secs / 86_400, secs % 86_400);
-    // Civil-from-days over 400-year eras, with years that begin in March so that the leap day
-    // comes last. 1601-01-01 is day 584_694 counted from 0000-03-01.
-    let z = days + 584_694;
-    let (era, doe) = (z / 146_097, z % 146_097);
-    let yoe = (doe - doe / 1_460 + doe / 36_524 - doe / 146_096) / 365;
-    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
-    let mp = (5 * doy + 2) / 153;
-    let day = doy - (153 * mp + 2) / 5 + 1;
-    let month = if mp < 10 { mp + 3 } else { mp - 9 };
-    let year = yoe + era * 400 + u64::from(month <= 2);
-    format!(
-        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{ticks:07}Z",
-        sod / 3600,
-        sod / 60 % 60,
-        sod % 60
-    )
-}
-
-/// An ordered set of properties, at most one per property id.
-#[derive(Clone, Debug, Default)]
-pub struct PropBag(BTreeMap<u16, PropValue>);
-
-impl PropBag {
-    /// An empty bag.
-    #[must_use]
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// The property with this id.
-    #[must_use]
-    pub fn get(&self, id: u16) -> Option<&PropValue> {
-        self.0.get(&id)
-    }
-
-    /// The property with exactly this tag.
-    #[must_use]
-    pub fn get_tag(&self, tag: PropTag) -> Option<&PropValue> {
-        self.0.get(&tag.id()).filter(|p| p.tag == tag)
-    }
-
-    /// Puts a property in, replacing one of the same id.
-    pub fn insert(&mut self, value: PropValue) -> Option<PropValue> {
-        self.0.insert(value.tag.id(), value)
-    }
-
-    /// Takes a property out.
-    pub fn remove(&mut self, id: u16) -> Option<PropValue> {
-        self.0.remove(&id)
-    }
-
-    /// The properties in id order.
-    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &PropValue> + ExactSizeIterator {
-        self.0.values()
-    }
-
-    /// How many properties there are.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Whether there are none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// [`PropValue::as_i32`] of the property with this id.
-    #[must_use]
-    pub fn i32(&self, id: u16) -> Option<i32> {
-        self.get(id)?.as_i32()
-    }
-
-    /// [`PropValue::as_str`] of the property with this id.
-    #[must_use]
-    pub fn str(&self, id: u16) -> Option<String> {
-        self.get(id)?.as_str()
-    }
-
-    /// Whether both bags hold the same tags with the same content.
-    ///
-    /// # Errors
-    /// What reading the values gives.
-    pub fn same_content(&self, other: &Self) -> Result<bool> {
-        if self.len() != other.len() {
-            return Ok(false);
-        }
-        for (a, b) in self.iter().zip(other.iter()) {
-            if a.tag != b.tag || !a.data.same_content(&b.data)? {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-}
-
-impl FromIterator<PropValue> for PropBag {
-    fn from_iter<I: IntoIterator<Item = PropValue>>(iter: I) -> Self {
-        let mut bag = Self::new();
-        bag.extend(iter);
-        bag
-    }
-}
-
-impl Extend<PropValue> for PropBag {
-    fn extend<I: IntoIterator<Item = PropValue>>(&mut self, iter: I) {
-        for v in iter {
-            self.insert(v);
-        }
-    }
-}
-
-impl IntoIterator for PropBag {
-    type Item = PropValue;
-    type IntoIter = std::collections::btree_map::IntoValues<u16, PropValue>;
-    fn into_iter(self) -> Self::IntoIter {
-        self.0.into_values()
-    }
-}
-
-impl<'a> IntoIterator for &'a PropBag {
-    type Item = &'a PropValue;
-    type IntoIter = std::collections::btree_map::Values<'a, u16, PropValue>;
-    fn into_iter(self) -> Self::IntoIter {
-        self.0.values()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn filetime_matches_known_dates() {
-        assert_eq!(filetime_iso(0), "1601-01-01T00:00:00.0000000Z");
-        assert_eq!(
-            filetime_iso(116_444_736_000_000_000),
-            "1970-01-01T00:00:00.0000000Z"
-        );
-        // 2000-02-29 12:34:56.7890123
-        assert_eq!(
-            filetime_iso(125_963_012_967_890_123),
-            "2000-02-29T12:34:56.7890123Z"
-        );
-        assert_eq!(filetime_iso(u64::MAX), "60056-05-28T05:36:10.9551615Z");
-    }
-
-    #[test]
-    fn text_views_tell_whether_they_are_exact() {
-        assert_eq!(
-            Text::from_utf16le(&utf16le("Grüße 😀")),
-            Text {
-                text: "Grüße 😀".into(),
-                lossless: true
-            }
-        );
-        assert!(!Text::from_utf16le(&[0x00, 0xD8]).lossless);
-        assert!(!Text::from_utf16le(&[0x41, 0, 0x42]).lossless);
-        assert_eq!(Text::from_string8(b"M\xFCll\x80").text, "Müll€");
-        assert!(!Text::from_string8(b"M\xFCll").lossless);
-        assert!(Text::from_string8(b"plain").lossless);
-    }
 
     #[test]
     fn multi_values_unpack_as_packed() {

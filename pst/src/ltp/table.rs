@@ -6,11 +6,12 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::bag::PropBag;
 use super::bth::read_bth;
 use super::heap::{ClientSig, Heap, Hid, Hnid};
 use super::node::{Blocks, NodeSource, SubnodeMap};
 use super::pc::read_value;
-use super::prop::{PropBag, PropTag, PropValue, ValueData};
+use super::prop::{PropTag, PropValue, ValueData};
 use crate::ndb::Ndb;
 use crate::ndb::bytes::{slice, u8_at, u16_at, u32_at};
 use crate::{Bid, PstError, Result};
@@ -91,14 +92,7 @@ pub struct TableContext {
     index: Vec<(u32, u32)>,
     by_id: HashMap<u32, u32>,
     matrix: Matrix,
-    parts: Parts,
-}
-
-/// Where the parts of the table lie, for the check.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Parts {
-    pub row_index: Hid,
-    pub rows: Hnid,
+    row_index: Hid,
 }
 
 impl std::fmt::Debug for TableContext {
@@ -178,7 +172,6 @@ impl TableContext {
                 }
             }
         };
-        let parts = Parts { row_index, rows };
         Ok(Self {
             heap,
             subnodes,
@@ -186,7 +179,7 @@ impl TableContext {
             index,
             by_id,
             matrix,
-            parts,
+            row_index,
         })
     }
 
@@ -241,8 +234,19 @@ impl TableContext {
         &self.heap
     }
 
-    pub(crate) const fn parts(&self) -> Parts {
-        self.parts
+    /// The header of the row index.
+    pub(crate) const fn row_index(&self) -> Hid {
+        self.row_index
+    }
+
+    /// The row ids and their places in the matrix, in matrix order.
+    pub(crate) fn row_places(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
+        self.index.iter().copied()
+    }
+
+    /// The row id that the row at matrix index `at` itself has.
+    pub(crate) fn raw_row_id(&self, at: u32) -> Result<u32> {
+        u32_at(&self.raw_row(at)?, 0, "dwRowID")
     }
 
     /// How many whole rows the matrix has room for.
@@ -263,7 +267,7 @@ impl TableContext {
     }
 
     /// The raw bytes of the row at matrix index `at`.
-    pub(crate) fn raw_row(&self, at: u32) -> Result<Vec<u8>> {
+    fn raw_row(&self, at: u32) -> Result<Vec<u8>> {
         let size = self.layout.row_size();
         let i = at as usize;
         let missing = || PstError::corrupt("dwRowIndex", 0, format!("no row {at} in the matrix"));

@@ -9,12 +9,13 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use super::bag::PropBag;
 use super::bth::build_bth;
 use super::build::{ValueSink, fixed_hid};
 use super::heap::ClientSig;
 use super::heap_build::MAX_ITEM;
 use super::node::{BLOCK_DATA, NodeSource};
-use super::prop::{PropBag, PropTag};
+use super::prop::PropTag;
 use super::table::{Column, Layout, Row, TableContext};
 use crate::ndb::bytes::put;
 use crate::ndb::{Ndb, NodeContent, NodeData};
