@@ -42,7 +42,7 @@ pub fn dump(
     };
     walk.folder(Nid::ROOT_FOLDER)?;
     for (nid, entry) in &index.raw {
-        let record = Record::raw(pst.ndb(), entry.bid_data, entry.bid_sub)?;
+        let record = Record::raw(pst.ndb(), pst.names(), entry)?;
         let mut line = String::from("{\"kind\":\"raw\"");
         push_str(&mut line, "nid", &nid.to_string());
         push_str(&mut line, "meaning", meaning(*nid));

@@ -1,6 +1,7 @@
 //! Our own reader must not be the judge of our own writer: a PST that the engine wrote is read by
 //! libpff (pffexport), libpst (readpst) and the `outlook-pst` crate, and what they find is what was
 //! written. A tool that is not installed is skipped, and says so.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -465,7 +466,7 @@ fn crate_message(message: &Rc<UnicodeMessage>) -> Mail {
                     files.push((text(a.properties().get(0x3707)), hash(b.buffer())));
                 }
                 Some(PstAttachmentData::Message(m)) => {
-                    embedded.push(text(m.properties().get(0x0037)))
+                    embedded.push(text(m.properties().get(0x0037)));
                 }
                 None => files.push((text(a.properties().get(0x3707)), hash(&[]))),
             }
@@ -521,7 +522,7 @@ fn readpst_reads_what_was_written() {
             let bytes = std::fs::read(&path).unwrap();
             match file.split_once('-') {
                 Some((_, attached)) if attached.ends_with(".bin") => {
-                    files.push((attached.to_owned(), hash(&bytes)))
+                    files.push((attached.to_owned(), hash(&bytes)));
                 }
                 _ => {
                     let mail = String::from_utf8_lossy(&bytes).into_owned();

@@ -60,7 +60,7 @@ pub struct Transaction {
     columns: BTreeMap<Nid, Arc<Vec<PropTag>>>,
     /// The properties of folders as this transaction last wrote them.
     bags: BTreeMap<Nid, PropBag>,
-    domain: BTreeSet<Nid>,
+    domain: BTreeSet<u32>,
     changes: Vec<Change>,
 }
 
