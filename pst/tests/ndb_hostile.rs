@@ -92,7 +92,7 @@ fn changed_pages_below_right_checksums() {
     }
     assert!(pages.len() > 10);
     let mut rng = Rng(11);
-    for round in 0..600 {
+    for round in 0..300 {
         let mut bad = data.clone();
         let (ib, kind) = pages[round % pages.len()];
         let page = &mut bad[ib as usize..ib as usize + 512];
@@ -126,7 +126,7 @@ fn changed_blocks_below_right_checksums() {
         .collect();
     assert!(internal.len() > 10);
     let mut rng = Rng(12);
-    for round in 0..400 {
+    for round in 0..200 {
         let mut bad = data.clone();
         let block = internal[round % internal.len()];
         let (ib, cb) = (block.bref.ib as usize, usize::from(block.cb));
@@ -158,7 +158,7 @@ fn changed_blocks_below_right_checksums() {
 fn changed_headers_below_right_checksums() {
     let data = sample();
     let mut rng = Rng(13);
-    for round in 0..400 {
+    for round in 0..200 {
         let mut bad = data.clone();
         for _ in 0..=rng.below(2) {
             let at = 10 + rng.below(514) as usize;

@@ -99,7 +99,8 @@ fn op() -> impl Strategy<Value = Op> {
     let len = prop_oneof![
         8 => 0..200usize,
         4 => 8170..8180usize,
-        3 => 0..100_000usize,
+        4 => 0..100_000usize,
+        1 => (0..20usize).prop_map(|n| if n == 0 { 3_000_000 } else { n * 50 }),
     ];
     let sub_len = prop_oneof![Just(0usize), 1..300usize, 0..20_000usize];
     let node = 0..40u8;
@@ -553,4 +554,30 @@ fn real_files_stay_whole_under_edits() {
             );
         }
     }
+}
+
+#[test]
+fn growth_puts_every_map_page_where_it_is_due() {
+    let mut data = Ndb::create_empty_with(CryptMethod::None);
+    let ndb = open(&data);
+    let mut tx = NdbTransaction::begin(ndb).unwrap();
+    // 129 spans reach the first FMap page.
+    let block = vec![0x5A; 8176];
+    let content = NodeContent {
+        data: NodeData::Blocks(vec![block; 129 * 31]),
+        subnodes: Subnodes::None,
+    };
+    tx.put_node(Nid(0x2004), Nid(0), &content).unwrap();
+    data = committed(&data, &tx.finish().unwrap());
+    let ndb = open(&data);
+    assert!(check(&ndb).is_empty(), "{:#?}", check(&ndb));
+    let format = ndb.format();
+    for (at, kind) in [
+        (0x1F0_4400usize, pst::ndb::PageType::AMap),
+        (0x1F0_4600, pst::ndb::PageType::PMap),
+        (0x1F0_4800, pst::ndb::PageType::FMap),
+    ] {
+        pst::ndb::verify_page(format, &data[at..at + 512], kind, at as u64, None).unwrap();
+    }
+    pffinfo_accepts(&data);
 }

@@ -2,7 +2,7 @@
 
 use super::Ndb;
 use super::btree::BbtEntry;
-use super::bytes::{crc, put, signature, slice, u16_at, u32_at, u64_at};
+use super::bytes::{crc, put, signature, slice, u16_at, u32_at};
 use super::crypt::CryptMethod;
 use super::format::Format;
 use crate::{Bid, Bref, PstError, Result};
@@ -24,7 +24,7 @@ pub fn verify_block<'a>(format: &Format, stored: &'a [u8], entry: &BbtEntry) -> 
             format!("{cb}, the block B-tree says {}", entry.cb),
         ));
     }
-    let bid = Bid(u64_at(stored, t + 8, "bid")?);
+    let bid = Bid(format.id_at(stored, t + format.trailer_bid, "bid")?);
     if bid.key() != entry.bref.bid.key() {
         return Err(PstError::corrupt(
             "BLOCKTRAILER.bid",
@@ -32,7 +32,7 @@ pub fn verify_block<'a>(format: &Format, stored: &'a [u8], entry: &BbtEntry) -> 
             format!("{bid}, expected {}", entry.bref.bid),
         ));
     }
-    let sum = u32_at(stored, t + 4, "dwCRC")?;
+    let sum = u32_at(stored, t + format.trailer_crc, "dwCRC")?;
     if sum != crc(data) {
         return Err(PstError::corrupt(
             "BLOCKTRAILER.dwCRC",
@@ -68,8 +68,8 @@ pub(crate) fn seal_block(format: &Format, crypt: CryptMethod, bref: Bref, data: 
         t + 2,
         &signature(bref.ib, bref.bid.0).to_le_bytes(),
     );
-    put(&mut out, t + 4, &sum.to_le_bytes());
-    put(&mut out, t + 8, &bref.bid.0.to_le_bytes());
+    put(&mut out, t + format.trailer_crc, &sum.to_le_bytes());
+    format.put_id(&mut out, t + format.trailer_bid, bref.bid.0);
     out
 }
 

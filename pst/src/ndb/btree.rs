@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use super::Ndb;
-use super::bytes::{put, slice, u8_at, u16_at, u32_at, u64_at};
+use super::bytes::{put, slice, u8_at, u16_at, u32_at};
 use super::format::Format;
 use super::page::{PageType, verify_page};
 use crate::{Bid, Bref, Nid, PstError, Result};
@@ -61,9 +61,9 @@ pub trait BtLeaf: Copy + Sized + PartialEq {
     ///
     /// # Errors
     /// [`PstError::Corrupt`] if the bytes are too few.
-    fn decode(b: &[u8]) -> Result<Self>;
+    fn decode(format: &Format, b: &[u8]) -> Result<Self>;
     /// Writes the entry at the start of `b`, which is zeroed.
-    fn encode(&self, b: &mut [u8]);
+    fn encode(&self, format: &Format, b: &mut [u8]);
     /// The tree's root.
     fn root(ndb: &Ndb) -> Bref;
 }
@@ -76,20 +76,22 @@ impl BtLeaf for NbtEntry {
     fn size(format: &Format) -> usize {
         format.nbtentry
     }
-    fn decode(b: &[u8]) -> Result<Self> {
+    fn decode(format: &Format, b: &[u8]) -> Result<Self> {
+        let w = format.bid_size;
         Ok(Self {
             // The NID is a 32-bit number in an 8-byte field; some writers leave rubbish above.
             nid: Nid(u32_at(b, 0, "NBTENTRY.nid")?),
-            bid_data: Bid(u64_at(b, 8, "NBTENTRY.bidData")?),
-            bid_sub: Bid(u64_at(b, 16, "NBTENTRY.bidSub")?),
-            nid_parent: Nid(u32_at(b, 24, "NBTENTRY.nidParent")?),
+            bid_data: Bid(format.id_at(b, w, "NBTENTRY.bidData")?),
+            bid_sub: Bid(format.id_at(b, 2 * w, "NBTENTRY.bidSub")?),
+            nid_parent: Nid(u32_at(b, 3 * w, "NBTENTRY.nidParent")?),
         })
     }
-    fn encode(&self, b: &mut [u8]) {
-        put(b, 0, &u64::from(self.nid.0).to_le_bytes());
-        put(b, 8, &self.bid_data.0.to_le_bytes());
-        put(b, 16, &self.bid_sub.0.to_le_bytes());
-        put(b, 24, &self.nid_parent.0.to_le_bytes());
+    fn encode(&self, format: &Format, b: &mut [u8]) {
+        let w = format.bid_size;
+        format.put_id(b, 0, u64::from(self.nid.0));
+        format.put_id(b, w, self.bid_data.0);
+        format.put_id(b, 2 * w, self.bid_sub.0);
+        put(b, 3 * w, &self.nid_parent.0.to_le_bytes());
     }
     fn root(ndb: &Ndb) -> Bref {
         ndb.header().nbt
@@ -104,21 +106,23 @@ impl BtLeaf for BbtEntry {
     fn size(format: &Format) -> usize {
         format.bbtentry
     }
-    fn decode(b: &[u8]) -> Result<Self> {
+    fn decode(format: &Format, b: &[u8]) -> Result<Self> {
+        let w = format.bid_size;
         Ok(Self {
             bref: Bref {
-                bid: Bid(u64_at(b, 0, "BBTENTRY.bid")?),
-                ib: u64_at(b, 8, "BBTENTRY.ib")?,
+                bid: Bid(format.id_at(b, 0, "BBTENTRY.bid")?),
+                ib: format.id_at(b, w, "BBTENTRY.ib")?,
             },
-            cb: u16_at(b, 16, "BBTENTRY.cb")?,
-            cref: u16_at(b, 18, "BBTENTRY.cRef")?,
+            cb: u16_at(b, 2 * w, "BBTENTRY.cb")?,
+            cref: u16_at(b, 2 * w + 2, "BBTENTRY.cRef")?,
         })
     }
-    fn encode(&self, b: &mut [u8]) {
-        put(b, 0, &self.bref.bid.0.to_le_bytes());
-        put(b, 8, &self.bref.ib.to_le_bytes());
-        put(b, 16, &self.cb.to_le_bytes());
-        put(b, 18, &self.cref.to_le_bytes());
+    fn encode(&self, format: &Format, b: &mut [u8]) {
+        let w = format.bid_size;
+        format.put_id(b, 0, self.bref.bid.0);
+        format.put_id(b, w, self.bref.ib);
+        put(b, 2 * w, &self.cb.to_le_bytes());
+        put(b, 2 * w + 2, &self.cref.to_le_bytes());
     }
     fn root(ndb: &Ndb) -> Bref {
         ndb.header().bbt
@@ -128,6 +132,7 @@ impl BtLeaf for BbtEntry {
 /// A verified B-tree page.
 #[derive(Debug)]
 pub struct BtPage {
+    format: &'static Format,
     data: Vec<u8>,
     /// Where the page lies, and its BID.
     pub bref: Bref,
@@ -144,7 +149,12 @@ impl BtPage {
     ///
     /// # Errors
     /// [`PstError::Corrupt`] for a wrong trailer, level, entry size or count.
-    pub fn parse(format: &Format, data: Vec<u8>, kind: PageType, bref: Bref) -> Result<Self> {
+    pub fn parse(
+        format: &'static Format,
+        data: Vec<u8>,
+        kind: PageType,
+        bref: Bref,
+    ) -> Result<Self> {
         verify_page(format, &data, kind, bref.ib, Some(bref.bid))?;
         let e = format.btree_entries;
         let count = usize::from(u8_at(&data, e, "cEnt")?);
@@ -170,6 +180,7 @@ impl BtPage {
             ));
         }
         Ok(Self {
+            format,
             data,
             kind,
             bref,
@@ -194,12 +205,12 @@ impl BtPage {
     /// # Errors
     /// [`PstError::Corrupt`] if there is no such entry.
     pub fn child(&self, i: usize) -> Result<BtEntry> {
-        let b = self.raw(i)?;
+        let (b, w) = (self.raw(i)?, self.format.bid_size);
         Ok(BtEntry {
-            key: u64_at(b, 0, "btkey")?,
+            key: self.format.id_at(b, 0, "btkey")?,
             bref: Bref {
-                bid: Bid(u64_at(b, 8, "BREF.bid")?),
-                ib: u64_at(b, 16, "BREF.ib")?,
+                bid: Bid(self.format.id_at(b, w, "BREF.bid")?),
+                ib: self.format.id_at(b, 2 * w, "BREF.ib")?,
             },
         })
     }
@@ -209,7 +220,7 @@ impl BtPage {
     /// # Errors
     /// [`PstError::Corrupt`] if there is no such entry.
     pub fn leaf<E: BtLeaf>(&self, i: usize) -> Result<E> {
-        E::decode(self.raw(i)?)
+        E::decode(self.format, self.raw(i)?)
     }
 
     /// The key of entry `i`, without the reserved bit of BIDs.
@@ -217,7 +228,7 @@ impl BtPage {
     /// # Errors
     /// [`PstError::Corrupt`] if there is no such entry.
     pub fn key<E: BtLeaf>(&self, i: usize) -> Result<u64> {
-        let key = u64_at(self.raw(i)?, 0, "btkey")?;
+        let key = self.format.id_at(self.raw(i)?, 0, "btkey")?;
         Ok(match E::PAGE {
             PageType::Nbt => key & 0xFFFF_FFFF,
             _ => Bid(key).key(),

@@ -230,20 +230,20 @@ fn encode_page<E: BtLeaf>(format: &Format, content: &Content<E>, bref: Bref) -> 
                     key = e.key();
                 }
                 if let Some(b) = page.get_mut(i * size..(i + 1) * size) {
-                    e.encode(b);
+                    e.encode(format, b);
                 }
             }
             (0, size)
         }
         Content::Inner(level, entries) => {
-            let size = format.btentry;
+            let (size, w) = (format.btentry, format.bid_size);
             for (i, e) in entries.iter().enumerate() {
                 if i == 0 {
                     key = e.key;
                 }
-                put(&mut page, i * size, &e.key.to_le_bytes());
-                put(&mut page, i * size + 8, &e.bref.bid.0.to_le_bytes());
-                put(&mut page, i * size + 16, &e.bref.ib.to_le_bytes());
+                format.put_id(&mut page, i * size, e.key);
+                format.put_id(&mut page, i * size + w, e.bref.bid.0);
+                format.put_id(&mut page, i * size + 2 * w, e.bref.ib);
             }
             (*level, size)
         }

@@ -1,7 +1,7 @@
 //! Data trees: the data of a node as one block, an XBLOCK or an XXBLOCK ([MS-PST] 2.2.2.8.3.2).
 
 use super::Ndb;
-use super::bytes::{put, slice, u8_at, u16_at, u32_at, u64_at};
+use super::bytes::{put, slice, u8_at, u16_at, u32_at};
 use super::format::Format;
 use crate::{Bid, PstError, Result};
 
@@ -128,7 +128,7 @@ impl XBlock {
         let entries = slice(b, format.xblock_header, count * format.bid_size, "rgbid")?;
         let mut bids = Vec::with_capacity(count);
         for i in 0..count {
-            bids.push(Bid(u64_at(entries, i * format.bid_size, "rgbid")?));
+            bids.push(Bid(format.id_at(entries, i * format.bid_size, "rgbid")?));
         }
         Ok(Self { level, total, bids })
     }
@@ -139,11 +139,7 @@ impl XBlock {
         put(&mut b, 2, &(self.bids.len() as u16).to_le_bytes());
         put(&mut b, 4, &self.total.to_le_bytes());
         for (i, bid) in self.bids.iter().enumerate() {
-            put(
-                &mut b,
-                format.xblock_header + i * format.bid_size,
-                &bid.0.to_le_bytes(),
-            );
+            format.put_id(&mut b, format.xblock_header + i * format.bid_size, bid.0);
         }
         b
     }

@@ -4,6 +4,7 @@
 //! 4 KiB-page OST come in as two more tables instead of as branches in the code. Today only
 //! [`UNICODE`] is opened; [`Format::of_version`] refuses the others by name.
 
+use super::bytes::{put, u32_at, u64_at};
 use super::page::PageType;
 use crate::{PstError, Result};
 
@@ -70,8 +71,12 @@ pub struct Format {
     pub nbtentry: usize,
     /// Bytes in a BBTENTRY.
     pub bbtentry: usize,
-    /// Bytes in a BID as stored.
+    /// Bytes in a BID, a file offset or a B-tree key as stored.
     pub bid_size: usize,
+    /// Where dwCRC lies in a page or block trailer.
+    pub trailer_crc: usize,
+    /// Where the BID lies in a page or block trailer.
+    pub trailer_bid: usize,
     /// Bytes in a block trailer.
     pub block_trailer: usize,
     /// Alignment of blocks, in bytes.
@@ -94,6 +99,8 @@ pub const UNICODE: Format = Format {
     nbtentry: 32,
     bbtentry: 24,
     bid_size: 8,
+    trailer_crc: 4,
+    trailer_bid: 8,
     block_trailer: 16,
     block_align: 64,
     max_block: 8192,
@@ -121,6 +128,27 @@ impl Format {
                 "unknown file version {other}; only Unicode files (version 23) can be opened"
             ))),
         }
+    }
+
+    /// Reads the BID, offset or key at `at`, of the format's width.
+    ///
+    /// # Errors
+    /// [`PstError::Corrupt`] if the bytes are too few.
+    pub fn id_at(&self, b: &[u8], at: usize, field: &'static str) -> Result<u64> {
+        if self.bid_size == 4 {
+            u32_at(b, at, field).map(u64::from)
+        } else {
+            u64_at(b, at, field)
+        }
+    }
+
+    /// Writes a BID, offset or key at `at`, in the format's width.
+    pub fn put_id(&self, b: &mut [u8], at: usize, id: u64) {
+        put(
+            b,
+            at,
+            id.to_le_bytes().get(..self.bid_size).unwrap_or_default(),
+        );
     }
 
     /// The most data that one block holds, in bytes.

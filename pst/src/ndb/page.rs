@@ -1,6 +1,6 @@
 //! Pages and their trailers ([MS-PST] 2.2.2.7, 2.2.2.7.1).
 
-use super::bytes::{crc, put, signature, slice, u8_at, u16_at, u32_at, u64_at};
+use super::bytes::{crc, put, signature, slice, u8_at, u16_at, u32_at};
 use super::format::Format;
 use crate::{Bid, PstError, Result};
 
@@ -57,7 +57,7 @@ pub fn verify_page(
             format!("{ptype:#04x}/{repeat:#04x}, expected {:#04x}", kind as u8),
         ));
     }
-    let stored = u32_at(page, t + 4, "dwCRC")?;
+    let stored = u32_at(page, t + format.trailer_crc, "dwCRC")?;
     if stored != crc(data) {
         return Err(PstError::corrupt(
             "PAGETRAILER.dwCRC",
@@ -65,7 +65,7 @@ pub fn verify_page(
             format!("stored {stored:#010x}, computed {:#010x}", crc(data)),
         ));
     }
-    let own = Bid(u64_at(page, t + 8, "bid")?);
+    let own = Bid(format.id_at(page, t + format.trailer_bid, "bid")?);
     if let Some(expected) = bid
         && own != expected
     {
@@ -93,6 +93,6 @@ pub fn seal_page(format: &Format, page: &mut [u8], kind: PageType, ib: u64, bid:
     let sum = crc(page.get(..t).unwrap_or_default());
     put(page, t, &[kind as u8, kind as u8]);
     put(page, t + 2, &kind.signature(ib, bid).to_le_bytes());
-    put(page, t + 4, &sum.to_le_bytes());
-    put(page, t + 8, &bid.0.to_le_bytes());
+    put(page, t + format.trailer_crc, &sum.to_le_bytes());
+    format.put_id(page, t + format.trailer_bid, bid.0);
 }

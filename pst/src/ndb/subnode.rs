@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Ndb;
-use super::bytes::{put, slice, u8_at, u16_at, u32_at, u64_at};
+use super::bytes::{put, slice, u8_at, u16_at, u32_at};
 use super::format::Format;
 use crate::{Bid, Nid, PstError, Result};
 
@@ -47,8 +47,8 @@ impl SBlock {
             for i in 0..count {
                 out.push(SubnodeEntry {
                     nid: Nid(u32_at(entries, i * size, "SLENTRY.nid")?),
-                    bid_data: Bid(u64_at(entries, i * size + w, "SLENTRY.bidData")?),
-                    bid_sub: Bid(u64_at(entries, i * size + 2 * w, "SLENTRY.bidSub")?),
+                    bid_data: Bid(format.id_at(entries, i * size + w, "SLENTRY.bidData")?),
+                    bid_sub: Bid(format.id_at(entries, i * size + 2 * w, "SLENTRY.bidSub")?),
                 });
             }
             Ok(Self::Leaf(out))
@@ -57,7 +57,7 @@ impl SBlock {
             for i in 0..count {
                 out.push((
                     Nid(u32_at(entries, i * size, "SIENTRY.nid")?),
-                    Bid(u64_at(entries, i * size + w, "SIENTRY.bid")?),
+                    Bid(format.id_at(entries, i * size + w, "SIENTRY.bid")?),
                 ));
             }
             Ok(Self::Inner(out))
@@ -77,15 +77,15 @@ impl SBlock {
         match self {
             Self::Leaf(entries) => {
                 for (i, e) in entries.iter().enumerate() {
-                    put(&mut b, start(i), &u64::from(e.nid.0).to_le_bytes());
-                    put(&mut b, start(i) + w, &e.bid_data.0.to_le_bytes());
-                    put(&mut b, start(i) + 2 * w, &e.bid_sub.0.to_le_bytes());
+                    format.put_id(&mut b, start(i), u64::from(e.nid.0));
+                    format.put_id(&mut b, start(i) + w, e.bid_data.0);
+                    format.put_id(&mut b, start(i) + 2 * w, e.bid_sub.0);
                 }
             }
             Self::Inner(entries) => {
                 for (i, (nid, bid)) in entries.iter().enumerate() {
-                    put(&mut b, start(i), &u64::from(nid.0).to_le_bytes());
-                    put(&mut b, start(i) + w, &bid.0.to_le_bytes());
+                    format.put_id(&mut b, start(i), u64::from(nid.0));
+                    format.put_id(&mut b, start(i) + w, bid.0);
                 }
             }
         }
