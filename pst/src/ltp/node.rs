@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::{Arc, OnceLock};
 
 use crate::ndb::{DataTree, Ndb, NodeContent, NodeData, SubnodeEntry, Subnodes};
-use crate::{Bid, Nid, PstError, Result};
+use crate::{Bid, Nid, NidType, PstError, Result};
 
 /// Deepest nesting of subnodes that is followed when content is copied. Embedded messages nest
 /// two levels each; Outlook itself stops far earlier.
@@ -188,10 +188,81 @@ impl SubnodeMap {
         }
     }
 
+    /// Bytes of data in all subnodes of values, each counted up to what is read into memory.
+    fn data_len(&self) -> Result<u64> {
+        let limit = super::ValueData::INLINE_LIMIT;
+        match &self.source {
+            NodeSource::Stored { ndb, bid_sub, .. } => {
+                let mut sum = 0u64;
+                for e in ndb.subnodes(*bid_sub)?.values() {
+                    let n = if e.nid.kind() == NidType::LTP {
+                        ndb.data(e.bid_data)?.len()
+                    } else {
+                        0
+                    };
+                    sum = sum.saturating_add(n.min(limit));
+                }
+                Ok(sum)
+            }
+            NodeSource::Built(c) => match &c.subnodes {
+                Subnodes::Tree(t) => t.values().try_fold(0u64, |sum, c| {
+                    let n = Blocks::open(&NodeSource::Built(Arc::new(c.clone())))?.len();
+                    Ok(sum.saturating_add(n))
+                }),
+                _ => Ok(0),
+            },
+        }
+    }
+
     /// The subnode with this NID, or an error that names `field`.
     pub(crate) fn require(&self, nid: Nid, field: &'static str) -> Result<NodeSource> {
         self.get(nid)?
             .ok_or_else(|| PstError::corrupt(field, 0, format!("no subnode {nid}")))
+    }
+}
+
+/// Bounds what the values of one node may take in memory: references are four bytes, so that a
+/// small file could name one long value millions of times. Sane nodes share hardly any value.
+pub(crate) struct Budget<'a> {
+    subnodes: &'a SubnodeMap,
+    left: u64,
+    all: u64,
+    counted: bool,
+}
+
+impl<'a> Budget<'a> {
+    /// For the values of a node whose heap has `heap_len` bytes.
+    pub(crate) fn new(heap_len: u64, subnodes: &'a SubnodeMap) -> Self {
+        let all = heap_len.saturating_mul(2).saturating_add(1 << 20);
+        Self {
+            subnodes,
+            left: all,
+            all,
+            counted: false,
+        }
+    }
+
+    /// Takes a value's bytes from the budget.
+    ///
+    /// # Errors
+    /// [`PstError::Limit`] where the values are longer than heap and subnodes can hold.
+    pub(crate) fn spend(&mut self, value: &super::ValueData) -> Result<()> {
+        let Some(n) = value.bytes().map(|b| b.len() as u64) else {
+            return Ok(());
+        };
+        if n > self.left && !self.counted {
+            // Subnodes are counted only where the heap alone does not explain the values.
+            self.counted = true;
+            let more = self.subnodes.data_len()?.saturating_mul(2);
+            self.left = self.left.saturating_add(more);
+            self.all = self.all.saturating_add(more);
+        }
+        self.left = self.left.checked_sub(n).ok_or(PstError::Limit {
+            what: "bytes of property values in a node",
+            found: self.all.saturating_add(n),
+            limit: self.all,
+        })?;
+        Ok(())
     }
 }
 
@@ -274,14 +345,14 @@ impl Blocks {
 
     /// The data as a property value: in memory up to the inline limit, else a stream.
     pub(crate) fn value(&self) -> Result<super::ValueData> {
-        if let Self::Stored(ndb, bid, t) = self
-            && t.len() > super::ValueData::INLINE_LIMIT
-        {
-            return Ok(super::ValueData::Stream {
-                ndb: Arc::clone(ndb),
-                bid: *bid,
-                len: t.len(),
-            });
+        if let Self::Stored(ndb, bid, t) = self {
+            return if t.len() > super::ValueData::INLINE_LIMIT {
+                let (ndb, bid, len) = (Arc::clone(ndb), *bid, t.len());
+                Ok(super::ValueData::Stream { ndb, bid, len })
+            } else {
+                t.read_all(ndb, super::ValueData::INLINE_LIMIT)
+                    .map(super::ValueData::Bytes)
+            };
         }
         let mut out = Vec::new();
         for i in 0..self.count() {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::bag::PropBag;
 use super::bth::read_bth;
 use super::heap::{ClientSig, Heap, Hnid};
-use super::node::{Blocks, NodeSource, SubnodeMap};
+use super::node::{Blocks, Budget, NodeSource, SubnodeMap};
 use super::prop::{ObjectValue, PropTag, PropType, PropValue, ValueData};
 use crate::ndb::Ndb;
 use crate::ndb::bytes::{u16_at, u32_at};
@@ -99,8 +99,10 @@ impl PropertyContext {
     /// As [`PropertyContext::get`], for the first property that fails.
     pub fn bag(&self) -> Result<PropBag> {
         let mut bag = PropBag::new();
+        let mut budget = Budget::new(self.heap.len(), &self.subnodes);
         for id in self.records.keys() {
             if let Some(v) = self.get(*id)? {
+                budget.spend(&v.data)?;
                 bag.insert(v);
             }
         }
@@ -113,12 +115,14 @@ impl PropertyContext {
     pub fn bag_lenient(&self) -> (PropBag, Vec<(PropTag, PstError)>) {
         let mut bag = PropBag::new();
         let mut errors = Vec::new();
+        let mut budget = Budget::new(self.heap.len(), &self.subnodes);
         for (id, (kind, _)) in &self.records {
-            match self.get(*id) {
-                Ok(Some(v)) => {
-                    bag.insert(v);
-                }
-                Ok(None) => {}
+            let value = self.get(*id).and_then(|v| {
+                v.as_ref().map_or(Ok(()), |v| budget.spend(&v.data))?;
+                Ok(v)
+            });
+            match value {
+                Ok(v) => bag.extend(v),
                 Err(e) => errors.push((PropTag::new(*id, *kind), e)),
             }
         }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::bag::PropBag;
 use super::bth::read_bth;
 use super::heap::{ClientSig, Heap, Hid, Hnid};
-use super::node::{Blocks, NodeSource, SubnodeMap};
+use super::node::{Blocks, Budget, NodeSource, SubnodeMap};
 use super::pc::read_value;
 use super::prop::{PropTag, PropValue, ValueData};
 use crate::ndb::Ndb;
@@ -220,6 +220,31 @@ impl TableContext {
             .get(&id)
             .map(|at| self.read_row(id, *at))
             .transpose()
+    }
+
+    /// All rows, for those who keep them: bounded as a whole, where [`TableContext::rows`] is
+    /// bounded row by row.
+    ///
+    /// # Errors
+    /// As [`TableContext::row_by_id`]; [`PstError::Limit`] where cells claim more than the file
+    /// holds.
+    pub fn all_rows(&self) -> Result<Vec<Row>> {
+        let mut budget = Budget::new(self.heap.len(), &self.subnodes);
+        let mut out = Vec::new();
+        for row in self.rows() {
+            let row = row?;
+            row.props.iter().try_for_each(|p| {
+                // Cells that hold their value are paid for by the row's own bytes.
+                let inline = p.tag.prop_type().fixed_size().is_some_and(|n| n <= 8);
+                if inline {
+                    Ok(())
+                } else {
+                    budget.spend(&p.data)
+                }
+            })?;
+            out.push(row);
+        }
+        Ok(out)
     }
 
     /// Whether there is a row with this id.

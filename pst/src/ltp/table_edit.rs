@@ -147,9 +147,7 @@ impl TableEdit {
             }
         }
         let mut edit = Self::with_layout(layout);
-        for row in table.rows() {
-            edit.push(row?);
-        }
+        table.all_rows()?.into_iter().for_each(|row| edit.push(row));
         Ok(edit)
     }
 
