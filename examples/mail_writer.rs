@@ -60,8 +60,8 @@ fn main() -> Result<()> {
 }
 
 fn create(path: &Path, bytes: u64, seed: u64) -> Result<()> {
-    let file =
-        FileStorage::create_new(path).with_context(|| format!("cannot create {}", path.display()))?;
+    let file = FileStorage::create_new(path)
+        .with_context(|| format!("cannot create {}", path.display()))?;
     file.write_all_at(0, &pst::create_empty(b"mail writer demo")?)?;
     let file = Arc::new(file);
     let mut random = Random(seed);

@@ -51,7 +51,12 @@ impl InPlace {
             steps: None,
             max_package: wire::MAX_UNPACKED,
         };
-        Ok(Self { worker, last: Mutex::default(), client, name })
+        Ok(Self {
+            worker,
+            last: Mutex::default(),
+            client,
+            name,
+        })
     }
 
     fn with<T>(
@@ -75,7 +80,9 @@ impl Destination for InPlace {
     }
 
     fn inventory(&self, container: &str) -> sync::Result<RemoteInventory> {
-        let answer = self.with(container, |w, slot| w.inventory(container, slot)).map_err(fault)?;
+        let answer = self
+            .with(container, |w, slot| w.inventory(container, slot))
+            .map_err(fault)?;
         let unreadable = |detail: String| SyncError::Destination {
             message: format!("the inventory of {container} is not understood: {detail}"),
             retry: false,
@@ -84,7 +91,10 @@ impl Destination for InPlace {
         let rows = wire::unpack(&answer.rows, wire::MAX_UNPACKED)
             .map_err(|e| unreadable(e.to_string()))?;
         let inventory = decode_inventory(&rows).map_err(|e| unreadable(e.to_string()))?;
-        Ok(RemoteInventory { inventory, generation: answer.generation.into() })
+        Ok(RemoteInventory {
+            inventory,
+            generation: answer.generation.into(),
+        })
     }
 
     fn apply(
@@ -127,7 +137,14 @@ impl Destination for InPlace {
 
 fn fault(fault: Fault) -> SyncError {
     let body = fault.body();
-    let message =
-        if body.next.is_empty() { body.message } else { format!("{}; {}", body.message, body.next) };
-    SyncError::Destination { message, retry: body.retry, offline: false }
+    let message = if body.next.is_empty() {
+        body.message
+    } else {
+        format!("{}; {}", body.message, body.next)
+    };
+    SyncError::Destination {
+        message,
+        retry: body.retry,
+        offline: false,
+    }
 }

@@ -21,18 +21,30 @@ impl Engine for PstEngine {
     ) -> Result<InventoryAnswer, EngineError> {
         let pst = Pst::open(base).map_err(unreadable)?;
         // Rows that do not decode are as good as none: everything is read.
-        let previous = previous.and_then(|rows| decode_inventory(rows).ok()).unwrap_or_default();
+        let previous = previous
+            .and_then(|rows| decode_inventory(rows).ok())
+            .unwrap_or_default();
         let inventory = Inventory::update(&pst, &previous).map_err(unreadable)?;
         let rows = encode_inventory(&inventory)
             .map_err(|e| EngineError::Refused(format!("the inventory does not encode: {e}")))?;
-        Ok(InventoryAnswer { rows, digest: inventory.digest() })
+        Ok(InventoryAnswer {
+            rows,
+            digest: inventory.digest(),
+        })
     }
 
     fn apply(&self, base: Arc<dyn ReadAt>, package: &[u8]) -> Result<Applied, EngineError> {
         let package = Package::decode(package).map_err(refused)?;
         let applied = sync::apply(base, &package).map_err(refused)?;
-        let nid_map = applied.nid_map.iter().map(|(from, to)| (from.0, to.0)).collect();
-        Ok(Applied { write_set: applied.write_set, nid_map })
+        let nid_map = applied
+            .nid_map
+            .iter()
+            .map(|(from, to)| (from.0, to.0))
+            .collect();
+        Ok(Applied {
+            write_set: applied.write_set,
+            nid_map,
+        })
     }
 }
 

@@ -23,7 +23,7 @@
 //!
 //! See [`is_derived_prop`]: row bookkeeping of tables, and the properties that [MS-PST] 2.5 computes
 //! from the NID and the store's record key. A writer may store them; they say nothing about the mail.
-//! [`is_folder_count`] lists the counts of a folder: shown in a dump (they must be right) but kept
+//! [`is_folder_count`] lists the counts of a folder (search folders included): shown in a dump (they must be right) but kept
 //! out of a folder's fingerprint, since adding a message must not change the folder object.
 
 use crate::{Nid, NidType};

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use crate::canonical::{CanonKey, CanonProp, CanonValue, Record, RecordAttachment, json};
 use crate::derived::{ObjectKind, meaning};
+use crate::ltp::PropValue;
 use crate::messaging::{Index, MessageEntry, Pst, tags};
 use crate::{Nid, PstError, Result};
 
@@ -41,7 +42,7 @@ pub fn dump(
     };
     walk.folder(Nid::ROOT_FOLDER)?;
     for (nid, entry) in &index.raw {
-        let record = Record::raw(pst.ndb(), entry.bid_data, entry.bid_sub)?;
+        let record = Record::raw(pst.ndb(), pst.names(), entry)?;
         let mut line = String::from("{\"kind\":\"raw\"");
         push_str(&mut line, "nid", &nid.to_string());
         push_str(&mut line, "meaning", meaning(*nid));
@@ -92,7 +93,7 @@ impl Walk<'_> {
                 entry,
             ));
         }
-        order.sort_by(|a, b| (a.0, a.1, a.2, a.3.nid).cmp(&(b.0, b.1, b.2, b.3.nid)));
+        order.sort_by_key(|(kind, key, fingerprint, entry)| (*kind, *key, *fingerprint, entry.nid));
         for (_, _, _, entry) in order {
             // Read again rather than kept: a folder may hold more than memory does.
             let line = self.line(entry.nid, &self.record(entry)?);
@@ -104,7 +105,7 @@ impl Walk<'_> {
             let props = self.pst.folder(*child)?.props;
             let name = props
                 .get(tags::DISPLAY_NAME)
-                .and_then(|v| v.as_str())
+                .and_then(PropValue::as_str)
                 .unwrap_or_default();
             children.push((
                 name,

@@ -152,7 +152,7 @@ impl Pst {
             ObjectKind::Message => Record::message(&self.message(nid)?, false, self.names()),
             ObjectKind::Associated => Record::message(&self.message(nid)?, true, self.names()),
             ObjectKind::Raw => match self.ndb().node(nid)? {
-                Some(entry) => Record::raw(self.ndb(), entry.bid_data, entry.bid_sub),
+                Some(entry) => Record::raw(self.ndb(), self.names(), &entry),
                 None => Err(crate::messaging::not_found("node", nid)),
             },
         }

@@ -1,5 +1,6 @@
 //! Real files: every object of each Unicode PST of the corpus is read, listed and hashed, and the
 //! numbers are those that libpff gives (the corpus's README).
+#![allow(clippy::unwrap_used)]
 
 mod support;
 

@@ -66,7 +66,11 @@ pub fn open(
                 token: agent.token.expose().clone(),
             };
             let http = AgentClient::new(&invitation, Timeouts::default()).map_err(|e| {
-                UserError::new("agent", e.to_string(), "check the agent's address and token")
+                UserError::new(
+                    "agent",
+                    e.to_string(),
+                    "check the agent's address and token",
+                )
             })?;
             Box::new(AgentDestination::new(http, client, SHARE.to_owned()))
         }
@@ -74,7 +78,11 @@ pub fn open(
             let records = in_state("applied");
             let here = InPlace::open(&options.share, &records, client, SHARE.to_owned());
             Box::new(here.map_err(|e| {
-                UserError::new("share", e.to_string(), "check the share and the state directory")
+                UserError::new(
+                    "share",
+                    e.to_string(),
+                    "check the share and the state directory",
+                )
             })?)
         }
     };
@@ -119,7 +127,12 @@ fn watch(mounted: &Arc<Mounted>, stop: Stop) -> Result<(), UserError> {
     let weak = Arc::downgrade(mounted);
     let look = move || {
         while let Some(mounted) = weak.upgrade() {
-            match mounted.handle.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            match mounted
+                .handle
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .as_ref()
+            {
                 Some(handle) if handle.is_mounted() => {}
                 Some(_) => return stop.because(End::MountGone),
                 None => return,
@@ -128,9 +141,17 @@ fn watch(mounted: &Arc<Mounted>, stop: Stop) -> Result<(), UserError> {
             std::thread::sleep(std::time::Duration::from_millis(500));
         }
     };
-    std::thread::Builder::new().name("mount-watch".into()).spawn(look).map(drop).map_err(|e| {
-        UserError::new("threads", format!("no thread could be started: {e}"), "try again")
-    })
+    std::thread::Builder::new()
+        .name("mount-watch".into())
+        .spawn(look)
+        .map(drop)
+        .map_err(|e| {
+            UserError::new(
+                "threads",
+                format!("no thread could be started: {e}"),
+                "try again",
+            )
+        })
 }
 
 impl Mounted {
@@ -162,25 +183,40 @@ impl Mounted {
         FileStatus {
             path: container.path.clone(),
             container: true,
-            binding: if container.passed_through { Binding::Share } else { Binding::Cache },
+            binding: if container.passed_through {
+                Binding::Share
+            } else {
+                Binding::Cache
+            },
             sync,
             size: container.size,
             fully_cached: container.fully_cached,
-            pending_bytes: if container.attached { container.unsynced } else { container.written },
+            pending_bytes: if container.attached {
+                container.unsynced
+            } else {
+                container.written
+            },
             verified_at: self.syncer.verified_at(container),
             note,
         }
     }
 
     fn waiting(&self) -> Vec<ContainerStatus> {
-        self.drive.containers().into_iter().filter(Self::waits).collect()
+        self.drive
+            .containers()
+            .into_iter()
+            .filter(Self::waits)
+            .collect()
     }
 
     /// Paths of all files that the share lacks something of, and how many bytes.
     fn pending(&self) -> (Vec<String>, u64) {
         let containers = self.waiting();
         let status = self.drive.status();
-        let bytes = containers.iter().map(|c| self.file_status(c).pending_bytes).sum::<u64>();
+        let bytes = containers
+            .iter()
+            .map(|c| self.file_status(c).pending_bytes)
+            .sum::<u64>();
         let mut paths: Vec<String> = containers.into_iter().map(|c| c.path).collect();
         paths.extend(status.dirty_opaque);
         (paths, bytes.max(status.unsynced_bytes))
@@ -191,8 +227,12 @@ impl DriveControl for Mounted {
     fn status(&self) -> Result<DriveStatus, UserError> {
         let status = self.drive.status();
         let (_, pending_bytes) = self.pending();
-        let mut files: Vec<FileStatus> =
-            self.drive.containers().iter().map(|c| self.file_status(c)).collect();
+        let mut files: Vec<FileStatus> = self
+            .drive
+            .containers()
+            .iter()
+            .map(|c| self.file_status(c))
+            .collect();
         files.extend(status.dirty_opaque.iter().map(|path| FileStatus {
             path: path.clone(),
             container: false,
@@ -216,7 +256,10 @@ impl DriveControl for Mounted {
                 vfs::State::Offline => State::Offline,
             },
             share_reachable: status.link_up,
-            agent: self.agent_url.clone().map(|url| AgentStatus { url, reachable: None }),
+            agent: self.agent_url.clone().map(|url| AgentStatus {
+                url,
+                reachable: None,
+            }),
             pending_bytes,
             files,
             more_files,
@@ -253,10 +296,14 @@ impl DriveControl for Mounted {
         }
         let mut report = SyncReport::default();
         for container in &waiting {
-            report.files.push(self.syncer.sync(container, allow_deletes, progress));
+            report
+                .files
+                .push(self.syncer.sync(container, allow_deletes, progress));
         }
         // Whatever went wrong is said first, should the list be cut.
-        report.files.sort_by_key(|f| std::cmp::Reverse(f.outcome.exit()));
+        report
+            .files
+            .sort_by_key(|f| std::cmp::Reverse(f.outcome.exit()));
         report.more_files = report.files.len().saturating_sub(MAX_FILES) as u64;
         report.files.truncate(MAX_FILES);
         Ok(report)
@@ -277,13 +324,20 @@ impl DriveControl for Mounted {
         }
         let mut handle = self.handle.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(mounted) = handle.take() {
-            mounted.unmount().map_err(|e| not_unmounted(&self.mountpoint, &e))?;
+            mounted
+                .unmount()
+                .map_err(|e| not_unmounted(&self.mountpoint, &e))?;
         }
         let (mut pending, pending_bytes) = self.pending();
         let more_pending = pending.len().saturating_sub(MAX_FILES) as u64;
         pending.truncate(MAX_FILES);
         let state_dir = self.state.path().display().to_string();
-        Ok(UnmountReport { pending, more_pending, pending_bytes, state_dir })
+        Ok(UnmountReport {
+            pending,
+            more_pending,
+            pending_bytes,
+            state_dir,
+        })
     }
 }
 
@@ -302,7 +356,9 @@ fn state_of(policy: Policy) -> Result<vfs::State, UserError> {
 /// The client's own name: made once, durable before it is used (R7).
 fn client_id(path: &Path) -> io::Result<ClientId> {
     match fs::read(path) {
-        Ok(bytes) => bytes.try_into().map_err(|_| io::ErrorKind::InvalidData.into()),
+        Ok(bytes) => bytes
+            .try_into()
+            .map_err(|_| io::ErrorKind::InvalidData.into()),
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             let mut id = [0; 16];
             sync::pin::random(&mut id)?;
@@ -323,7 +379,10 @@ fn client_id(path: &Path) -> io::Result<ClientId> {
 fn not_opened(error: &vfs::Error, state: &Path) -> UserError {
     UserError::new(
         "drive-not-opened",
-        format!("the drive's state in {} does not open: {error}", state.display()),
+        format!(
+            "the drive's state in {} does not open: {error}",
+            state.display()
+        ),
         "see that its disk is well and no other pstsyncd uses it, then mount again",
     )
 }
@@ -339,7 +398,10 @@ fn not_mounted(mountpoint: &Path, error: &io::Error) -> UserError {
     };
     UserError::new(
         "not-mounted",
-        format!("the drive cannot be mounted at {}: {error}", mountpoint.display()),
+        format!(
+            "the drive cannot be mounted at {}: {error}",
+            mountpoint.display()
+        ),
         next,
     )
 }

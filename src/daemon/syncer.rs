@@ -59,7 +59,11 @@ impl Syncer {
 
     /// What went wrong with the file's last sync, if its last one failed.
     pub fn failure(&self, path: &str) -> Option<UserError> {
-        self.failures.lock().unwrap_or_else(PoisonError::into_inner).get(path).cloned()
+        self.failures
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(path)
+            .cloned()
     }
 
     /// Syncs one container to the verified end.
@@ -115,8 +119,10 @@ impl Syncer {
             is_base: &is_base,
         };
         let mut sequencer = Journaled { drive, path };
-        let options =
-            Options { allow_deletes, now_ms: now_ms() };
+        let options = Options {
+            allow_deletes,
+            now_ms: now_ms(),
+        };
         let mut sent = |done: u64, total: u64| {
             progress.event(Event::Progress {
                 phase: "upload".to_owned(),
@@ -140,7 +146,11 @@ impl Syncer {
         }
         // The share's file now holds the same objects in other bytes.
         drive.mark_synced(path, snapshot.epoch, true)?;
-        tracing::info!(container = path, epoch = snapshot.epoch, "synced and verified");
+        tracing::info!(
+            container = path,
+            epoch = snapshot.epoch,
+            "synced and verified"
+        );
         Ok(file_report(container, &report))
     }
 
@@ -177,7 +187,9 @@ struct Journaled<'a> {
 
 impl Sequencer for Journaled<'_> {
     fn next(&mut self, digest: [u8; 32]) -> io::Result<u64> {
-        self.drive.next_sequence(self.path, digest).map_err(io::Error::from)
+        self.drive
+            .next_sequence(self.path, digest)
+            .map_err(io::Error::from)
     }
 }
 

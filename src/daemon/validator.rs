@@ -21,5 +21,7 @@ impl EpochValidator for PstValidator {
 /// Accepts whole trees even where the writer left its maps marked invalid: it went away in the
 /// middle of an edit, and what is reachable is all there is. Only for a file that rests.
 pub fn whole_though_abandoned(file: &Arc<dyn ReadAt>, written: &RangeSet) -> Result<(), String> {
-    pst::verify_written(Arc::clone(file), written).map(drop).map_err(|e| e.to_string())
+    pst::verify_written(Arc::clone(file), written)
+        .map(drop)
+        .map_err(|e| e.to_string())
 }

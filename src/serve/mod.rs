@@ -1,6 +1,5 @@
 //! `agent serve`: checks what was asked and hands it to the agent.
 
-
 use std::fs;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -15,7 +14,6 @@ use crate::daemon::paths::StateDir;
 use crate::error::{Outcome, UserError, plain};
 use crate::exit::ExitStatus;
 use crate::output::{Format, Output};
-
 
 /// An agent to be run; the root was there when it was checked.
 pub struct AgentServe {

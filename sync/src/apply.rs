@@ -14,7 +14,6 @@ use storage::{ReadAt, WriteSet};
 
 use crate::change_list::{Action, Change, Fingerprint, ObjectKind};
 use crate::error::{Result, SyncError};
-use crate::names;
 use crate::package::{APPLY_VERSION, Package};
 use crate::raw;
 
@@ -177,7 +176,9 @@ impl Run {
             }
             ObjectKind::Message | ObjectKind::Associated => {
                 let source = carried(self.carrier.as_ref())?;
-                let data = names::message(source.message(carrier)?, source.names(), &mut self.tx)?;
+                let data = self
+                    .tx
+                    .import_message(&source.message(carrier)?, source.names())?;
                 let associated = change.kind == ObjectKind::Associated;
                 self.tx.add_message(parent, nid, &data, associated)?
             }
@@ -205,7 +206,9 @@ impl Run {
             }
             ObjectKind::Message | ObjectKind::Associated => {
                 let source = carried(self.carrier.as_ref())?;
-                let data = names::message(source.message(carrier)?, source.names(), &mut self.tx)?;
+                let data = self
+                    .tx
+                    .import_message(&source.message(carrier)?, source.names())?;
                 self.tx.update_message(nid, &data)?;
             }
             ObjectKind::Raw => {
@@ -218,7 +221,9 @@ impl Run {
 
     fn carried_folder(&mut self, carrier: Nid) -> Result<pst::ltp::PropBag> {
         let source = carried(self.carrier.as_ref())?;
-        names::bag(&source.folder(carrier)?.props, source.names(), &mut self.tx)
+        Ok(self
+            .tx
+            .import_props(&source.folder(carrier)?.props, source.names())?)
     }
 
     fn put_raw(&mut self, nid: Nid, parent: Nid, carrier: Nid) -> Result<()> {

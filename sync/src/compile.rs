@@ -13,7 +13,6 @@ use storage::{MemStorage, Overlay, ReadAt};
 
 use crate::change_list::{Action, Change, ObjectKind};
 use crate::error::{Result, SyncError};
-use crate::names;
 use crate::package::{self, APPLY_VERSION, Carrier, Package};
 use crate::raw;
 
@@ -49,11 +48,11 @@ pub fn compile(source: &Pst, changes: Vec<(Change, Nid)>) -> Result<Package> {
         };
         let placed = match kind {
             ObjectKind::Folder => {
-                let props = names::bag(&source.folder(nid)?.props, source.names(), &mut tx)?;
+                let props = tx.import_props(&source.folder(nid)?.props, source.names())?;
                 tx.create_folder(folders, None, &props)?
             }
             ObjectKind::Message | ObjectKind::Associated => {
-                let data = names::message(source.message(nid)?, source.names(), &mut tx)?;
+                let data = tx.import_message(&source.message(nid)?, source.names())?;
                 let associated = kind == ObjectKind::Associated;
                 tx.add_message(messages, None, &data, associated)?
             }

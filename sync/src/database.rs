@@ -130,7 +130,10 @@ impl SyncDatabase {
             lineage: head.lineage,
             bid_next: head.bid_next,
             epoch: head.epoch,
-            generation: Generation { len: head.len, root: head.root },
+            generation: Generation {
+                len: head.len,
+                root: head.root,
+            },
             sequence: head.sequence,
             verified_at_ms: head.verified_at_ms,
         }))

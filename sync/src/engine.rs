@@ -158,7 +158,13 @@ pub fn sync_container(
             }
             ApplyAnswer::WrongBase if attempt == 0 => {
                 tracing::info!(container, "the destination was changed by someone else");
-                base = Base::changed(container, before.as_ref(), source.is_base, &local, destination)?;
+                base = Base::changed(
+                    container,
+                    before.as_ref(),
+                    source.is_base,
+                    &local,
+                    destination,
+                )?;
             }
             ApplyAnswer::WrongBase => break,
         }

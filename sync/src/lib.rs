@@ -14,7 +14,6 @@ mod engine;
 mod error;
 pub mod hex;
 pub mod kv;
-mod names;
 mod package;
 pub mod pin;
 mod raw;

@@ -23,13 +23,18 @@ struct Mailbox(Arc<MemStorage>);
 impl Mailbox {
     /// A folder with `count` messages.
     fn new(count: u32) -> Self {
-        let this = Self(Arc::new(MemStorage::from(pst::create_empty(&[7; 16]).expect("empty"))));
+        let this = Self(Arc::new(MemStorage::from(
+            pst::create_empty(&[7; 16]).expect("empty"),
+        )));
         this.edit(|tx| {
             let root = tx.ipm_subtree().expect("subtree");
-            let name = [PropValue::string(tags::DISPLAY_NAME, "Inbox")].into_iter().collect();
+            let name = [PropValue::string(tags::DISPLAY_NAME, "Inbox")]
+                .into_iter()
+                .collect();
             let inbox = tx.create_folder(root, None, &name).expect("folder");
             for i in 0..count {
-                tx.add_message(inbox, None, &message(&format!("m{i}")), false).expect("adds");
+                tx.add_message(inbox, None, &message(&format!("m{i}")), false)
+                    .expect("adds");
             }
         });
         this
@@ -43,7 +48,10 @@ impl Mailbox {
     fn edit(&self, f: impl FnOnce(&mut Transaction)) {
         let mut tx = Transaction::begin(Arc::clone(&self.0) as Arc<dyn ReadAt>).expect("begins");
         f(&mut tx);
-        tx.finish().expect("finishes").commit(self.0.as_ref()).expect("commits");
+        tx.finish()
+            .expect("finishes")
+            .commit(self.0.as_ref())
+            .expect("commits");
     }
 
     fn pst(&self) -> Pst {
@@ -52,9 +60,17 @@ impl Mailbox {
 
     fn inbox(&self) -> Nid {
         let pst = self.pst();
-        let named = |nid| pst.folder(nid).expect("folder").props.str(tags::DISPLAY_NAME);
+        let named = |nid| {
+            pst.folder(nid)
+                .expect("folder")
+                .props
+                .str(tags::DISPLAY_NAME)
+        };
         let found = pst.folders().expect("folders").into_iter().map(|f| f.nid);
-        found.into_iter().find(|nid| named(*nid).as_deref() == Some("Inbox")).expect("an inbox")
+        found
+            .into_iter()
+            .find(|nid| named(*nid).as_deref() == Some("Inbox"))
+            .expect("an inbox")
     }
 
     /// (NID, subject) of the messages in the inbox.
@@ -62,7 +78,10 @@ impl Mailbox {
         let pst = self.pst();
         let entries = pst.messages_of(self.inbox()).expect("lists");
         let subject = |nid| pst.message(nid).expect("reads").props.str(tags::SUBJECT);
-        entries.iter().map(|m| (m.nid, subject(m.nid).expect("a subject"))).collect()
+        entries
+            .iter()
+            .map(|m| (m.nid, subject(m.nid).expect("a subject")))
+            .collect()
     }
 
     fn subjects(&self) -> Vec<String> {
@@ -72,13 +91,18 @@ impl Mailbox {
     }
 
     fn nid_of(&self, subject: &str) -> Nid {
-        self.mail().into_iter().find(|(_, s)| s == subject).expect("it is there").0
+        self.mail()
+            .into_iter()
+            .find(|(_, s)| s == subject)
+            .expect("it is there")
+            .0
     }
 
     fn add(&self, subject: &str) {
         let inbox = self.inbox();
         self.edit(|tx| {
-            tx.add_message(inbox, None, &message(subject), false).expect("adds");
+            tx.add_message(inbox, None, &message(subject), false)
+                .expect("adds");
         });
     }
 
@@ -103,7 +127,10 @@ fn message(subject: &str) -> MessageData {
         PropValue::binary(tags::SEARCH_KEY, &hash.as_bytes()[..16]),
         PropValue::i32(tags::MESSAGE_FLAGS, 1),
     ];
-    MessageData { props: props.into_iter().collect(), ..MessageData::default() }
+    MessageData {
+        props: props.into_iter().collect(),
+        ..MessageData::default()
+    }
 }
 
 /// The far side; it applies as an agent does, and can be told to misbehave.
@@ -191,7 +218,13 @@ impl Near {
         let dir = tempfile::tempdir().expect("a directory");
         let store = KvStore::open(&dir.path().join("db")).expect("opens");
         let database = SyncDatabase::new(store);
-        Self { mailbox, database, sequence: Counter(0), attached: true, _dir: dir }
+        Self {
+            mailbox,
+            database,
+            sequence: Counter(0),
+            attached: true,
+            _dir: dir,
+        }
     }
 
     fn sync(&mut self, far: &Far) -> sync::Result<Report> {
@@ -208,7 +241,9 @@ impl Near {
         };
         let mut quiet = |_, _| {};
         let (database, sequence) = (&self.database, &mut self.sequence);
-        sync_container("a.pst", &source, far, database, sequence, options, &mut quiet)
+        sync_container(
+            "a.pst", &source, far, database, sequence, options, &mut quiet,
+        )
     }
 }
 
@@ -231,7 +266,11 @@ fn changes_reach_the_far_side_once() {
 
     near.mailbox.add("second");
     let report = near.sync(&far).expect("syncs");
-    assert_eq!(report.counts.added, 1, "only what is new since: {:?}", report.counts);
+    assert_eq!(
+        report.counts.added, 1,
+        "only what is new since: {:?}",
+        report.counts
+    );
     assert_eq!(report.counts.updated + report.counts.deleted, 0);
     assert_eq!(far.mailbox.subjects(), near.mailbox.subjects());
 }
@@ -244,7 +283,10 @@ fn unknown_is_not_absent() {
     near.mailbox.add("new");
     let report = near.sync(&far).expect("syncs");
     assert_eq!((report.counts.deleted, report.held_deletes), (0, 1));
-    assert!(far.mailbox.subjects().contains(&"m2".to_owned()), "nothing proves it was ours");
+    assert!(
+        far.mailbox.subjects().contains(&"m2".to_owned()),
+        "nothing proves it was ours"
+    );
     assert!(far.mailbox.subjects().contains(&"new".to_owned()));
     // And it stays so: what was once held back is not deleted by a later run either.
     near.mailbox.add("later");
@@ -270,7 +312,10 @@ fn others_mail_is_left_alone_even_under_the_same_nid() {
     // The remapped object is found again: changed, then deleted.
     near.mailbox.change("ours", "ours, changed");
     near.sync(&far).expect("syncs");
-    assert_eq!(far.mailbox.subjects(), ["m0", "m1", "m2", "ours, changed", "theirs"]);
+    assert_eq!(
+        far.mailbox.subjects(),
+        ["m0", "m1", "m2", "ours, changed", "theirs"]
+    );
     near.mailbox.delete("ours, changed");
     near.sync(&far).expect("syncs");
     assert_eq!(far.mailbox.subjects(), ["m0", "m1", "m2", "theirs"]);
@@ -281,19 +326,29 @@ fn what_others_change_in_the_middle_is_noticed() {
     let (mut near, far) = pair(3);
     near.sync(&far).expect("syncs");
     near.mailbox.add("ours");
-    far.before_apply.lock().expect("lock").push(Box::new(|far| far.add("theirs")));
-    near.sync(&far).expect("the second answer is made from what is there");
+    far.before_apply
+        .lock()
+        .expect("lock")
+        .push(Box::new(|far| far.add("theirs")));
+    near.sync(&far)
+        .expect("the second answer is made from what is there");
     assert_eq!(far.mailbox.subjects(), ["m0", "m1", "m2", "ours", "theirs"]);
 
     near.mailbox.add("ours 2");
     for subject in ["a", "b"] {
         let disturb = move |far: &Mailbox| far.add(subject);
-        far.before_apply.lock().expect("lock").push(Box::new(disturb));
+        far.before_apply
+            .lock()
+            .expect("lock")
+            .push(Box::new(disturb));
     }
     let error = near.sync(&far).expect_err("it changes too fast");
     assert!(error.retryable(), "{error}");
     near.sync(&far).expect("syncs");
-    assert_eq!(far.mailbox.subjects(), ["a", "b", "m0", "m1", "m2", "ours", "ours 2", "theirs"]);
+    assert_eq!(
+        far.mailbox.subjects(),
+        ["a", "b", "m0", "m1", "m2", "ours", "ours 2", "theirs"]
+    );
 }
 
 #[test]
@@ -315,7 +370,11 @@ fn a_lost_answer_is_found_out() {
     // Applied there, but this side never heard of it.
     far.mailbox.add("sent");
     near.sync(&far).expect("syncs");
-    assert_eq!(far.mailbox.subjects(), ["m0", "m1", "m2", "sent"], "not twice");
+    assert_eq!(
+        far.mailbox.subjects(),
+        ["m0", "m1", "m2", "sent"],
+        "not twice"
+    );
 }
 
 #[test]
@@ -340,9 +399,19 @@ fn a_wave_of_deletes_needs_a_word() {
     }
     let before = far.applies.load(Ordering::SeqCst);
     let error = near.sync(&far).expect_err("it asks first");
-    assert!(matches!(error, SyncError::TooManyDeletes { deletes: 30, .. }), "{error}");
-    assert_eq!(far.applies.load(Ordering::SeqCst), before, "nothing was sent");
-    let options = Options { allow_deletes: true, ..Options::default() };
+    assert!(
+        matches!(error, SyncError::TooManyDeletes { deletes: 30, .. }),
+        "{error}"
+    );
+    assert_eq!(
+        far.applies.load(Ordering::SeqCst),
+        before,
+        "nothing was sent"
+    );
+    let options = Options {
+        allow_deletes: true,
+        ..Options::default()
+    };
     near.sync_with(&far, options).expect("it is meant");
     assert!(far.mailbox.subjects().is_empty());
 }

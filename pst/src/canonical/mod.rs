@@ -11,8 +11,8 @@ pub(crate) mod json;
 mod record;
 
 pub use encode::FINGERPRINT_VERSION;
-pub(crate) use record::with_attach_flag;
 pub use record::{CanonKey, CanonProp, CanonValue, Record, RecordAttachment, SHORT_VALUE};
+pub(crate) use record::{canon_key, with_attach_flag};
 
 use std::sync::Arc;
 

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use crate::derived::{ObjectKind, Place, is_derived_prop};
-use crate::ltp::{NameKind, NameMap, PropBag, PropValue};
-use crate::messaging::{AttachmentData, MessageData, for_each_chunk, tags};
-use crate::ndb::Ndb;
-use crate::{Bid, Result};
+use crate::ltp::{NameKind, NameMap, PropBag, PropValue, PropertyContext};
+use crate::messaging::{AttachmentData, MessageData, by_key, for_each_chunk, tags};
+use crate::ndb::{NbtEntry, Ndb};
+use crate::{NidType, Result};
 
 /// Values of at most this many bytes stand in the record as they are; longer ones as BLAKE3 and length.
 pub const SHORT_VALUE: u64 = 256;
@@ -113,13 +113,26 @@ impl Record {
         Ok(record)
     }
 
-    /// The record of a raw node: its bytes, whatever they mean.
+    /// The record of a raw node: its bytes, whatever they mean. Of a search folder its properties
+    /// without counts: those follow from the search's result, which is derived.
     ///
     /// # Errors
     /// If its data cannot be read.
-    pub fn raw(ndb: &Arc<Ndb>, bid_data: Bid, bid_sub: Bid) -> Result<Self> {
+    pub fn raw(ndb: &Arc<Ndb>, names: &NameMap, entry: &NbtEntry) -> Result<Self> {
+        let (bid_data, bid_sub) = (entry.bid_data, entry.bid_sub);
+        let search_folder = if entry.nid.kind() == NidType::SEARCH_FOLDER {
+            PropertyContext::open(ndb, bid_data, bid_sub)
+                .and_then(|pc| Self::folder(&pc.bag()?, names))
+                .ok()
+        } else {
+            None
+        };
+        let raw = match search_folder {
+            Some(folder) => (folder.fingerprint(), folder.size()),
+            None => super::hash_tree(ndb, bid_data, bid_sub)?,
+        };
         Ok(Self {
-            raw: Some(super::hash_tree(ndb, bid_data, bid_sub)?),
+            raw: Some(raw),
             ..Self::empty(ObjectKind::Raw)
         })
     }
@@ -231,7 +244,7 @@ fn canon_props(
     holds: Option<bool>,
 ) -> Result<Vec<CanonProp>> {
     let mut out = Vec::with_capacity(bag.len());
-    for value in names.visible(bag) {
+    for (key, value) in by_key(bag, names) {
         let id = value.tag.id();
         if is_derived_prop(place, id) {
             continue;
@@ -240,7 +253,7 @@ fn canon_props(
             continue; // the embedded message stands in the record itself
         }
         let mut canon = CanonProp {
-            key: canon_key(id, names),
+            key,
             prop_type: value.tag.prop_type().0,
             value: canon_value(value)?,
         };
@@ -249,7 +262,6 @@ fn canon_props(
         }
         out.push(canon);
     }
-    out.sort();
     Ok(out)
 }
 

@@ -1,13 +1,12 @@
 //! The named property map, reading ([MS-PST] 2.4.7).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
 use super::bag::PropBag;
 use super::node::NodeSource;
 use super::pc::PropertyContext;
-use super::prop::PropValue;
 use super::text::{Text, utf16le};
 use crate::ndb::Ndb;
 use crate::ndb::bytes::{slice, u16_at, u32_at};
@@ -232,27 +231,6 @@ impl NameMap {
     #[must_use]
     pub fn id(&self, name: &PropName) -> Option<u16> {
         self.ids.get(name).copied()
-    }
-
-    /// The values of a bag as readers find them. Real files give one name several ids (and store a
-    /// value under each): the value under the id that the name resolves to stands for all of them,
-    /// or the one under the lowest id where the bag lacks that.
-    pub fn visible<'a>(&self, bag: &'a PropBag) -> impl Iterator<Item = &'a PropValue> {
-        let mut chosen: BTreeMap<&PropName, u16> = BTreeMap::new();
-        for value in bag.iter() {
-            let id = value.tag.id();
-            if let Some(name) = self.names.get(&id) {
-                let first = chosen.entry(name).or_insert(id);
-                if self.ids.get(name) == Some(&id) {
-                    *first = id;
-                }
-            }
-        }
-        let chosen: BTreeSet<u16> = chosen.into_values().collect();
-        bag.iter().filter(move |value| {
-            let id = value.tag.id();
-            chosen.contains(&id) || !self.names.contains_key(&id)
-        })
     }
 
     /// All (id, name) in id order.

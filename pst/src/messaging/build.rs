@@ -40,6 +40,9 @@ pub(super) struct OldMessage {
     pub attachments: Vec<Option<(Bid, Bid)>>,
 }
 
+/// Subnodes of an old version's attachments by fingerprint.
+type Reusable = BTreeMap<[u8; 32], Vec<(Bid, Bid)>>;
+
 impl Builder<'_> {
     /// The content of a message's node.
     pub fn message(
@@ -150,8 +153,8 @@ impl Builder<'_> {
 
     /// The subnodes of an old version's attachments by fingerprint; the first of equal ones last,
     /// so that popping keeps their order.
-    fn old_attachments(&self, old: &OldMessage) -> Result<BTreeMap<[u8; 32], Vec<(Bid, Bid)>>> {
-        let mut out: BTreeMap<[u8; 32], Vec<(Bid, Bid)>> = BTreeMap::new();
+    fn old_attachments(&self, old: &OldMessage) -> Result<Reusable> {
+        let mut out = Reusable::new();
         for (data, bids) in old.data.attachments.iter().zip(&old.attachments).rev() {
             if let Some(bids) = bids {
                 out.entry(RecordAttachment::new(data, self.names)?.fingerprint())

@@ -6,6 +6,7 @@
 
 mod build;
 mod create;
+mod names;
 mod read;
 pub mod schema;
 mod search;
@@ -14,6 +15,7 @@ mod transaction;
 mod value;
 
 pub use create::{DELETED_ITEMS, IPM_SUBTREE, SEARCH_ROOT, create_empty};
+pub(crate) use names::by_key;
 pub(crate) use read::not_found;
 pub use read::{
     AttachmentData, FolderData, FolderEntry, Index, MAX_EMBED_DEPTH, MAX_MESSAGE_PARTS,

@@ -7,7 +7,9 @@ use storage::ReadAt;
 
 use super::tags;
 use crate::derived::{ObjectKind, is_derived_node};
-use crate::ltp::{NameMap, NodeSource, PropBag, PropertyContext, TableContext, ValueData};
+use crate::ltp::{
+    NameMap, NodeSource, PropBag, PropValue, PropertyContext, TableContext, ValueData,
+};
 use crate::ndb::{NbtEntry, Ndb};
 use crate::{Bid, Nid, NidType, PstError, Result};
 
@@ -389,7 +391,7 @@ fn read_attachment(
     budget: &mut usize,
 ) -> Result<AttachmentData> {
     let mut props = PropertyContext::open(ndb, bid_data, bid_sub)?.bag()?;
-    let method = props.get(tags::ATTACH_METHOD).and_then(|v| v.as_i32());
+    let method = props.get(tags::ATTACH_METHOD).and_then(PropValue::as_i32);
     let object = props.get(tags::ATTACH_DATA).and_then(|v| match &v.data {
         ValueData::Object(object) => Some(object.clone()),
         _ => None,

@@ -40,18 +40,19 @@ pub enum Change {
     SearchDeleted { folder: Nid },
 }
 
-/// The NIDs in a search domain object: an array of NIDs ([MS-PST] 2.4.8.4.3).
-pub fn parse_domain(data: &[u8]) -> BTreeSet<Nid> {
+/// The folders in a search domain object, an array of NIDs ([MS-PST] 2.4.8.4.3). In real files their
+/// low five bits are not the type of the folder's node (0, 2 and 3 occur): the index names it.
+pub fn parse_domain(data: &[u8]) -> BTreeSet<u32> {
     data.as_chunks::<4>()
         .0
         .iter()
-        .map(|b| Nid(u32::from_le_bytes(*b)))
+        .map(|b| Nid(u32::from_le_bytes(*b)).index())
         .collect()
 }
 
 /// Appends the SUDs of a change, where the rules of [MS-PST] 2.4.8.1 ask for them.
-pub fn queue(out: &mut Vec<u8>, domain: &BTreeSet<Nid>, change: Change) {
-    let inside = |nid: Nid| domain.contains(&nid);
+pub fn queue(out: &mut Vec<u8>, domain: &BTreeSet<u32>, change: Change) {
+    let inside = |nid: Nid| domain.contains(&nid.index());
     match change {
         Change::MessageAdded { folder, message } if inside(folder) => {
             sud(out, DOMAIN_CHECKED, 0x01, [folder.0, message.0, 0]);
@@ -118,7 +119,7 @@ mod tests {
 
     #[test]
     fn only_changes_in_the_domain_are_queued() {
-        let domain = parse_domain(&[0x22, 0x80, 0, 0, 0x62, 0x80, 0, 0]);
+        let domain = parse_domain(&[0x20, 0x80, 0, 0, 0x63, 0x80, 0, 0]);
         let (inside, outside) = (Nid(0x8022), Nid(0x9022));
         let message = Nid(0x20_0024);
         let mut out = Vec::new();

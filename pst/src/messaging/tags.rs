@@ -32,8 +32,6 @@ pub const CONTENT_UNREAD: u16 = 0x3603;
 pub const IPM_SUBTREE: u16 = 0x35E0;
 /// PidTagSubfolders.
 pub const SUBFOLDERS: u16 = 0x360A;
-/// PidTagAssociatedContentCount.
-pub const ASSOC_COUNT: u16 = 0x3617;
 /// PidTagAttachDataBinary or PidTagAttachDataObject: one id, two types ([MS-PST] 2.4.6.2.2).
 pub const ATTACH_DATA: u16 = 0x3701;
 /// PidTagAttachMethod ([MS-OXCMSG] 2.2.2.9).

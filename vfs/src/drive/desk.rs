@@ -261,12 +261,10 @@ impl Drive {
         let Some(validator) = &self.validator else {
             return Ok(Ok(snapshot));
         };
-        Ok(
-            match validator.check(&snapshot.reader, &snapshot.written) {
-                Verdict::Consistent => Ok(snapshot),
-                Verdict::Wait(why) => Err(why),
-            },
-        )
+        Ok(match validator.check(&snapshot.reader, &snapshot.written) {
+            Verdict::Consistent => Ok(snapshot),
+            Verdict::Wait(why) => Err(why),
+        })
     }
 
     /// A destination durably holds the file through `epoch`. `detached`: the share now has the

@@ -72,7 +72,8 @@ impl Transaction {
             pending.created,
             &pending.contents,
         )?;
-        let associated = self.write_table(
+        // No count is kept of associated messages: PidTagAssociatedContentCount in a file is a server's.
+        self.write_table(
             nid.with_kind(NidType::ASSOC_CONTENTS_TABLE),
             pending.created,
             &pending.associated,
@@ -97,11 +98,6 @@ impl Transaction {
         if let Some(counts) = contents {
             props.insert(PropValue::i32(tags::CONTENT_COUNT, counts.rows));
             props.insert(PropValue::i32(tags::CONTENT_UNREAD, counts.unread));
-        }
-        if let Some(counts) = associated
-            && props.get(tags::ASSOC_COUNT).is_some()
-        {
-            props.insert(PropValue::i32(tags::ASSOC_COUNT, counts.rows));
         }
         if pending.created || !pending.children.is_empty() {
             let has = self.has_children(nid, pending)?;

@@ -34,7 +34,7 @@ impl Transaction {
         self.ndb.put_node(nid, folder, &content)?;
         self.written.insert(nid);
         self.placed.insert(nid, Some(folder));
-        self.set_row(folder, nid, &normalised(message), PropBag::new())?;
+        self.set_row(folder, nid, &normalised(message), &PropBag::new())?;
         self.changes.push(Change::MessageAdded {
             folder,
             message: nid,
@@ -59,7 +59,7 @@ impl Transaction {
         self.ndb.put_node(nid, folder, &content)?;
         self.written.insert(nid);
         let kept = self.table_only_cells(folder, nid)?;
-        self.set_row(folder, nid, &normalised(message), kept)?;
+        self.set_row(folder, nid, &normalised(message), &kept)?;
         self.changes.push(Change::MessageChanged {
             folder,
             message: nid,
@@ -85,7 +85,7 @@ impl Transaction {
         } else {
             PropertyContext::open(&self.base, entry.bid_data, entry.bid_sub)?.bag()?
         };
-        self.set_row(folder, nid, &props, kept)?;
+        self.set_row(folder, nid, &props, &kept)?;
         self.drop_row(from, nid);
         self.ndb.set_parent(nid, folder)?;
         self.placed.insert(nid, Some(folder));
@@ -146,9 +146,9 @@ impl Transaction {
         Ok(table.row_ids().map(bids).collect())
     }
 
-    fn set_row(&mut self, folder: Nid, nid: Nid, props: &PropBag, kept: PropBag) -> Result<()> {
+    fn set_row(&mut self, folder: Nid, nid: Nid, props: &PropBag, kept: &PropBag) -> Result<()> {
         let columns = self.columns(table_of(folder, nid))?;
-        let mut row = cells(&kept, &columns);
+        let mut row = cells(kept, &columns);
         row.extend(cells(props, &columns));
         self.rows(folder, nid).insert(nid.0, Some(row));
         Ok(())

@@ -22,7 +22,7 @@ use super::read::{Index, MessageData, Pst, not_found};
 use super::schema;
 use super::search::{self, Change};
 use super::tags;
-use crate::ltp::{NameMapEdit, PropBag, PropName, PropTag, TableContext};
+use crate::ltp::{NameMap, NameMapEdit, PropBag, PropName, PropTag, TableContext};
 use crate::ndb::{NbtEntry, Ndb, NdbTransaction, NodeContent};
 use crate::{Nid, NidType, PstError, Result};
 
@@ -60,7 +60,7 @@ pub struct Transaction {
     columns: BTreeMap<Nid, Arc<Vec<PropTag>>>,
     /// The properties of folders as this transaction last wrote them.
     bags: BTreeMap<Nid, PropBag>,
-    domain: BTreeSet<Nid>,
+    domain: BTreeSet<u32>,
     changes: Vec<Change>,
 }
 
@@ -118,6 +118,12 @@ impl Transaction {
     /// If the name cannot be stored, or no id is left.
     pub fn named_id(&mut self, name: &PropName) -> Result<u16> {
         self.names.id(name)
+    }
+
+    /// The file's named properties, with those that this transaction added.
+    #[must_use]
+    pub const fn names(&self) -> &NameMap {
+        self.names.map()
     }
 
     /// Hands out a fresh NID of the given type (rgnid, [MS-PST] 2.2.2.6).

@@ -33,7 +33,7 @@ impl Transaction {
                     }
                 }
                 before => {
-                    self.relink_search_folder(nid, before.map(|b| b.nid_parent), Some(parent))?
+                    self.relink_search_folder(nid, before.map(|b| b.nid_parent), Some(parent))?;
                 }
             }
             self.make_search_companions(nid)?;
