@@ -1,3 +1,7 @@
-//! The `pstsyncd` binary.
+//! The `pstsyncd` binary: everything is in the library of the same name.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    pstsyncd::run(std::env::args_os())
+}

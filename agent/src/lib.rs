@@ -13,6 +13,8 @@ mod container;
 mod engine;
 mod error;
 mod exclusive;
+mod in_place;
+mod pst_engine;
 mod records;
 mod root;
 mod server;
@@ -31,6 +33,8 @@ pub use apply::StepHook;
 pub use engine::{Applied, Engine, EngineError, InventoryAnswer};
 pub use error::AgentError;
 pub use exclusive::Exclusivity;
+pub use in_place::InPlace;
+pub use pst_engine::PstEngine;
 pub use server::Limits;
 
 /// Result of starting or serving.

@@ -1,8 +1,35 @@
-//! The sync engine: inventory, change list, carrier, wire format and client.
+//! The sync engine: compiles what changed in a container into a change list of mail objects with
+//! a carrier, applies it at a destination, and believes only what the destination re-read.
 
+mod agent_destination;
+mod apply;
+mod base;
+mod change_list;
 pub mod client;
+mod compare;
+mod compile;
+mod database;
+mod destination;
+mod engine;
+mod error;
 pub mod hex;
 pub mod kv;
+mod names;
+mod package;
 pub mod pin;
+mod raw;
 pub mod record;
+mod rows;
 pub mod wire;
+
+pub use agent_destination::AgentDestination;
+pub use apply::{Applied, apply};
+pub use change_list::{Action, Change, Counts, Fingerprint, ObjectKind};
+pub use compare::{compare, expected};
+pub use compile::compile;
+pub use database::{Head, SyncDatabase, Synced, SyncedRow};
+pub use destination::{ApplyAnswer, ApplyJob, ApplyOutcome, Destination, RemoteInventory};
+pub use engine::{Options, Report, Sequencer, Source, Verdict, sync_container};
+pub use error::{Result, SyncError};
+pub use package::{APPLY_VERSION, Carrier, Extent, MAX_CARRIER, MAX_PACKAGE, Package};
+pub use rows::{decode_inventory, encode_inventory};

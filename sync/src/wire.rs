@@ -58,6 +58,24 @@ pub struct Generation {
     pub root: [u8; 32],
 }
 
+impl From<storage::Generation> for Generation {
+    fn from(other: storage::Generation) -> Self {
+        Self {
+            len: other.len,
+            root: other.root,
+        }
+    }
+}
+
+impl From<Generation> for storage::Generation {
+    fn from(other: Generation) -> Self {
+        Self {
+            len: other.len,
+            root: other.root,
+        }
+    }
+}
+
 /// Tells cheaply that a file was changed: a differing stamp means rehash (DESIGN 2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Stamp {

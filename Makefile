@@ -1,0 +1,64 @@
+# The project's entry points. `make test` and `make demo` install what is missing by themselves.
+
+CARGO ?= cargo
+# A PST for the demo (a copy of it is used); without one it is made.
+PST ?=
+DEMO_ARGS ?=
+
+.PHONY: help bootstrap build demo test lint fmt fmt-check doc deny bench ci
+
+help:
+	@echo "make demo [PST=file] [DEMO_ARGS=--keep]   the whole mission, end to end, on this machine"
+	@echo "make test      install what is missing, run every test, check what was skipped"
+	@echo "make lint      formatting and clippy, warnings denied"
+	@echo "make fmt       format the code"
+	@echo "make doc       build the documentation, warnings denied"
+	@echo "make deny      licences, bans and sources of the dependencies"
+	@echo "make bench     run the benchmarks"
+	@echo "make ci        all of lint, deny, test and doc"
+
+bootstrap:
+	@scripts/bootstrap.sh
+
+build:
+	$(CARGO) build --locked --workspace --bins --examples
+
+# Optimised: the demo moves tens of megabytes and shows times.
+demo: bootstrap
+	$(CARGO) build --locked --release --bins --examples
+	target/release/examples/demo $(if $(PST),--pst "$(PST)") $(DEMO_ARGS)
+
+# The examples are programs that the tests run. The skip log collects what tests say they did not run: the test
+# runner hides it otherwise.
+test: bootstrap
+	@mkdir -p target
+	@rm -f target/skips.log
+	scripts/test-scripts.sh
+	$(CARGO) build --locked --workspace --bins --examples
+	PSTSYNCD_SKIP_LOG="$(CURDIR)/target/skips.log" $(CARGO) test --locked --workspace
+	scripts/check-skips.sh target/skips.log
+
+fmt:
+	$(CARGO) fmt --all
+
+fmt-check:
+	$(CARGO) fmt --all -- --check
+
+lint: fmt-check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+deny:
+	$(CARGO) deny --locked check licenses bans sources
+
+doc:
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps
+
+bench:
+	$(CARGO) bench --locked --workspace
+
+ci: bootstrap
+	$(MAKE) lint
+	$(MAKE) deny
+	$(MAKE) test
+	$(MAKE) doc
+	@echo "ci: everything passed"

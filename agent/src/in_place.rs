@@ -1,0 +1,133 @@
+//! Local placement (DESIGN 6): the agent's own work on a directory share, without a server.
+//!
+//! Where the link is good, the daemon applies change lists to the PST on the share itself. It does
+//! so exactly as an agent beside it would: lease, redo sidecar, ordered phases, re-read, and the
+//! same records that make every sequence happen once.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use sync::wire::{self, ApplyRequest, ClientId, ErrorCode};
+use sync::{
+    ApplyAnswer, ApplyJob, ApplyOutcome, Destination, RemoteInventory, SyncError, decode_inventory,
+};
+
+use crate::apply::Worker;
+use crate::container::Known;
+use crate::engine::Engine;
+use crate::error::Fault;
+use crate::exclusive::Exclusivity;
+use crate::records::Records;
+use crate::root::Root;
+use crate::{AgentError, PstEngine};
+
+/// The PSTs beneath a directory, changed by this process.
+pub struct InPlace {
+    worker: Worker,
+    /// The container worked on last, and what is known of it. One at a time: each sync of a
+    /// drive runs alone.
+    last: Mutex<Option<(String, Option<Known>)>>,
+    client: ClientId,
+    name: String,
+}
+
+impl InPlace {
+    /// Works beneath `root` in the name of `client`, with records in `records_dir`. `name` is the
+    /// destination's name in the sync database.
+    ///
+    /// # Errors
+    /// [`AgentError`] if the root or the records cannot be opened.
+    pub fn open(
+        root: &Path,
+        records_dir: &Path,
+        client: ClientId,
+        name: String,
+    ) -> Result<Self, AgentError> {
+        let worker = Worker {
+            root: Root::open(root)?,
+            records: Records::open(records_dir)?,
+            engine: Arc::new(PstEngine) as Arc<dyn Engine>,
+            exclusivity: Exclusivity::Lease,
+            steps: None,
+            max_package: wire::MAX_UNPACKED,
+        };
+        Ok(Self { worker, last: Mutex::default(), client, name })
+    }
+
+    fn with<T>(
+        &self,
+        container: &str,
+        f: impl FnOnce(&Worker, &mut Option<Known>) -> Result<T, Fault>,
+    ) -> Result<T, Fault> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = match last.take() {
+            Some((path, known)) if path == container => known,
+            _ => None,
+        };
+        let (path, slot) = last.insert((container.to_owned(), known));
+        f(&self.worker, slot).inspect_err(|_| tracing::debug!(container = %path, "not applied"))
+    }
+}
+
+impl Destination for InPlace {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn inventory(&self, container: &str) -> sync::Result<RemoteInventory> {
+        let answer = self.with(container, |w, slot| w.inventory(container, slot)).map_err(fault)?;
+        let unreadable = |detail: String| SyncError::Destination {
+            message: format!("the inventory of {container} is not understood: {detail}"),
+            retry: false,
+            offline: false,
+        };
+        let rows = wire::unpack(&answer.rows, wire::MAX_UNPACKED)
+            .map_err(|e| unreadable(e.to_string()))?;
+        let inventory = decode_inventory(&rows).map_err(|e| unreadable(e.to_string()))?;
+        Ok(RemoteInventory { inventory, generation: answer.generation.into() })
+    }
+
+    fn apply(
+        &self,
+        job: &ApplyJob<'_>,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> sync::Result<ApplyAnswer> {
+        let request = ApplyRequest {
+            client: self.client,
+            container: job.container.to_owned(),
+            sequence: job.sequence,
+            digest: *blake3::hash(job.package).as_bytes(),
+            base: Some(job.base.into()),
+            expected: job.expected,
+            package: wire::pack(job.package).map_err(|e| fault(Fault::io(job.container, &e)))?,
+        };
+        match self.with(job.container, |w, slot| w.apply(&request, slot)) {
+            Ok(answer) => {
+                progress(answer.bytes_written, answer.bytes_written);
+                Ok(ApplyAnswer::Applied(ApplyOutcome {
+                    inventory_digest: answer.inventory_digest,
+                    generation: answer.generation.into(),
+                    nid_map: answer
+                        .nid_map
+                        .iter()
+                        .map(|(proposed, given)| (pst::Nid(*proposed), pst::Nid(*given)))
+                        .collect(),
+                    bytes_sent: answer.bytes_written,
+                    repeated: answer.repeated,
+                }))
+            }
+            Err(f) => match f.code {
+                ErrorCode::WrongBase | ErrorCode::SequenceUsed => Ok(ApplyAnswer::WrongBase),
+                ErrorCode::InUse => Ok(ApplyAnswer::Busy(f.body().message)),
+                _ => Err(fault(f)),
+            },
+        }
+    }
+}
+
+fn fault(fault: Fault) -> SyncError {
+    let body = fault.body();
+    let message =
+        if body.next.is_empty() { body.message } else { format!("{}; {}", body.message, body.next) };
+    SyncError::Destination { message, retry: body.retry, offline: false }
+}

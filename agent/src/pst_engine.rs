@@ -1,0 +1,52 @@
+//! The engine for PSTs: [`sync`] and [`pst`] behind the agent's seam.
+
+use std::sync::Arc;
+
+use pst::inventory::Inventory;
+use pst::{Pst, PstError};
+use storage::ReadAt;
+use sync::{Package, SyncError, decode_inventory, encode_inventory};
+
+use crate::engine::{Applied, Engine, EngineError, InventoryAnswer};
+
+/// Understands PSTs.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PstEngine;
+
+impl Engine for PstEngine {
+    fn inventory(
+        &self,
+        base: Arc<dyn ReadAt>,
+        previous: Option<&[u8]>,
+    ) -> Result<InventoryAnswer, EngineError> {
+        let pst = Pst::open(base).map_err(unreadable)?;
+        // Rows that do not decode are as good as none: everything is read.
+        let previous = previous.and_then(|rows| decode_inventory(rows).ok()).unwrap_or_default();
+        let inventory = Inventory::update(&pst, &previous).map_err(unreadable)?;
+        let rows = encode_inventory(&inventory)
+            .map_err(|e| EngineError::Refused(format!("the inventory does not encode: {e}")))?;
+        Ok(InventoryAnswer { rows, digest: inventory.digest() })
+    }
+
+    fn apply(&self, base: Arc<dyn ReadAt>, package: &[u8]) -> Result<Applied, EngineError> {
+        let package = Package::decode(package).map_err(refused)?;
+        let applied = sync::apply(base, &package).map_err(refused)?;
+        let nid_map = applied.nid_map.iter().map(|(from, to)| (from.0, to.0)).collect();
+        Ok(Applied { write_set: applied.write_set, nid_map })
+    }
+}
+
+fn unreadable(error: PstError) -> EngineError {
+    match error {
+        PstError::Io { source, .. } => EngineError::Io(source),
+        other => EngineError::NotAContainer(other.to_string()),
+    }
+}
+
+fn refused(error: SyncError) -> EngineError {
+    match error {
+        SyncError::WrongBase { .. } => EngineError::WrongBase(error.to_string()),
+        SyncError::Pst(PstError::Io { source, .. }) => EngineError::Io(source),
+        other => EngineError::Refused(other.to_string()),
+    }
+}

@@ -1,0 +1,176 @@
+//! The inventory: a row per object, with a fingerprint that does not depend on layout.
+//!
+//! Inside one lineage (one physical life of a file, no gap in what we know of its writes) equal
+//! BIDs mean equal bytes, because blocks are never rewritten: [`Inventory::update`] then reads only
+//! what changed. Outside it, [`Inventory::read`] reads everything.
+
+use std::collections::BTreeMap;
+
+use crate::canonical::Record;
+use crate::derived::ObjectKind;
+pub use crate::derived::ObjectKind as Kind;
+use crate::messaging::Pst;
+use crate::ndb::NbtEntry;
+use crate::{Bid, Nid, Result};
+
+/// One object.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Row {
+    /// The object's node.
+    pub nid: Nid,
+    /// The folder that holds it; for a raw node whatever the node says.
+    pub parent: Nid,
+    /// What it is.
+    pub kind: ObjectKind,
+    /// Its data tree; comparable inside one lineage only.
+    pub bid_data: Bid,
+    /// Its subnode tree; comparable inside one lineage only.
+    pub bid_sub: Bid,
+    /// [`Record::fingerprint`]: what the object says, wherever it lies. Folders: without counts.
+    pub fingerprint: [u8; 32],
+    /// Bytes of all its values, attachments included.
+    pub size: u64,
+    /// PidTagSearchKey, hashed to 16 bytes where it has another length.
+    pub search_key: Option<[u8; 16]>,
+}
+
+impl Row {
+    /// The row that an object must have after a change, as far as that can be known beforehand: where
+    /// it lies in the file and how large it is are not.
+    #[must_use]
+    pub const fn expected(nid: Nid, parent: Nid, kind: ObjectKind, fingerprint: [u8; 32]) -> Self {
+        Self {
+            nid,
+            parent,
+            kind,
+            bid_data: Bid::NONE,
+            bid_sub: Bid::NONE,
+            fingerprint,
+            size: 0,
+            search_key: None,
+        }
+    }
+}
+
+/// All objects of a file, in NID order.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Inventory {
+    /// The rows by NID.
+    pub rows: BTreeMap<Nid, Row>,
+}
+
+impl Inventory {
+    /// Reads every object of the file.
+    ///
+    /// # Errors
+    /// The first object that cannot be read: a part of an inventory would look like deletes.
+    pub fn read(pst: &Pst) -> Result<Self> {
+        Self::update(pst, &Self::default())
+    }
+
+    /// Reads the objects that changed since `previous` and keeps the other rows' fingerprints.
+    /// The caller guarantees that `previous` is of the same lineage, or is empty.
+    ///
+    /// # Errors
+    /// As [`Inventory::read`].
+    pub fn update(pst: &Pst, previous: &Self) -> Result<Self> {
+        let index = pst.index()?;
+        let mut rows = BTreeMap::new();
+        let mut add = |kind: ObjectKind, entry: &NbtEntry| -> Result<()> {
+            let row = match previous.rows.get(&entry.nid) {
+                Some(old)
+                    if old.kind == kind
+                        && old.bid_data.key() == entry.bid_data.key()
+                        && old.bid_sub.key() == entry.bid_sub.key() =>
+                {
+                    Row {
+                        parent: entry.nid_parent,
+                        ..old.clone()
+                    }
+                }
+                _ => Self::row(pst, kind, entry)?,
+            };
+            rows.insert(row.nid, row);
+            Ok(())
+        };
+        for folder in index.folders.values() {
+            add(ObjectKind::Folder, &folder.entry)?;
+        }
+        for message in index.messages.values().flatten() {
+            let kind = if message.associated {
+                ObjectKind::Associated
+            } else {
+                ObjectKind::Message
+            };
+            add(kind, &message.entry)?;
+        }
+        for entry in index.raw.values() {
+            add(ObjectKind::Raw, entry)?;
+        }
+        Ok(Self { rows })
+    }
+
+    fn row(pst: &Pst, kind: ObjectKind, entry: &NbtEntry) -> Result<Row> {
+        let record = pst.record(kind, entry.nid)?;
+        Ok(Row {
+            nid: entry.nid,
+            parent: entry.nid_parent,
+            kind,
+            bid_data: entry.bid_data,
+            bid_sub: entry.bid_sub,
+            fingerprint: record.fingerprint(),
+            size: record.size(),
+            search_key: record.search_key(),
+        })
+    }
+
+    /// BLAKE3 over (NID, parent, kind, fingerprint) in NID order: two sides with the same digest hold
+    /// the same objects in the same places under the same NIDs.
+    #[must_use]
+    pub fn digest(&self) -> [u8; 32] {
+        let mut h = blake3::Hasher::new();
+        h.update(b"pstsyncd inventory\0\x01");
+        h.update(&(self.rows.len() as u64).to_le_bytes());
+        for row in self.rows.values() {
+            h.update(&row.nid.0.to_le_bytes());
+            h.update(&row.parent.0.to_le_bytes());
+            h.update(&[row.kind as u8]);
+            h.update(&row.fingerprint);
+        }
+        *h.finalize().as_bytes()
+    }
+}
+
+impl Pst {
+    /// The canonical record of an object.
+    ///
+    /// # Errors
+    /// If it does not exist or cannot be read.
+    pub fn record(&self, kind: ObjectKind, nid: Nid) -> Result<Record> {
+        match kind {
+            ObjectKind::Folder => Record::folder(&self.folder(nid)?.props, self.names()),
+            ObjectKind::Message => Record::message(&self.message(nid)?, false, self.names()),
+            ObjectKind::Associated => Record::message(&self.message(nid)?, true, self.names()),
+            ObjectKind::Raw => match self.ndb().node(nid)? {
+                Some(entry) => Record::raw(self.ndb(), entry.bid_data, entry.bid_sub),
+                None => Err(crate::messaging::not_found("node", nid)),
+            },
+        }
+    }
+
+    /// The layout-independent fingerprint of an object ([`Record::fingerprint`]).
+    ///
+    /// # Errors
+    /// As [`Pst::record`].
+    pub fn fingerprint(&self, kind: ObjectKind, nid: Nid) -> Result<[u8; 32]> {
+        Ok(self.record(kind, nid)?.fingerprint())
+    }
+}
+
+/// [`Pst::fingerprint`] of the object `nid`.
+///
+/// # Errors
+/// As [`Pst::record`].
+pub fn fingerprint_node(pst: &Pst, nid: Nid, kind: ObjectKind) -> Result<[u8; 32]> {
+    pst.fingerprint(kind, nid)
+}

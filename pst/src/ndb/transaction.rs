@@ -1,0 +1,567 @@
+//! Editing a file ([MS-PST] 2.6.1): one transaction, one write set, every cut a valid file.
+//!
+//! A transaction writes into an [`Overlay`] over the committed file. Blocks and pages are never
+//! changed in place: what is new goes into space that the committed AMaps call free
+//! ([`Space`]), under new BIDs; what is replaced keeps its bytes until the end. Edits of the two
+//! B-trees are gathered and merged in batches. [`NdbTransaction::finish`] gives the write set in
+//! phases, each made durable before the next:
+//!
+//! 1. `invalid`: the old header with fAMapValid = 0;
+//! 2. `blocks`: new blocks and pages, into free space and behind the old end of the file;
+//! 3. `header`: both new roots and all counters in one write, AMaps still invalid;
+//! 4. `maps`: AMap, PMap and density list pages;
+//! 5. `valid`: the header with fAMapValid = 2.
+//!
+//! Up to the third phase the file opens as before, from then on as after; while the AMaps are
+//! marked invalid, the next transaction recomputes them from the trees.
+//!
+//! The result depends on the committed bytes and the calls alone: no clock, no randomness.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Weak};
+
+use storage::{Overlay, Phase, ReadAt, WriteAt, WriteSet};
+
+use super::amap::{Space, walk_pages};
+use super::block::seal_block;
+use super::btree::{BbtEntry, BtLeaf, NbtEntry};
+use super::btree_write::{self, PageSpace};
+use super::data_tree::XBlock;
+use super::maps::{dense_maps, map_writes};
+use super::subnode::SBlock;
+use super::{Header, Ndb, SharedCache};
+use crate::{Bid, Bref, Nid, NidType, PstError, Result};
+
+/// The largest index in a NID (27 bits).
+const MAX_NID_INDEX: u32 = (1 << 27) - 1;
+
+/// A reader of the uncommitted state sees this storage.
+pub(super) type Work = Arc<Overlay<Arc<dyn ReadAt>>>;
+
+/// An edit of a node database. Dropping it changes nothing.
+pub struct NdbTransaction {
+    pub(super) base: Arc<Ndb>,
+    pub(super) work: Work,
+    pub(super) header: Header,
+    space: Space,
+    nbt: BTreeMap<u64, Option<NbtEntry>>,
+    bbt: BTreeMap<u64, Option<BbtEntry>>,
+    /// Reads the trees as of the last merge.
+    reader: Arc<Ndb>,
+    cache: SharedCache,
+    /// Views handed out, which may still be in use.
+    views: Vec<Weak<Ndb>>,
+    /// Space that this transaction took since the last view and may reuse at once.
+    young: BTreeSet<u64>,
+    /// Space that this transaction took and no longer needs, but that a view may still read.
+    dead: Vec<(u64, usize)>,
+    changed: bool,
+    /// An edit stopped half-way: its references do not add up.
+    pub(super) failed: bool,
+}
+
+impl NdbTransaction {
+    /// Begins an edit of the committed file `base`. Reads no more than the last page of the
+    /// block B-tree, unless the AMaps are marked invalid and must be recomputed.
+    ///
+    /// # Errors
+    /// [`PstError::Refused`] for a file too damaged to be edited; errors of reading.
+    pub fn begin(base: Arc<Ndb>) -> Result<Self> {
+        let trusted = base.header().maps_valid();
+        Self::start(base, trusted)
+    }
+
+    /// As [`NdbTransaction::begin`], but recomputes the AMaps from the trees even where they are
+    /// marked valid: gives back leaked space, and repairs damaged map pages.
+    ///
+    /// # Errors
+    /// As [`NdbTransaction::begin`].
+    pub fn begin_recomputed(base: Arc<Ndb>) -> Result<Self> {
+        let mut transaction = Self::start(base, false)?;
+        transaction.changed = true;
+        Ok(transaction)
+    }
+
+    fn start(base: Arc<Ndb>, trusted: bool) -> Result<Self> {
+        let io = |source| PstError::Io { offset: 0, source };
+        let work: Work = Arc::new(Overlay::new(Arc::clone(base.storage())).map_err(io)?);
+        let mut header = base.header().clone();
+        // The counter may be behind the blocks: torn headers, and writers that forget it.
+        if let Some(last) = base.last_entry::<BbtEntry>()? {
+            let least = (last.key() & !3).checked_add(4).ok_or(PstError::Limit {
+                what: "bidNextB",
+                found: last.key(),
+                limit: u64::MAX - 4,
+            })?;
+            header.bid_next_block = Bid(header.bid_next_block.0.max(least));
+        }
+        let space = if trusted {
+            Space::trusted(&base, dense_maps(&base))
+        } else {
+            Space::recomputed(&base)?
+        };
+        let cache = SharedCache::default();
+        let reader = Arc::new(Ndb::assemble(
+            Arc::clone(&work) as _,
+            header.clone(),
+            cache.clone(),
+        ));
+        Ok(Self {
+            base,
+            work,
+            header,
+            space,
+            nbt: BTreeMap::new(),
+            bbt: BTreeMap::new(),
+            reader,
+            cache,
+            views: Vec::new(),
+            young: BTreeSet::new(),
+            dead: Vec::new(),
+            changed: false,
+            failed: false,
+        })
+    }
+
+    /// The committed file that this edit is based on.
+    #[must_use]
+    pub const fn base(&self) -> &Arc<Ndb> {
+        &self.base
+    }
+
+    /// The node `nid` as edited so far.
+    ///
+    /// # Errors
+    /// Errors of reading.
+    pub fn node(&self, nid: Nid) -> Result<Option<NbtEntry>> {
+        match self.nbt.get(&u64::from(nid.0)) {
+            Some(edit) => Ok(*edit),
+            None => self.reader.node(nid),
+        }
+    }
+
+    /// The block `bid` as edited so far.
+    ///
+    /// # Errors
+    /// Errors of reading.
+    pub fn block(&self, bid: Bid) -> Result<Option<BbtEntry>> {
+        match self.bbt.get(&bid.key()) {
+            Some(edit) => Ok(*edit),
+            None => self.reader.block(bid),
+        }
+    }
+
+    /// A reader of the state as edited so far. It stays as it is under later edits. Pending
+    /// edits of the trees are merged first, so ask for one when it is needed, not per property.
+    ///
+    /// # Errors
+    /// Errors of reading and allocating.
+    pub fn view(&mut self) -> Result<Arc<Ndb>> {
+        self.merge()?;
+        let view = Arc::new(Ndb::assemble(
+            Arc::clone(&self.work) as _,
+            self.header.clone(),
+            self.cache.clone(),
+        ));
+        self.views.push(Arc::downgrade(&view));
+        self.young.clear();
+        Ok(view)
+    }
+
+    /// Hands out the next unused NID of a type from rgnid (2.2.2.6).
+    ///
+    /// # Errors
+    /// [`PstError::Limit`] when the type's 27-bit index is used up.
+    pub fn alloc_nid(&mut self, kind: NidType) -> Result<Nid> {
+        loop {
+            let slot = self.header.rgnid.get_mut(usize::from(kind.0 & 0x1F));
+            let slot = slot.ok_or_else(|| PstError::Refused("no such node type".into()))?;
+            if *slot >= MAX_NID_INDEX {
+                return Err(PstError::Limit {
+                    what: "node index",
+                    found: u64::from(*slot) + 1,
+                    limit: u64::from(MAX_NID_INDEX),
+                });
+            }
+            *slot += 1;
+            let nid = Nid::new(kind, *slot);
+            self.changed = true;
+            if self.node(nid)?.is_none() {
+                return Ok(nid);
+            }
+        }
+    }
+
+    /// Raises rgnid so that [`NdbTransaction::alloc_nid`] does not hand out `nid`'s index again.
+    pub(super) fn note_nid(&mut self, nid: Nid) {
+        let counted = [
+            NidType::NORMAL_FOLDER,
+            NidType::SEARCH_FOLDER,
+            NidType::NORMAL_MESSAGE,
+            NidType::ASSOC_MESSAGE,
+        ];
+        // An index far ahead is left alone: following it would use the numbers up.
+        if counted.contains(&nid.kind())
+            && nid.index() < MAX_NID_INDEX / 2
+            && let Some(slot) = self.header.rgnid.get_mut(usize::from(nid.kind().0))
+        {
+            *slot = (*slot).max(nid.index());
+        }
+    }
+
+    /// Changes a node's parent.
+    ///
+    /// # Errors
+    /// [`PstError::NotFound`] without such a node.
+    pub fn set_parent(&mut self, nid: Nid, parent: Nid) -> Result<NbtEntry> {
+        let mut entry = self.existing(nid)?;
+        entry.nid_parent = parent;
+        self.set_node(entry);
+        Ok(entry)
+    }
+
+    /// Deletes a node and gives back its blocks.
+    ///
+    /// # Errors
+    /// [`PstError::NotFound`] without such a node.
+    pub fn delete_node(&mut self, nid: Nid) -> Result<()> {
+        let entry = self.existing(nid)?;
+        self.changed = true;
+        self.nbt.insert(u64::from(nid.0), None);
+        let result = self
+            .release(entry.bid_data)
+            .and_then(|()| self.release(entry.bid_sub));
+        self.failed |= result.is_err();
+        result
+    }
+
+    fn existing(&self, nid: Nid) -> Result<NbtEntry> {
+        self.node(nid)?.ok_or_else(|| PstError::NotFound {
+            what: "node",
+            id: nid.to_string(),
+        })
+    }
+
+    pub(super) fn set_node(&mut self, entry: NbtEntry) {
+        self.changed = true;
+        self.nbt.insert(entry.key(), Some(entry));
+    }
+
+    /// Writes a block with one reference besides its B-tree entry (2.2.2.7.7.3.1).
+    pub(super) fn write_block(&mut self, data: &[u8], internal: bool) -> Result<Bid> {
+        let format = self.base.format();
+        if data.len() > format.max_data() {
+            return Err(PstError::Limit {
+                what: "block data in bytes",
+                found: data.len() as u64,
+                limit: format.max_data() as u64,
+            });
+        }
+        let limit = PstError::Limit {
+            what: "bidNextB",
+            found: self.header.bid_next_block.0,
+            limit: u64::MAX - 8,
+        };
+        let next = self.header.bid_next_block.0.checked_next_multiple_of(4);
+        let next = next.filter(|n| *n <= u64::MAX - 8).ok_or(limit)?;
+        let bid = Bid(next | if internal { 2 } else { 0 });
+        self.header.bid_next_block = Bid(next + 4);
+        let ib = self.take(format.block_space(data.len()), false)?;
+        let bref = Bref { bid, ib };
+        let stored = seal_block(format, self.header.crypt, bref, data);
+        self.write(ib, &stored)?;
+        self.changed = true;
+        self.bbt.insert(
+            bid.key(),
+            Some(BbtEntry {
+                bref,
+                cb: data.len() as u16,
+                cref: 2,
+            }),
+        );
+        Ok(bid)
+    }
+
+    /// The decoded data of a block as edited so far.
+    pub(super) fn block_data(&self, bid: Bid) -> Result<Vec<u8>> {
+        let entry = self.block(bid)?.ok_or_else(|| PstError::NotFound {
+            what: "block",
+            id: bid.to_string(),
+        })?;
+        self.reader.block_data_of(&entry)
+    }
+
+    /// Adds a reference to a block.
+    pub(super) fn retain(&mut self, bid: Bid) -> Result<()> {
+        if bid.is_none() {
+            return Ok(());
+        }
+        let mut entry = self.block(bid)?.ok_or_else(|| PstError::NotFound {
+            what: "block",
+            id: bid.to_string(),
+        })?;
+        entry.cref = entry.cref.checked_add(1).ok_or(PstError::Limit {
+            what: "references to a block",
+            found: u64::from(entry.cref) + 1,
+            limit: u64::from(u16::MAX),
+        })?;
+        self.changed = true;
+        self.bbt.insert(bid.key(), Some(entry));
+        Ok(())
+    }
+
+    /// Drops a reference; blocks without one are removed, and with an internal block the
+    /// references that it holds (2.6.1.1.7, 2.6.1.2.6).
+    pub(super) fn release(&mut self, bid: Bid) -> Result<()> {
+        let mut todo = vec![bid];
+        while let Some(bid) = todo.pop() {
+            if bid.is_none() {
+                continue;
+            }
+            // A block that is already missing leaves nothing to give back.
+            let Some(mut entry) = self.block(bid)? else {
+                continue;
+            };
+            self.changed = true;
+            entry.cref = entry.cref.saturating_sub(1);
+            if entry.cref > 1 {
+                self.bbt.insert(bid.key(), Some(entry));
+                continue;
+            }
+            if bid.is_internal() {
+                leak_if_damaged(self.children(bid, &mut todo))?;
+            }
+            self.bbt.insert(bid.key(), None);
+            let space = self.base.format().block_space(usize::from(entry.cb));
+            leak_if_damaged(self.give_back(entry.bref.ib, space))?;
+        }
+        Ok(())
+    }
+
+    /// Appends the blocks that an internal block refers to.
+    fn children(&self, bid: Bid, out: &mut Vec<Bid>) -> Result<()> {
+        let format = self.base.format();
+        let data = self.block_data(bid)?;
+        if data.first() == Some(&1) {
+            out.extend(XBlock::parse(format, bid, &data)?.bids);
+        } else {
+            match SBlock::parse(format, bid, &data)? {
+                SBlock::Leaf(entries) => {
+                    for e in entries {
+                        out.extend([e.bid_data, e.bid_sub]);
+                    }
+                }
+                SBlock::Inner(children) => out.extend(children.into_iter().map(|(_, b)| b)),
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
+        self.work
+            .write_all_at(offset, data)
+            .map_err(|source| PstError::Io { offset, source })
+    }
+
+    fn take(&mut self, len: usize, page: bool) -> Result<u64> {
+        self.reclaim()?;
+        let ib = self.space.alloc(&self.base, len, page)?;
+        self.young.insert(ib);
+        Ok(ib)
+    }
+
+    fn give_back(&mut self, ib: u64, len: usize) -> Result<()> {
+        if !self.space.is_mine(ib) {
+            return self.space.free_committed(&self.base, ib, len);
+        }
+        if self.young.remove(&ib) {
+            return self.space.free_mine(ib, len);
+        }
+        self.dead.push((ib, len));
+        Ok(())
+    }
+
+    /// Space that only dropped views could read becomes free.
+    fn reclaim(&mut self) -> Result<()> {
+        if self.dead.is_empty() {
+            return Ok(());
+        }
+        self.views.retain(|v| v.strong_count() > 0);
+        if self.views.is_empty() {
+            for (ib, len) in std::mem::take(&mut self.dead) {
+                self.space.free_mine(ib, len)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Merges the pending edits into both trees.
+    fn merge(&mut self) -> Result<()> {
+        if self.nbt.is_empty() && self.bbt.is_empty() {
+            return Ok(());
+        }
+        let reader = Arc::clone(&self.reader);
+        let nbt = effective(&reader, std::mem::take(&mut self.nbt))?;
+        let bbt = effective(&reader, std::mem::take(&mut self.bbt))?;
+        self.header.nbt = btree_write::apply(&reader, self, &nbt)?;
+        self.header.bbt = btree_write::apply(&reader, self, &bbt)?;
+        self.reader = Arc::new(Ndb::assemble(
+            Arc::clone(&self.work) as _,
+            self.header.clone(),
+            self.cache.clone(),
+        ));
+        Ok(())
+    }
+
+    /// Compares the space that this edit has taken with every page and block of the committed
+    /// file. AMaps marked valid are otherwise believed; this costs a walk over both trees, and
+    /// keeps the mail of a file whose maps lie.
+    ///
+    /// # Errors
+    /// [`PstError::Refused`] if the edit would overwrite something: recompute the maps first
+    /// ([`NdbTransaction::begin_recomputed`]).
+    pub fn verify_space(&mut self) -> Result<()> {
+        self.merge()?;
+        let taken: storage::RangeSet = self
+            .space
+            .taken()
+            .into_iter()
+            .map(|(ib, len)| ib..ib + len as u64)
+            .collect();
+        let format = self.base.format();
+        let clash = |ib: u64, len: usize| -> Result<()> {
+            if taken.intersects(ib..ib.saturating_add(len as u64)) {
+                return Err(PstError::Refused(format!(
+                    "the allocation maps call the used space at {ib:#x} free; \
+                     the file needs its maps recomputed"
+                )));
+            }
+            Ok(())
+        };
+        walk_pages::<NbtEntry>(&self.base, &mut |p| clash(p.bref.ib, format.page_size))?;
+        walk_pages::<BbtEntry>(&self.base, &mut |p| clash(p.bref.ib, format.page_size))?;
+        for block in self.base.blocks() {
+            let block = block?;
+            clash(block.bref.ib, format.block_space(usize::from(block.cb)))?;
+        }
+        Ok(())
+    }
+
+    /// Ends the edit: the write set that brings the committed file to the edited state.
+    ///
+    /// # Errors
+    /// Errors of reading and allocating.
+    pub fn finish(mut self) -> Result<WriteSet> {
+        let base_len = self
+            .base
+            .storage()
+            .len()
+            .map_err(|source| PstError::Io { offset: 0, source })?;
+        if self.failed {
+            return Err(PstError::Refused(
+                "an earlier edit of the transaction failed".into(),
+            ));
+        }
+        if !self.changed {
+            return Ok(WriteSet::empty(base_len));
+        }
+        self.merge()?;
+        for (ib, len) in std::mem::take(&mut self.dead) {
+            self.space.free_mine(ib, len)?;
+        }
+
+        let unique = self.header.unique;
+        let mut old = self.base.header().clone();
+        old.bid_next_block = self.header.bid_next_block;
+        old.amap_valid = 0;
+        old.unique = unique.wrapping_add(1);
+
+        let maps = map_writes(&self.base, &self.space, &mut self.header)?;
+        let mut blocks = Phase::new("blocks");
+        for (ib, len) in self.space.taken() {
+            let mut data = vec![0; len];
+            self.work
+                .read_exact_at(ib, &mut data)
+                .map_err(|source| PstError::Io { offset: ib, source })?;
+            blocks.writes.push((ib, data));
+        }
+        blocks.writes.extend(maps.fresh);
+        blocks.writes.sort_by_key(|(ib, _)| *ib);
+        // The file must have its new length before a header says so.
+        let target_len = base_len.max(self.header.file_eof);
+        let reached = blocks
+            .writes
+            .iter()
+            .any(|(ib, data)| ib + data.len() as u64 > base_len);
+        if target_len > base_len && !reached {
+            blocks.writes.push((target_len - 1, vec![0]));
+        }
+
+        self.header.amap_valid = 0;
+        self.header.unique = unique.wrapping_add(2);
+        let new = self.header.encode();
+        self.header.amap_valid = 2;
+        self.header.unique = unique.wrapping_add(3);
+        let valid = self.header.encode();
+
+        let phase = |name: &str, writes| Phase {
+            name: name.into(),
+            writes,
+        };
+        let write_set = WriteSet {
+            base_len,
+            target_len,
+            phases: vec![
+                phase("invalid", vec![(0, old.encode())]),
+                blocks,
+                phase("header", vec![(0, new)]),
+                phase("maps", maps.changed),
+                phase("valid", vec![(0, valid)]),
+            ],
+        };
+        write_set
+            .validate()
+            .map_err(|source| PstError::Io { offset: 0, source })?;
+        Ok(write_set)
+    }
+}
+
+/// What a damaged block refers to, or where it claims to lie, cannot be given back: the space
+/// stays in use, which loses nothing.
+fn leak_if_damaged(result: Result<()>) -> Result<()> {
+    match result {
+        Err(PstError::Corrupt { .. }) => Ok(()),
+        other => other,
+    }
+}
+
+/// Leaves out the edits that change nothing, so that they copy no page.
+fn effective<E: BtLeaf>(
+    ndb: &Ndb,
+    edits: BTreeMap<u64, Option<E>>,
+) -> Result<BTreeMap<u64, Option<E>>> {
+    let mut out = BTreeMap::new();
+    for (key, edit) in edits {
+        if super::btree::lookup::<E>(ndb, key)? != edit {
+            out.insert(key, edit);
+        }
+    }
+    Ok(out)
+}
+
+impl PageSpace for NdbTransaction {
+    fn alloc_page(&mut self) -> Result<Bref> {
+        let ib = self.take(self.base.format().page_size, true)?;
+        let bid = self.header.bid_next_page;
+        self.header.bid_next_page = Bid(bid.0.wrapping_add(1));
+        Ok(Bref { bid, ib })
+    }
+
+    fn write_page(&mut self, bref: Bref, page: &[u8]) -> Result<()> {
+        self.write(bref.ib, page)
+    }
+
+    fn free_page(&mut self, bref: Bref) -> Result<()> {
+        self.give_back(bref.ib, self.base.format().page_size)
+    }
+}

@@ -1,0 +1,93 @@
+#!/usr/bin/env bash
+# Installs what building, testing and the demo need and this machine lacks.
+#
+#   scripts/bootstrap.sh           installs what is missing; quick when nothing is
+#   scripts/bootstrap.sh --check   only prints what is missing; ends with 1 where something is
+#
+# Debian and Ubuntu, through apt-get (with sudo where not root). Elsewhere it names what to install.
+set -euo pipefail
+
+# What is looked for, and the package that has it: "command:package", or a file instead of a command.
+needed=(
+  cc:gcc
+  make:make
+  fusermount3:fuse3            # mounting as an ordinary user
+  smbd:samba                   # a real share in tests
+  pffexport:pff-tools          # independent readers of PST files:
+  readpst:pst-utils            #   our own must not judge our own writing
+  rsync:rsync                  # compared in the demo
+  xdelta3:xdelta3              # compared in the tests
+  /usr/bin/perl:perl-base      # the agent asks the kernel for file leases through it
+  setpriv:util-linux           # tests that need another user
+  /etc/ssl/certs/ca-certificates.crt:ca-certificates   # cargo's downloads
+)
+cargo_deny_version=0.20.2
+
+check=false
+case "${1:-}" in
+  "") ;;
+  --check) check=true ;;
+  *) echo "bootstrap: unknown option $1; usage: scripts/bootstrap.sh [--check]" >&2; exit 2 ;;
+esac
+
+# smbd and the like are not on every user's PATH.
+PATH="$PATH:/usr/sbin:/sbin:${CARGO_HOME:-$HOME/.cargo}/bin"
+
+if ! command -v cargo >/dev/null; then
+  echo "bootstrap: cargo is missing: install Rust from https://rustup.rs, then run this again" >&2
+  exit 1
+fi
+
+packages=()
+for entry in "${needed[@]}"; do
+  what=${entry%%:*} package=${entry##*:}
+  case $what in
+    /*) [ -e "$what" ] || packages+=("$package") ;;
+    *) command -v "$what" >/dev/null || packages+=("$package") ;;
+  esac
+done
+components=()
+cargo fmt --version >/dev/null 2>&1 || components+=(rustfmt)
+cargo clippy --version >/dev/null 2>&1 || components+=(clippy)
+deny=false
+command -v cargo-deny >/dev/null || deny=true
+
+missing=("${packages[@]}" "${components[@]}")
+$deny && missing+=(cargo-deny)
+if [ ${#missing[@]} -eq 0 ]; then
+  echo "bootstrap: nothing is missing"
+  exit 0
+fi
+echo "bootstrap: missing: ${missing[*]}"
+if $check; then
+  exit 1
+fi
+
+if [ ${#packages[@]} -gt 0 ]; then
+  if ! command -v apt-get >/dev/null; then
+    echo "bootstrap: only Debian and Ubuntu are known here: install the programs of the packages" \
+      "'${packages[*]}' with your system's own tool, then run this again" >&2
+    exit 1
+  fi
+  as_root=()
+  if [ "$(id -u)" -ne 0 ]; then
+    if ! command -v sudo >/dev/null; then
+      echo "bootstrap: neither root nor sudo: as root run: apt-get install ${packages[*]}" >&2
+      exit 1
+    fi
+    as_root=(sudo)
+  fi
+  # Daemons that a package brings are not to be started: tests start their own.
+  apt() { "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get -qy "$@"; }
+  apt update
+  apt install --no-install-recommends "${packages[@]}"
+fi
+for component in "${components[@]}"; do
+  rustup component add "$component"
+done
+if $deny; then
+  cargo install --locked "cargo-deny@$cargo_deny_version"
+fi
+
+# Only what is really there counts.
+exec "$0" --check

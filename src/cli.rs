@@ -1,0 +1,252 @@
+//! The command line: every verb, argument and default, and nothing else.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+use clap_complete::Shell;
+
+use crate::control::Policy;
+
+/// A virtual network drive for PST files that syncs mail objects, not bytes.
+#[derive(Parser)]
+#[command(
+    name = "pstsyncd",
+    version,
+    about,
+    propagate_version = true,
+    max_term_width = 100
+)]
+#[command(after_help = "Exit codes: 0 synced, 2 pending, 3 conflicts, 4 offline, 5 error")]
+pub struct Cli {
+    /// Write results as JSON, one value a line; an error is one JSON line on standard error
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Say more in the log (repeat for more: -vv)
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The verbs.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Mount a drive over a share
+    Mount(MountArgs),
+    /// Unmount a drive: waits until everything is synced, unless told --now
+    Unmount(UnmountArgs),
+    /// Show or set how a drive uses the link to its share
+    Mode(ModeArgs),
+    /// Show what a drive does, and what waits to be synced
+    Status(DriveArg),
+    /// Sync the containers of a drive
+    #[command(subcommand)]
+    Sync(SyncCommand),
+    /// The server that applies change lists beside the share
+    #[command(subcommand)]
+    Agent(AgentCommand),
+    /// Look into, compare and edit PST files
+    #[command(subcommand)]
+    Pst(PstCommand),
+    /// Print completions for a shell
+    Completions {
+        /// The shell to complete for
+        shell: Shell,
+    },
+}
+
+/// Arguments of `mount`.
+#[derive(Args)]
+pub struct MountArgs {
+    /// The share: a directory (a mounted share, or any other directory)
+    #[arg(long, value_name = "DIR")]
+    pub share: PathBuf,
+    /// Where the drive appears: an empty directory
+    pub mountpoint: PathBuf,
+    /// How to reach the agent beside the share.
+    #[command(flatten)]
+    pub agent: AgentArgs,
+    /// Where cache, journal and sync database are kept [default: by share, in the state directory]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// How the drive uses the link at first; `pstsyncd mode` changes it
+    #[arg(long, value_name = "POLICY", default_value = "online")]
+    pub mode: Policy,
+    /// Return when the drive is ready, and leave it running
+    #[arg(long)]
+    pub background: bool,
+    /// Let other users enter the drive
+    #[arg(long)]
+    pub allow_other: bool,
+    /// Set by --background on the process it starts: readiness goes to standard output as JSON
+    #[arg(long, hide = true, conflicts_with = "background")]
+    pub detached: bool,
+}
+
+/// How `mount` reaches an agent: by hand, or by the invitation that the agent wrote.
+#[derive(Args)]
+pub struct AgentArgs {
+    /// The agent's address, as in https://server:8443
+    #[arg(long = "agent", value_name = "URL", requires_all = ["agent_pin", "agent_token_file"])]
+    pub agent_url: Option<String>,
+    /// SHA-256 fingerprint of the agent's certificate, as `agent serve` prints it
+    #[arg(long, value_name = "FINGERPRINT", requires = "agent_url")]
+    pub agent_pin: Option<String>,
+    /// File that holds the agent's token
+    #[arg(long, value_name = "FILE", requires = "agent_url")]
+    pub agent_token_file: Option<PathBuf>,
+    /// Invitation file of the agent: address, fingerprint and token in one
+    #[arg(long, value_name = "FILE",
+        conflicts_with_all = ["agent_url", "agent_pin", "agent_token_file"])]
+    pub agent_invitation: Option<PathBuf>,
+}
+
+/// Which drive is meant.
+#[derive(Args)]
+pub struct DriveArg {
+    /// Mountpoint of the drive [default: the only one that is mounted]
+    #[arg(long, value_name = "MOUNTPOINT")]
+    pub drive: Option<PathBuf>,
+}
+
+/// Arguments of `unmount`.
+#[derive(Args)]
+pub struct UnmountArgs {
+    /// Mountpoint of the drive [default: the only one that is mounted]
+    pub mountpoint: Option<PathBuf>,
+    /// Do not wait: keep what is not synced in the journal, and say what it is
+    #[arg(long)]
+    pub now: bool,
+}
+
+/// Arguments of `mode`.
+#[derive(Args)]
+pub struct ModeArgs {
+    /// The policy; without one the present policy is shown
+    pub policy: Option<Policy>,
+    /// Which drive.
+    #[command(flatten)]
+    pub drive: DriveArg,
+}
+
+/// Verbs of `sync`.
+#[derive(Subcommand)]
+pub enum SyncCommand {
+    /// Sync now, and wait for the verified end
+    Now {
+        /// One file of the drive [default: all that have changes]
+        path: Option<PathBuf>,
+        /// Send deletes even where they are most of the objects at the destination
+        #[arg(long)]
+        allow_deletes: bool,
+        /// Which drive.
+        #[command(flatten)]
+        drive: DriveArg,
+    },
+}
+
+/// Verbs of `agent`.
+#[derive(Subcommand)]
+pub enum AgentCommand {
+    /// Serve the PST files under a directory to pinned clients
+    Serve(ServeArgs),
+}
+
+/// Arguments of `agent serve`.
+#[derive(Args)]
+pub struct ServeArgs {
+    /// The directory whose PST files the agent keeps in sync; it touches nothing outside
+    #[arg(long, value_name = "DIR")]
+    pub root: PathBuf,
+    /// Address to listen on, as in 0.0.0.0:8443; port 0 takes a free one
+    #[arg(long, value_name = "ADDR")]
+    pub listen: String,
+    /// Where keys, tokens and staged uploads are kept [default: by root, in the state directory]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Nothing else opens the files under the root: go without leases where they do not work
+    #[arg(long)]
+    pub exclusive: bool,
+    /// A name or address by which clients reach this server (repeatable)
+    #[arg(long, value_name = "HOST")]
+    pub name: Vec<String>,
+}
+
+/// Verbs of `pst`.
+#[derive(Subcommand)]
+pub enum PstCommand {
+    /// Show a PST's format, size, counts and identity
+    Info(PstFile),
+    /// List the folders of a PST with their counts
+    Ls {
+        /// The file.
+        #[command(flatten)]
+        file: PstFile,
+        /// List the messages too
+        #[arg(short, long)]
+        long: bool,
+    },
+    /// Print every object as one canonical line: equal mail gives equal lines
+    Dump(PstFile),
+    /// Check a PST's structures; ends with 5 where an error is found
+    Check(PstFile),
+    /// Compare two versions of a PST and write the change list and carrier as one file
+    Diff {
+        /// The older version
+        old: PathBuf,
+        /// The newer version
+        new: PathBuf,
+        /// Write the change list and carrier to this file
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+    /// Apply what `pst diff` wrote to a PST
+    Apply {
+        /// The PST to change
+        file: PathBuf,
+        /// The file that `pst diff` wrote
+        changes: PathBuf,
+    },
+}
+
+/// A PST given by its path.
+#[derive(Args)]
+pub struct PstFile {
+    /// The PST file
+    pub file: PathBuf,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn an_agent_needs_its_pin_and_token() {
+        let alone = Cli::try_parse_from(["pstsyncd", "mount", "--share", "s", "m", "--agent", "u"]);
+        assert!(alone.is_err());
+        let both = Cli::try_parse_from([
+            "pstsyncd",
+            "mount",
+            "--share",
+            "s",
+            "m",
+            "--agent",
+            "u",
+            "--agent-pin",
+            "p",
+            "--agent-token-file",
+            "t",
+            "--agent-invitation",
+            "i",
+        ]);
+        assert!(both.is_err());
+    }
+}

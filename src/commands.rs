@@ -1,0 +1,313 @@
+//! The commands that ask a daemon: `status`, `mode`, `sync now`, `unmount`.
+
+use std::io::IsTerminal;
+use std::path::Path;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use jiff::Timestamp;
+
+use crate::cli::{DriveArg, ModeArgs, UnmountArgs};
+use crate::control::client::path_in_drive;
+use crate::control::{
+    Client, DriveEntry, DriveStatus, Event, FileOutcome, FileReport, FileStatus, Policy, SyncState,
+};
+use crate::daemon::paths;
+use crate::error::{Outcome, UserError};
+use crate::output::{Output, clean, count, size};
+
+/// `status`.
+///
+/// # Errors
+/// No such drive, or its daemon does not answer.
+pub fn status(args: &DriveArg, out: &mut Output) -> Outcome {
+    let (_, client) = drive(args.drive.as_deref())?;
+    let status = client.status()?;
+    out.result(&status, |out| show_status(&status, out))?;
+    Ok(status.exit())
+}
+
+/// `mode`.
+///
+/// # Errors
+/// A policy that this version does not carry out; no such drive; its daemon refuses.
+pub fn mode(args: &ModeArgs, out: &mut Output) -> Outcome {
+    let policy = args.policy.map(Policy::by_hand).transpose()?;
+    let (_, client) = drive(args.drive.drive.as_deref())?;
+    let status = match policy {
+        Some(policy) => client.set_mode(policy)?,
+        None => client.status()?,
+    };
+    let answer = serde_json::json!({
+        "mountpoint": status.mountpoint,
+        "policy": status.policy,
+        "state": status.state,
+    });
+    out.result(&answer, |out| {
+        let (policy, state) = (status.policy, status.state);
+        out.line(format_args!(
+            "{}: policy {policy}, state {state}",
+            clean(&status.mountpoint)
+        ))
+    })?;
+    // Setting the mode is done whatever waits; `status` tells about that.
+    Ok(crate::exit::ExitStatus::Synced)
+}
+
+/// `sync now`.
+///
+/// # Errors
+/// No such drive, a path outside it, or the daemon cannot try.
+pub fn sync_now(
+    path: Option<&Path>,
+    allow_deletes: bool,
+    args: &DriveArg,
+    out: &mut Output,
+) -> Outcome {
+    let (entry, client) = drive_of(args.drive.as_deref(), path)?;
+    let path = path
+        .map(|p| path_in_drive(&entry.mountpoint, p))
+        .transpose()?;
+    let bar = Bar::new(out.is_json());
+    let report = client.sync_now(path, allow_deletes, |event| bar.show(event))?;
+    drop(bar);
+    out.result(&report, |out| {
+        if report.files.is_empty() {
+            out.line("Nothing waits to be synced.")?;
+        }
+        for file in &report.files {
+            show_report(file, out)?;
+        }
+        if report.more_files > 0 {
+            out.line(format_args!(
+                "… and {} more, all synced",
+                count(report.more_files)
+            ))?;
+        }
+        Ok(())
+    })?;
+    Ok(report.exit())
+}
+
+/// `unmount`.
+///
+/// # Errors
+/// No such drive, or it cannot be unmounted now.
+pub fn unmount(args: &UnmountArgs, out: &mut Output) -> Outcome {
+    let (entry, client) = drive(args.mountpoint.as_deref())?;
+    let bar = Bar::new(out.is_json());
+    let report = client.unmount(args.now, |event| bar.show(event))?;
+    // So that a mount right after this one finds everything free.
+    if !paths::registry()?.wait_gone(&entry, Duration::from_secs(10)) {
+        tracing::warn!(pid = entry.pid, "unmounted, but the daemon is still ending");
+    }
+    drop(bar);
+    out.result(&report, |out| {
+        out.line(format_args!(
+            "Unmounted {}.",
+            clean(&entry.mountpoint.display().to_string())
+        ))?;
+        for path in &report.pending {
+            out.line(format_args!("pending   {}", clean(path)))?;
+        }
+        if report.more_pending > 0 {
+            out.line(format_args!(
+                "… and {} more files",
+                count(report.more_pending)
+            ))?;
+        }
+        if report.pending_bytes > 0 {
+            out.line(format_args!(
+                "{} wait in the journal in {}; the next mount of this share goes on with them.",
+                size(report.pending_bytes),
+                clean(&report.state_dir)
+            ))?;
+        }
+        Ok(())
+    })?;
+    Ok(report.exit())
+}
+
+fn drive(mountpoint: Option<&Path>) -> Result<(DriveEntry, Client), UserError> {
+    let entry = paths::registry()?.find(mountpoint)?;
+    let client = Client::new(&entry);
+    Ok((entry, client))
+}
+
+/// The drive that is named, or else the one in which the path lies, or else the only one.
+fn drive_of(
+    mountpoint: Option<&Path>,
+    path: Option<&Path>,
+) -> Result<(DriveEntry, Client), UserError> {
+    if let (None, Some(path)) = (mountpoint, path) {
+        let path = crate::control::registry::absolute(path);
+        let mut drives = paths::registry()?.list()?;
+        if let Some(at) = drives.iter().position(|d| path.starts_with(&d.mountpoint)) {
+            let entry = drives.swap_remove(at);
+            let client = Client::new(&entry);
+            return Ok((entry, client));
+        }
+    }
+    drive(mountpoint)
+}
+
+fn show_status(status: &DriveStatus, out: &mut Output) -> Result<(), UserError> {
+    out.line(format_args!("drive     {}", clean(&status.mountpoint)))?;
+    let reach = if status.share_reachable {
+        ""
+    } else {
+        " (not reachable)"
+    };
+    out.line(format_args!("share     {}{reach}", clean(&status.share)))?;
+    out.line(format_args!(
+        "policy    {}, state {}",
+        status.policy, status.state
+    ))?;
+    if let Some(agent) = &status.agent {
+        let reach = match agent.reachable {
+            Some(true) => "",
+            Some(false) => " (does not answer)",
+            None => " (not asked yet)",
+        };
+        out.line(format_args!("agent     {}{reach}", clean(&agent.url)))?;
+    }
+    out.line(format_args!("pending   {}", size(status.pending_bytes)))?;
+    for file in &status.files {
+        show_file(file, out)?;
+    }
+    if status.more_files > 0 {
+        out.line(format_args!(
+            "… and {} more files",
+            count(status.more_files)
+        ))?;
+    }
+    Ok(())
+}
+
+fn show_file(file: &FileStatus, out: &mut Output) -> Result<(), UserError> {
+    let state = match file.sync {
+        SyncState::Synced => "synced",
+        SyncState::Pending => "pending",
+        SyncState::Conflict => "conflict",
+        SyncState::Failed => "failed",
+    };
+    let mut line = format!("{state:<9} {}  {}", clean(&file.path), size(file.size));
+    if file.pending_bytes > 0 {
+        line.push_str(&format!(", {} pending", size(file.pending_bytes)));
+    }
+    match file.verified_at {
+        Some(at) => line.push_str(&format!(", verified {}", when(at))),
+        None => line.push_str(", not verified yet"),
+    }
+    if !file.fully_cached {
+        line.push_str(", not fully cached");
+    }
+    out.line(line)?;
+    match &file.note {
+        Some(note) => out.line(format_args!("          {}", clean(note))),
+        None => Ok(()),
+    }
+}
+
+fn show_report(file: &FileReport, out: &mut Output) -> Result<(), UserError> {
+    let word = match file.outcome {
+        FileOutcome::Unchanged => "unchanged",
+        FileOutcome::Synced => "synced",
+        FileOutcome::Pending => "pending",
+        FileOutcome::Conflict => "conflict",
+        FileOutcome::Offline => "offline",
+        FileOutcome::Failed => "failed",
+    };
+    let mut line = format!("{word:<9} {}", clean(&file.path));
+    if file.outcome == FileOutcome::Synced {
+        line.push_str(&format!(
+            ": {} added, {} updated, {} moved, {} deleted; {} shipped for a file of {}",
+            count(file.added),
+            count(file.updated),
+            count(file.moved),
+            count(file.deleted),
+            size(file.shipped_bytes),
+            size(file.file_bytes)
+        ));
+    }
+    if let Some(at) = file.verified_at {
+        line.push_str(&format!(", verified {}", when(at)));
+    }
+    out.line(line)?;
+    if file.drift > 0 {
+        let n = count(file.drift);
+        out.line(format_args!(
+            "          {n} objects were changed there by others and left alone"
+        ))?;
+    }
+    if file.held_deletes > 0 {
+        let n = count(file.held_deletes);
+        out.line(format_args!(
+            "          {n} deletes were held back: not proven to be ours"
+        ))?;
+    }
+    match &file.error {
+        Some(error) => out.line(format_args!(
+            "          {}; {}",
+            clean(&error.message),
+            clean(&error.next)
+        )),
+        None => Ok(()),
+    }
+}
+
+/// To the second: nobody reads more.
+fn when(at: Timestamp) -> String {
+    Timestamp::from_second(at.as_second())
+        .unwrap_or(at)
+        .to_string()
+}
+
+/// Progress on standard error, where a person looks at it; removed at the end.
+struct Bar(ProgressBar);
+
+impl Bar {
+    fn new(json: bool) -> Self {
+        let shown = !json && std::io::stderr().is_terminal();
+        let target = if shown {
+            ProgressDrawTarget::stderr()
+        } else {
+            ProgressDrawTarget::hidden()
+        };
+        let bar = ProgressBar::with_draw_target(None, target);
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}") {
+            bar.set_style(style);
+        }
+        Self(bar)
+    }
+
+    fn show(&self, event: Event) {
+        match event {
+            Event::Alive {} => {}
+            Event::Note { text } => self.0.println(clean(&text)),
+            Event::Progress {
+                phase,
+                path,
+                done,
+                total,
+                unit,
+            } => {
+                let of = total.map_or(String::new(), |t| format!(" of {}", count(t)));
+                let path = path.map_or(String::new(), |p| format!(" {}", clean(&p)));
+                self.0.set_message(format!(
+                    "{}{path}: {}{of} {}",
+                    clean(&phase),
+                    count(done),
+                    clean(&unit)
+                ));
+            }
+        }
+        self.0.tick();
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}

@@ -1,0 +1,237 @@
+//! `--background`: the same program again, detached, and a pipe that says when it is ready.
+//!
+//! The parent starts itself with `--detached`; the child makes a session of its own, logs to a file in
+//! the state directory, and writes one JSON line to its standard output: `{"ready":…}` once the drive
+//! answers, or `{"error":…}`. The parent waits for that line, or for the pipe's end, and passes the
+//! outcome on. So `mount --background` either leaves a working drive, or says why not.
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{DriveOptions, Ready};
+use crate::cli::MountArgs;
+use crate::error::{Outcome, UserError};
+use crate::exit::ExitStatus;
+use crate::output::Output;
+
+/// A drive that is not ready after this time has failed.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Bound of the child's line, in bytes.
+const MAX_LINE: u64 = 64 * 1024;
+
+/// A log longer than this is set aside at the next start, in bytes.
+const MAX_LOG: u64 = 16 * 1024 * 1024;
+
+/// What the child says to its parent.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Word {
+    /// The drive answers.
+    Ready(Ready),
+    /// It will not.
+    Error(UserError),
+}
+
+/// Starts the daemon of this drive in the background and waits until it is ready.
+///
+/// # Errors
+/// Whatever kept the drive from being mounted.
+pub fn start(args: &MountArgs, verbose: u8, out: &mut Output) -> Outcome {
+    // Checked here too, so that what can be known beforehand leaves no log of a drive that never was.
+    let options = DriveOptions::check(args)?;
+    let (log, log_path) = open_log(&options.state_dir)?;
+    let program = std::env::current_exe()
+        .map_err(|e| UserError::file("find the program", Path::new("pstsyncd"), &e))?;
+    let mut child = Command::new(&program)
+        .args(child_args(args, verbose))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(log)
+        .spawn()
+        .map_err(|e| UserError::file("start", &program, &e))?;
+    let word = first_word(&mut child, &log_path);
+    match word {
+        Ok(Word::Ready(ready)) => {
+            out.result(&ready, |out| {
+                out.line(ready.sentence())?;
+                out.line(format_args!("Its log is {}", log_path.display()))
+            })?;
+            Ok(ExitStatus::Synced)
+        }
+        Ok(Word::Error(error)) => {
+            let _ = child.wait();
+            Err(error)
+        }
+        Err(error) => {
+            // A child that is not ready must not become so after we said that it failed.
+            let _ = child.kill();
+            let _ = child.wait();
+            Err(error)
+        }
+    }
+}
+
+/// The command line of the child: the same, detached.
+fn child_args(args: &MountArgs, verbose: u8) -> Vec<OsString> {
+    let mut line: Vec<OsString> = vec!["mount".into(), "--detached".into()];
+    line.extend((0..verbose).map(|_| "-v".into()));
+    line.extend(["--share".into(), args.share.clone().into()]);
+    let mut option = |name: &str, value: Option<OsString>| {
+        if let Some(value) = value {
+            line.extend([name.into(), value]);
+        }
+    };
+    option("--state-dir", args.state_dir.clone().map(Into::into));
+    option("--agent", args.agent.agent_url.clone().map(Into::into));
+    option("--agent-pin", args.agent.agent_pin.clone().map(Into::into));
+    option(
+        "--agent-token-file",
+        args.agent.agent_token_file.clone().map(Into::into),
+    );
+    option(
+        "--agent-invitation",
+        args.agent.agent_invitation.clone().map(Into::into),
+    );
+    option("--mode", Some(args.mode.to_string().into()));
+    if args.allow_other {
+        line.push("--allow-other".into());
+    }
+    line.extend(["--".into(), args.mountpoint.clone().into()]);
+    line
+}
+
+fn open_log(state: &Path) -> Result<(File, PathBuf), UserError> {
+    let path = state.join("daemon.log");
+    let failed = |e| UserError::file("write the log", &path, &e);
+    super::paths::private_dir(state)?;
+    if fs::metadata(&path).is_ok_and(|m| m.len() > MAX_LOG) {
+        fs::rename(&path, path.with_extension("log.1")).map_err(failed)?;
+    }
+    let log = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(failed)?;
+    Ok((log, path))
+}
+
+fn first_word(child: &mut Child, log: &Path) -> Result<Word, UserError> {
+    let died = || {
+        UserError::new(
+            "daemon-died",
+            "the daemon ended before the drive was ready",
+            format!("see its log: {}", log.display()),
+        )
+    };
+    let stdout = child.stdout.take().ok_or_else(died)?;
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut line = String::new();
+        let read = BufReader::new(stdout.take(MAX_LINE)).read_line(&mut line);
+        let _ = sender.send(read.map(|_| line));
+    });
+    match receiver.recv_timeout(PATIENCE) {
+        Ok(Ok(line)) => serde_json::from_str(&line).map_err(|_| died()),
+        Ok(Err(_)) => Err(died()),
+        Err(_) => Err(UserError::new(
+            "daemon-slow",
+            format!(
+                "the drive was not ready after {} seconds",
+                PATIENCE.as_secs()
+            ),
+            format!(
+                "check the link to the share, and the log: {}",
+                log.display()
+            ),
+        )),
+    }
+}
+
+/// First thing in the child: a session of its own, so that the terminal's end does not reach it.
+///
+/// # Errors
+/// The system refuses.
+pub fn detach() -> Result<(), UserError> {
+    // Refused only to the leader of a process group, which a started child is not.
+    rustix::process::setsid().map(drop).map_err(|e| {
+        UserError::new(
+            "detach",
+            format!("the daemon cannot leave its session: {e}"),
+            "start it with mount --background",
+        )
+    })
+}
+
+/// Says the child's one word to the parent and closes the pipe.
+pub fn say(word: &Word) {
+    let mut out = std::io::stdout().lock();
+    if let Ok(line) = serde_json::to_string(word) {
+        // The parent may have been interrupted; the drive is there all the same.
+        let _ = writeln!(out, "{line}");
+        let _ = out.flush();
+    }
+    if let Ok(null) = OpenOptions::new().write(true).open("/dev/null") {
+        let _ = rustix::stdio::dup2_stdout(null);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Command as Verb};
+
+    #[test]
+    fn the_child_is_asked_what_the_parent_was_asked() {
+        let line = [
+            "pstsyncd",
+            "mount",
+            "--background",
+            "--share",
+            "/s",
+            "--state-dir",
+            "/st",
+            "--mode",
+            "cached",
+            "--agent",
+            "https://a",
+            "--agent-pin",
+            "p",
+            "--agent-token-file",
+            "/t",
+            "--allow-other",
+            "-vv",
+            "/m",
+        ];
+        let Verb::Mount(args) = Cli::parse_from(line).command else {
+            panic!()
+        };
+        let mut child = vec![OsString::from("pstsyncd")];
+        child.extend(child_args(&args, 2));
+        let parsed = Cli::parse_from(child);
+        assert_eq!(parsed.verbose, 2);
+        let Verb::Mount(again) = parsed.command else {
+            panic!()
+        };
+        assert!(again.detached && !again.background && again.allow_other);
+        assert_eq!(again.share, args.share);
+        assert_eq!(again.mountpoint, args.mountpoint);
+        assert_eq!(again.state_dir, args.state_dir);
+        assert_eq!(again.mode, args.mode);
+        assert_eq!(again.agent.agent_url, args.agent.agent_url);
+        assert_eq!(again.agent.agent_pin, args.agent.agent_pin);
+        assert_eq!(again.agent.agent_token_file, args.agent.agent_token_file);
+        assert_eq!(again.agent.agent_invitation, None);
+    }
+}

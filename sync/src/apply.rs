@@ -1,0 +1,278 @@
+//! Applies a package to a container: a pure function of (base bytes, package, apply version).
+//!
+//! No clock, no randomness, no hash-map order (DESIGN R6): two machines that apply the same
+//! package to the same base write the same bytes. Nothing is written here; the answer is a write
+//! set that the caller makes durable (DESIGN R8).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use pst::inventory::fingerprint_node;
+use pst::messaging::Transaction;
+use pst::{Nid, Pst};
+use storage::{ReadAt, WriteSet};
+
+use crate::change_list::{Action, Change, Fingerprint, ObjectKind};
+use crate::error::{Result, SyncError};
+use crate::names;
+use crate::package::{APPLY_VERSION, Package};
+use crate::raw;
+
+/// What applying a package comes to.
+#[derive(Debug)]
+pub struct Applied {
+    /// The ordered writes; no phases if everything was already done.
+    pub write_set: WriteSet,
+    /// Added objects that got another NID than proposed: (proposed, given).
+    pub nid_map: BTreeMap<Nid, Nid>,
+    /// Entries of the change list that changed something.
+    pub done: usize,
+}
+
+/// Works out what applying `package` to `base` writes.
+///
+/// # Errors
+/// [`SyncError::WrongBase`] if an object is not in the state that the change list was made for;
+/// [`SyncError::Package`] for an unknown apply version or a carrier that lacks an object.
+pub fn apply(base: Arc<dyn ReadAt>, package: &Package) -> Result<Applied> {
+    if package.apply_version != APPLY_VERSION {
+        return Err(SyncError::package(
+            "apply_version",
+            format!(
+                "{}; this version applies {APPLY_VERSION}",
+                package.apply_version
+            ),
+        ));
+    }
+    let carrier = if package.carrier.is_empty() {
+        None
+    } else {
+        Some(Pst::open(package.carrier.unfold()?)?)
+    };
+    let mut run = Run {
+        target: Pst::open(Arc::clone(&base))?,
+        carrier,
+        tx: Transaction::begin(Arc::clone(&base))?,
+        deleted: BTreeSet::new(),
+        nid_map: BTreeMap::new(),
+        re_added: package
+            .changes
+            .iter()
+            .filter_map(|c| match c.action {
+                Action::Add { after, .. } => Some((c.nid(), after)),
+                _ => None,
+            })
+            .collect(),
+    };
+    let mut done = 0;
+    for change in &package.changes {
+        done += usize::from(run.step(change)?);
+    }
+    let write_set = if done == 0 {
+        let len = base
+            .len()
+            .map_err(|source| pst::PstError::Io { offset: 0, source })?;
+        WriteSet {
+            base_len: len,
+            target_len: len,
+            phases: Vec::new(),
+        }
+    } else {
+        run.tx.finish()?
+    };
+    Ok(Applied {
+        write_set,
+        nid_map: run.nid_map,
+        done,
+    })
+}
+
+struct Run {
+    target: Pst,
+    carrier: Option<Pst>,
+    tx: Transaction,
+    deleted: BTreeSet<Nid>,
+    nid_map: BTreeMap<Nid, Nid>,
+    re_added: BTreeMap<Nid, Fingerprint>,
+}
+
+impl Run {
+    /// Does one entry; false if it was already done.
+    fn step(&mut self, change: &Change) -> Result<bool> {
+        let nid = change.nid();
+        match &change.action {
+            Action::Add {
+                parent,
+                carrier,
+                after,
+            } => {
+                let parent = self.mapped(*parent);
+                match self.current(change)? {
+                    Some(now) if now == *after => Ok(false),
+                    found => self.add(change, parent, Nid(*carrier), found.is_some()),
+                }
+            }
+            Action::Update {
+                carrier,
+                before,
+                after,
+            } => {
+                let now = self.current(change)?.ok_or_else(|| gone(change))?;
+                if now == *after {
+                    return Ok(false);
+                }
+                if now != *before {
+                    return Err(differs(change));
+                }
+                self.update(change, Nid(*carrier))?;
+                Ok(true)
+            }
+            Action::Move { from, to } => {
+                let to = self.mapped(*to);
+                let parent = self.parent(nid)?.ok_or_else(|| gone(change))?;
+                if parent == to {
+                    return Ok(false);
+                }
+                if parent != Nid(*from) {
+                    return Err(differs(change));
+                }
+                match change.kind {
+                    ObjectKind::Folder => self.tx.move_folder(nid, to)?,
+                    ObjectKind::Message | ObjectKind::Associated => {
+                        self.tx.move_message(nid, to)?;
+                    }
+                    ObjectKind::Raw => self.tx.set_raw_parent(nid, to)?,
+                }
+                Ok(true)
+            }
+            Action::Delete { before } => {
+                let Some(now) = self.current(change)? else {
+                    return Ok(false);
+                };
+                if self.re_added.get(&nid) == Some(&now) {
+                    return Ok(false);
+                }
+                if now != *before {
+                    return Err(differs(change));
+                }
+                match change.kind {
+                    ObjectKind::Folder => self.tx.delete_folder(nid)?,
+                    ObjectKind::Message | ObjectKind::Associated => self.tx.delete_message(nid)?,
+                    ObjectKind::Raw => self.tx.delete_raw_node(nid)?,
+                }
+                self.deleted.insert(nid);
+                Ok(true)
+            }
+        }
+    }
+
+    fn add(&mut self, change: &Change, parent: Nid, carrier: Nid, taken: bool) -> Result<bool> {
+        let proposed = change.nid();
+        let free = !taken && !self.is_taken(proposed)?;
+        let nid = if free { Some(proposed) } else { None };
+        let given = match change.kind {
+            ObjectKind::Folder => {
+                let props = self.carried_folder(carrier)?;
+                self.tx.create_folder(parent, nid, &props)?
+            }
+            ObjectKind::Message | ObjectKind::Associated => {
+                let source = carried(self.carrier.as_ref())?;
+                let data = names::message(source.message(carrier)?, source.names(), &mut self.tx)?;
+                let associated = change.kind == ObjectKind::Associated;
+                self.tx.add_message(parent, nid, &data, associated)?
+            }
+            ObjectKind::Raw => {
+                // Others refer to a raw node by its NID, so it cannot take another.
+                if !free {
+                    return Err(differs(change));
+                }
+                self.put_raw(proposed, parent, carrier)?;
+                proposed
+            }
+        };
+        if given != proposed {
+            self.nid_map.insert(proposed, given);
+        }
+        Ok(true)
+    }
+
+    fn update(&mut self, change: &Change, carrier: Nid) -> Result<()> {
+        let nid = change.nid();
+        match change.kind {
+            ObjectKind::Folder => {
+                let props = self.carried_folder(carrier)?;
+                self.tx.update_folder(nid, &props)?;
+            }
+            ObjectKind::Message | ObjectKind::Associated => {
+                let source = carried(self.carrier.as_ref())?;
+                let data = names::message(source.message(carrier)?, source.names(), &mut self.tx)?;
+                self.tx.update_message(nid, &data)?;
+            }
+            ObjectKind::Raw => {
+                let parent = self.parent(nid)?.unwrap_or_default();
+                self.put_raw(nid, parent, carrier)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn carried_folder(&mut self, carrier: Nid) -> Result<pst::ltp::PropBag> {
+        let source = carried(self.carrier.as_ref())?;
+        names::bag(&source.folder(carrier)?.props, source.names(), &mut self.tx)
+    }
+
+    fn put_raw(&mut self, nid: Nid, parent: Nid, carrier: Nid) -> Result<()> {
+        let source = carried(self.carrier.as_ref())?;
+        let entry = source
+            .ndb()
+            .node(carrier)?
+            .ok_or_else(|| SyncError::package("carrier", format!("lacks node {carrier}")))?;
+        let content = raw::content(source.ndb(), &entry)?;
+        self.tx.put_raw_node(nid, parent, &content)?;
+        Ok(())
+    }
+
+    fn mapped(&self, nid: u32) -> Nid {
+        self.nid_map.get(&Nid(nid)).copied().unwrap_or(Nid(nid))
+    }
+
+    fn parent(&self, nid: Nid) -> Result<Option<Nid>> {
+        Ok(self.target.ndb().node(nid)?.map(|e| e.nid_parent))
+    }
+
+    fn is_taken(&self, nid: Nid) -> Result<bool> {
+        Ok(!self.deleted.contains(&nid) && self.target.ndb().node(nid)?.is_some())
+    }
+
+    /// The object's fingerprint on the target as it stands in this run.
+    fn current(&self, change: &Change) -> Result<Option<Fingerprint>> {
+        if !self.is_taken(change.nid())? {
+            return Ok(None);
+        }
+        Ok(Some(fingerprint_node(
+            &self.target,
+            change.nid(),
+            change.kind.into(),
+        )?))
+    }
+}
+
+fn carried(carrier: Option<&Pst>) -> Result<&Pst> {
+    carrier.ok_or_else(|| SyncError::package("carrier", "there is none"))
+}
+
+const fn gone(change: &Change) -> SyncError {
+    SyncError::WrongBase {
+        what: change.kind.name(),
+        nid: change.nid(),
+        detail: "it is not there",
+    }
+}
+
+const fn differs(change: &Change) -> SyncError {
+    SyncError::WrongBase {
+        what: change.kind.name(),
+        nid: change.nid(),
+        detail: "it was changed by someone else",
+    }
+}

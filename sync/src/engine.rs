@@ -1,0 +1,388 @@
+//! One sync of one container to one destination, from snapshot to verified answer (DESIGN 6).
+//!
+//! ```text
+//! snapshot -> local inventory -+
+//!                              +-> compare -> change list + carrier -> destination
+//! sync database (or the      --+                                          |
+//! destination's inventory)                      expected digest == answer v
+//!                                               sync database moves on, epoch is synced
+//! ```
+//!
+//! One-way: the drive is the source. What others changed at the destination is drift: it is
+//! reported and left alone unless the same object changed here. Deletes are sent only for objects
+//! that the sync database, or the very bytes that both sides shared, prove to have been there (R3).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use pst::inventory::Inventory;
+use pst::{Nid, Pst};
+use serde::{Deserialize, Serialize};
+use storage::ReadAt;
+
+use crate::base::{Base, Renumbered as _};
+use crate::change_list::{Action, Change, Counts};
+use crate::compare::{compare, expected};
+use crate::compile::compile;
+use crate::database::{Head, SyncDatabase, Synced, SyncedRow};
+use crate::destination::{ApplyAnswer, ApplyJob, ApplyOutcome, Destination};
+use crate::error::{Result, SyncError};
+
+/// Above this share of the objects, and at least [`MAX_DELETE_FLOOR`], deletes need a word of the user.
+const MAX_DELETE_PERCENT: usize = 50;
+/// Fewer deletes than this never need one.
+const MAX_DELETE_FLOOR: usize = 10;
+
+/// The frozen local side of a sync.
+pub struct Source<'a> {
+    /// The container at an accepted epoch.
+    pub reader: Arc<dyn ReadAt>,
+    /// Its lineage: changes whenever the file is another physical one.
+    pub lineage: u64,
+    /// The epoch of the snapshot.
+    pub epoch: u64,
+    /// Asked after the destination was read: does it still hold the very bytes that the local
+    /// file started from? Only then is what is missing here known to have been deleted here.
+    pub is_base: &'a dyn Fn() -> bool,
+}
+
+/// How the engine gets sequence numbers: durable before they are used, bound to a digest (R7).
+pub trait Sequencer {
+    /// The sequence for a package with this digest: a number not used before, or the number that
+    /// this same digest was already given.
+    ///
+    /// # Errors
+    /// The journal cannot be written.
+    fn next(&mut self, digest: [u8; 32]) -> std::io::Result<u64>;
+}
+
+/// Choices for one run.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Send deletes even beyond the `max_delete` guard.
+    pub allow_deletes: bool,
+    /// Milliseconds since 1970 UTC, for the record of when it was verified.
+    pub now_ms: u64,
+}
+
+/// How far a sync came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// The destination re-read what it wrote and holds what we expect.
+    Verified,
+    /// The container is in use at the destination; nothing was changed there, try later.
+    Deferred,
+}
+
+/// What one sync did; shown to users and printed with `--json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Report {
+    /// Path of the container on the share.
+    pub container: String,
+    /// Name of the destination.
+    pub destination: String,
+    /// How far it came.
+    pub verdict: Verdict,
+    /// What was sent.
+    pub counts: Counts,
+    /// Objects at the destination that others changed and that were left alone.
+    pub drift: usize,
+    /// Deletes not sent because the objects were not proven to be ours to delete.
+    pub held_deletes: usize,
+    /// Length of the container, bytes.
+    pub container_bytes: u64,
+    /// Length of the encoded package, bytes, before compression.
+    pub package_bytes: u64,
+    /// Bytes sent to the destination, as counted by the client.
+    pub bytes_sent: u64,
+    /// When the destination's answer was verified, milliseconds since 1970 UTC.
+    pub verified_at_ms: u64,
+    /// Why it is not verified, for users.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+}
+
+/// Syncs one container to one destination.
+///
+/// # Errors
+/// See [`SyncError`]; the sync database and the destination are then as before, or the
+/// destination has applied a package whose answer was lost, which the next run finds out.
+pub fn sync_container(
+    container: &str,
+    source: &Source<'_>,
+    destination: &dyn Destination,
+    database: &SyncDatabase,
+    sequencer: &mut dyn Sequencer,
+    options: Options,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Report> {
+    let pst = Pst::open(Arc::clone(&source.reader))?;
+    let before = database.load(container, destination.name())?;
+    let local = local_inventory(&pst, source, before.as_ref())?;
+    let mut base = match &before {
+        Some(synced) => Base::last_synced(synced),
+        None => Base::unknown(container, source.is_base, &local, destination)?,
+    };
+    // A wrong base is found out at most once here: the second answer is made from a fresh
+    // inventory, and someone who changes the destination that fast needs another run.
+    for attempt in 0..2 {
+        let plan = Plan::make(&base, &local);
+        guard_deletes(&plan, &base, options)?;
+        let sent = send(
+            &pst,
+            container,
+            &base,
+            &plan,
+            destination,
+            sequencer,
+            progress,
+        )?;
+        let mut report = plan.report(container, destination.name(), &sent);
+        report.container_bytes = source.reader.len().map_err(|e| pst::PstError::Io {
+            offset: 0,
+            source: e,
+        })?;
+        match &sent.answer {
+            ApplyAnswer::Applied(outcome) => {
+                let after = verify(&base, &plan, &local, outcome, source, &pst, &sent, options)?;
+                database.store(container, destination.name(), before.as_ref(), &after)?;
+                report.bytes_sent = outcome.bytes_sent;
+                report.verified_at_ms = options.now_ms;
+                return Ok(report);
+            }
+            ApplyAnswer::Busy(reason) => {
+                report.verdict = Verdict::Deferred;
+                report.reason.clone_from(reason);
+                return Ok(report);
+            }
+            ApplyAnswer::WrongBase if attempt == 0 => {
+                tracing::info!(container, "the destination was changed by someone else");
+                base = Base::changed(container, before.as_ref(), &local, destination)?;
+            }
+            ApplyAnswer::WrongBase => break,
+        }
+    }
+    Err(SyncError::Destination {
+        message: format!("{container} is being changed at the destination by someone else"),
+        retry: true,
+        offline: false,
+    })
+}
+
+/// The local inventory; fingerprints of the last sync are reused where the lineage is unbroken.
+fn local_inventory(pst: &Pst, source: &Source<'_>, before: Option<&Synced>) -> Result<Inventory> {
+    let same_life = before.filter(|b| {
+        b.head.lineage == source.lineage && b.head.bid_next <= pst.ndb().header().bid_next_block.0
+    });
+    Ok(match same_life {
+        Some(synced) => Inventory::update(pst, &synced.ours())?,
+        None => Inventory::read(pst)?,
+    })
+}
+
+/// The change list in local NIDs, and what was left out of it.
+struct Plan {
+    changes: Vec<Change>,
+    drift: usize,
+    held_deletes: usize,
+}
+
+impl Plan {
+    fn make(base: &Base, local: &Inventory) -> Self {
+        let mut plan = Self {
+            changes: Vec::new(),
+            drift: 0,
+            held_deletes: 0,
+        };
+        let mut kept: Vec<Nid> = Vec::new();
+        for change in compare(&base.inventory, local) {
+            if let Action::Delete { before } = change.action {
+                match base.deletable.as_ref().map(|d| d.rows.get(&change.nid())) {
+                    // Ours, and as we left it: deleted here.
+                    Some(Some(row)) if row.fingerprint == before => {}
+                    // Never ours, or changed there since: left alone.
+                    Some(_) => {
+                        plan.drift += 1;
+                        kept.push(change.nid());
+                        continue;
+                    }
+                    None => {
+                        plan.held_deletes += 1;
+                        kept.push(change.nid());
+                        continue;
+                    }
+                }
+            }
+            plan.changes.push(change);
+        }
+        plan.keep_folders_of(&kept, &base.inventory);
+        plan
+    }
+
+    /// A folder that still holds something kept is not deleted either.
+    fn keep_folders_of(&mut self, kept: &[Nid], base: &Inventory) {
+        for nid in kept {
+            let mut at = *nid;
+            while let Some(row) = base.rows.get(&at) {
+                if row.parent == at {
+                    break;
+                }
+                at = row.parent;
+                let before = self.changes.len();
+                self.changes
+                    .retain(|c| c.nid() != at || !matches!(c.action, Action::Delete { .. }));
+                if self.changes.len() != before {
+                    self.held_deletes += 1;
+                }
+            }
+        }
+    }
+
+    fn report(&self, container: &str, destination: &str, sent: &Sent) -> Report {
+        Report {
+            container: container.to_owned(),
+            destination: destination.to_owned(),
+            verdict: Verdict::Verified,
+            counts: Counts::of(&self.changes),
+            drift: self.drift,
+            held_deletes: self.held_deletes,
+            container_bytes: 0,
+            package_bytes: sent.package_bytes,
+            bytes_sent: 0,
+            verified_at_ms: 0,
+            reason: String::new(),
+        }
+    }
+}
+
+fn guard_deletes(plan: &Plan, base: &Base, options: Options) -> Result<()> {
+    let deletes = Counts::of(&plan.changes).deleted;
+    let objects = base.inventory.rows.len();
+    if !options.allow_deletes
+        && deletes >= MAX_DELETE_FLOOR
+        && deletes * 100 > objects * MAX_DELETE_PERCENT
+    {
+        return Err(SyncError::TooManyDeletes { deletes, objects });
+    }
+    Ok(())
+}
+
+struct Sent {
+    answer: ApplyAnswer,
+    package_bytes: u64,
+    sequence: u64,
+}
+
+fn send(
+    pst: &Pst,
+    container: &str,
+    base: &Base,
+    plan: &Plan,
+    destination: &dyn Destination,
+    sequencer: &mut dyn Sequencer,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Sent> {
+    let to_remote = |nid: u32| base.remapped.get(&Nid(nid)).map_or(nid, |n| n.0);
+    let changes = plan
+        .changes
+        .iter()
+        .map(|change| {
+            let mut change = change.clone();
+            let local = change.nid();
+            match &mut change.action {
+                Action::Add { parent, .. } => *parent = to_remote(*parent),
+                Action::Move { from, to } => (*from, *to) = (to_remote(*from), to_remote(*to)),
+                Action::Update { .. } | Action::Delete { .. } => {}
+            }
+            if !matches!(change.action, Action::Add { .. }) {
+                change.nid = to_remote(change.nid);
+            }
+            (change, local)
+        })
+        .collect::<Vec<_>>();
+    let there = base.inventory.renumbered(&base.remapped);
+    let plain = changes
+        .iter()
+        .map(|(change, _)| change.clone())
+        .collect::<Vec<_>>();
+    let expected = expected(&there, &plain, &BTreeMap::new());
+    let package = compile(pst, changes)?.encode()?;
+    let sequence = sequencer
+        .next(*blake3::hash(&package).as_bytes())
+        .map_err(|e| {
+            SyncError::Database(format!("the journal could not record the sequence: {e}"))
+        })?;
+    let job = ApplyJob {
+        container,
+        sequence,
+        package: &package,
+        base: base.generation,
+        expected: expected.digest(),
+    };
+    let answer = destination.apply(&job, progress)?;
+    Ok(Sent {
+        answer,
+        package_bytes: package.len() as u64,
+        sequence,
+    })
+}
+
+/// Holds the answer against what we expect (R5) and makes the state to remember.
+#[allow(clippy::too_many_arguments)]
+fn verify(
+    base: &Base,
+    plan: &Plan,
+    local: &Inventory,
+    outcome: &ApplyOutcome,
+    source: &Source<'_>,
+    pst: &Pst,
+    sent: &Sent,
+    options: Options,
+) -> Result<Synced> {
+    let mut remapped = base.remapped.clone();
+    for change in &plan.changes {
+        match change.action {
+            Action::Add { .. } => match outcome.nid_map.get(&change.nid()) {
+                Some(given) => drop(remapped.insert(change.nid(), *given)),
+                None => drop(remapped.remove(&change.nid())),
+            },
+            Action::Delete { .. } => drop(remapped.remove(&change.nid())),
+            _ => {}
+        }
+    }
+    let now_there = expected(&base.inventory, &plan.changes, &BTreeMap::new());
+    if now_there.renumbered(&remapped).digest() != outcome.inventory_digest {
+        return Err(SyncError::NotVerified);
+    }
+    let rows = now_there
+        .rows
+        .into_iter()
+        .map(|(nid, there)| {
+            let remote_nid = remapped.get(&nid).copied().unwrap_or(nid);
+            let (ours, row) = match local.rows.get(&nid) {
+                Some(row) => (true, row.clone()),
+                None => (false, there),
+            };
+            (
+                nid,
+                SyncedRow {
+                    ours,
+                    remote_nid,
+                    row,
+                },
+            )
+        })
+        .collect();
+    Ok(Synced {
+        head: Head {
+            lineage: source.lineage,
+            bid_next: pst.ndb().header().bid_next_block.0,
+            epoch: source.epoch,
+            generation: outcome.generation,
+            sequence: sent.sequence,
+            verified_at_ms: options.now_ms,
+        },
+        rows,
+    })
+}

@@ -1,0 +1,369 @@
+//! The platform-neutral drive: what frontends call, and what the daemon steers.
+//!
+//! Frontends (FUSE, WinFsp) translate; all behaviour is here. The pieces: `names` (the tree),
+//! `content` (open files), `route` (which physical file a handle sees, R1), `fill` (filling the
+//! cache), `checkpoint`, `desk` (what the sync engine needs), `reintegrate` (bringing changes made
+//! here to the share).
+//!
+//! No lock that another file's operation needs is held across a share call or a flush (R11).
+
+mod checkpoint;
+mod content;
+mod desk;
+mod fill;
+mod names;
+//XXmod push;
+mod recover;
+//XXmod reintegrate;
+mod route;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{
+    Arc, Condvar, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc,
+};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::cache::StateDir;
+use crate::epoch::EpochValidator;
+use crate::error::{Error, Result};
+use crate::file::FileNode;
+use crate::journal::Journal;
+use crate::journal::record::{MetaRecord, Record};
+use crate::link::Link;
+use crate::path::Patterns;
+use crate::share::Share;
+use crate::tree::Tree;
+
+pub use content::Opened;
+pub use desk::{ContainerStatus, DriveStatus, Exclusive};
+pub use names::{DirEntry, NodeAttr};
+//XXpub use push::PushOutcome;
+//XXpub use reintegrate::{Reintegrated, ReintegratedOutcome};
+
+/// What the drive may use of the link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum State {
+    /// Pass through to the share.
+    Online = 0,
+    /// The link is poor: serve from the cache, journal, fetch only what is missing.
+    Cached = 1,
+    /// No link: never touch the share.
+    Offline = 2,
+}
+
+/// Something the daemon may want to react to. Paths are those at the time of the event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// An application flushed a container: a candidate epoch.
+    Flushed(String),
+    /// The last handle on a container was closed: a candidate epoch, and the time to apply what
+    /// waits.
+    Closed(String),
+    /// A file left the share for the cache under open handles (R12).
+    Flipped(String),
+    /// A container is now fully cached.
+    Cached(String),
+    /// The state was set.
+    State(State),
+}
+
+/// How to open a drive.
+pub struct DriveConfig {
+    /// The share.
+    pub share: Arc<dyn Share>,
+    /// Where cache and journal live.
+    pub state_dir: PathBuf,
+    /// Glob patterns of containers, without regard to case.
+    pub containers: Vec<String>,
+    /// State to begin in.
+    pub state: State,
+    /// Longest wait for one share call.
+    pub stall_budget: Duration,
+    /// Longest wait for a flush on the share.
+    pub flush_budget: Duration,
+    /// How long attributes from the share are trusted.
+    pub attr_life: Duration,
+    /// Length of a journal segment, in bytes.
+    pub segment_len: u64,
+    /// Journaled bytes kept in memory before writers wait for a checkpoint.
+    pub unwritten_limit: u64,
+    /// Appends of at least this many bytes go to the cache file directly.
+    pub direct_append: usize,
+    /// Bytes left free on the state directory's volume, to finish what was accepted.
+    pub reserve: u64,
+    /// Bytes available on that volume; `None`: ask the system.
+    pub available: Option<Arc<dyn Fn() -> u64 + Send + Sync>>,
+    /// Run the background threads (checkpoints, filling the cache). Without them, call
+    /// [`Drive::checkpoint`] and [`Drive::fill`].
+    pub background: bool,
+    /// Judges epochs of containers.
+    pub validator: Option<Arc<dyn EpochValidator>>,
+}
+
+impl DriveConfig {
+    /// The usual settings.
+    #[must_use]
+    pub fn new(share: Arc<dyn Share>, state_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            share,
+            state_dir: state_dir.into(),
+            containers: vec!["**/*.pst".to_owned()],
+            state: State::Online,
+            stall_budget: Duration::from_secs(2),
+            flush_budget: Duration::from_secs(10),
+            attr_life: Duration::from_secs(1),
+            segment_len: 16 << 20,
+            unwritten_limit: 64 << 20,
+            direct_append: 256 << 10,
+            reserve: 64 << 20,
+            available: None,
+            background: true,
+            validator: None,
+        }
+    }
+}
+
+/// An open handle.
+pub(crate) struct Handle {
+    pub node: u64,
+    pub file: Arc<FileNode>,
+    pub read: bool,
+    pub write: bool,
+}
+
+/// The drive. Shared by frontend, daemon and background threads.
+pub struct Drive {
+    pub(crate) link: Link,
+    pub(crate) dir: StateDir,
+    pub(crate) journal: Journal,
+    pub(crate) tree: RwLock<Tree>,
+    handles: RwLock<HashMap<u64, Arc<Handle>>>,
+    next_handle: AtomicU64,
+    state: AtomicU8,
+    containers: Patterns,
+    flush_budget: Duration,
+    attr_life: Duration,
+    direct_append: usize,
+    validator: Option<Arc<dyn EpochValidator>>,
+    space: Space,
+    /// Bytes in all overlays.
+    pub(crate) unwritten: AtomicU64,
+    unwritten_limit: u64,
+    /// Held during a checkpoint.
+    checkpoint: Mutex<()>,
+    /// Held while pending changes are brought to the share.
+    reintegrating: Mutex<()>,
+    bell: Arc<Bell>,
+    listeners: Mutex<Vec<mpsc::Sender<Event>>>,
+}
+
+/// Wakes background threads and those who wait for them.
+#[derive(Default)]
+pub(crate) struct Bell {
+    ring: Mutex<u64>,
+    cv: Condvar,
+    pub want_checkpoint: AtomicBool,
+    pub want_fill: AtomicBool,
+}
+
+impl Bell {
+    pub fn ring(&self) {
+        *self.ring.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        self.cv.notify_all();
+    }
+
+    /// Waits for a ring or the timeout.
+    pub fn wait(&self, timeout: Duration, ready: impl Fn() -> bool) {
+        let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        let was = *ring;
+        let _ = self
+            .cv
+            .wait_timeout_while(ring, timeout, |now| *now == was && !ready());
+    }
+}
+
+struct Space {
+    ask: Option<Arc<dyn Fn() -> u64 + Send + Sync>>,
+    reserve: u64,
+    /// Bytes that may be taken before asking again.
+    grant: AtomicU64,
+}
+
+/// Ask the system about space again after this many bytes.
+const GRANT: u64 = 4 << 20;
+
+/// Nanoseconds since 1970.
+pub(crate) fn now() -> i64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
+impl Drive {
+    /// The state.
+    #[must_use]
+    pub fn state(&self) -> State {
+        match self.state.load(Ordering::SeqCst) {
+            0 => State::Online,
+            1 => State::Cached,
+            _ => State::Offline,
+        }
+    }
+
+    /// Sets the state.
+    ///
+    /// Leaving `Online`, open files that are fully cached move to the cache (R1's one exception);
+    /// what they passed through is flushed on the share first, if it answers. The others go on
+    /// as they are bound, and fail while offline. Going online changes nothing for open files.
+    pub fn set_state(&self, state: State) {
+        let old = self.state();
+        if old == State::Online && state != State::Online {
+            self.leave_share();
+        }
+        self.state.store(state as u8, Ordering::SeqCst);
+        if old == State::Online && state != State::Online {
+            // Files opened while the first round ran.
+            self.leave_share();
+        }
+        if state != State::Offline {
+            self.bell.want_fill.store(true, Ordering::SeqCst);
+        }
+        self.bell.ring();
+        self.emit(Event::State(state));
+    }
+
+    /// Events from now on. A receiver that is dropped is forgotten.
+    #[must_use]
+    pub fn subscribe(&self) -> mpsc::Receiver<Event> {
+        let (tx, rx) = mpsc::channel();
+        self.listeners
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(tx);
+        rx
+    }
+
+    pub(crate) fn emit(&self, event: Event) {
+        let mut listeners = self
+            .listeners
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        listeners.retain(|l| l.send(event.clone()).is_ok());
+    }
+
+    pub(crate) fn tree(&self) -> RwLockReadGuard<'_, Tree> {
+        self.tree.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn tree_mut(&self) -> RwLockWriteGuard<'_, Tree> {
+        self.tree.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn log(&self, record: MetaRecord) -> Result<u64> {
+        self.journal.append(&Record::Meta(record))
+    }
+
+    /// Whether the path is a container's.
+    #[must_use]
+    pub fn is_container(&self, path: &str) -> bool {
+        self.containers.matches(path)
+    }
+
+    /// Whether the share may be asked.
+    pub(crate) fn may_ask(&self) -> bool {
+        self.state() != State::Offline
+    }
+
+    pub(crate) fn handle(&self, handle: u64) -> Result<Arc<Handle>> {
+        let handles = self.handles.read().unwrap_or_else(PoisonError::into_inner);
+        handles.get(&handle).cloned().ok_or(Error::BadHandle)
+    }
+
+    fn add_handle(&self, handle: Handle) -> u64 {
+        let id = self.next_handle.fetch_add(1, Ordering::SeqCst);
+        let mut handles = self.handles.write().unwrap_or_else(PoisonError::into_inner);
+        handles.insert(id, Arc::new(handle));
+        id
+    }
+
+    fn take_handle(&self, handle: u64) -> Result<Arc<Handle>> {
+        let mut handles = self.handles.write().unwrap_or_else(PoisonError::into_inner);
+        handles.remove(&handle).ok_or(Error::BadHandle)
+    }
+
+    /// Open handles on the whole drive.
+    pub(crate) fn open_handles(&self) -> usize {
+        self.handles
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len()
+    }
+
+    /// Room for `len` more bytes in journal and cache, beyond the reserve (R4).
+    pub(crate) fn check_space(&self, len: u64) -> Result<()> {
+        let take = |grant: u64| grant.checked_sub(len);
+        if self
+            .space
+            .grant
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, take)
+            .is_ok()
+        {
+            return Ok(());
+        }
+        let available = match &self.space.ask {
+            Some(ask) => ask(),
+            None => self.dir.available(),
+        };
+        // What is accepted already still has to go to the cache files; a write needs room twice.
+        let owed = self
+            .unwritten
+            .load(Ordering::SeqCst)
+            .saturating_add(self.space.reserve);
+        let free = available.saturating_sub(owed) / 2;
+        if free < len {
+            return Err(Error::NoSpace("the state directory's volume is full"));
+        }
+        self.space
+            .grant
+            .store((free - len).min(GRANT), Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Waits until the overlays have room. Called without any lock.
+    pub(crate) fn wait_for_room(&self) -> Result<()> {
+        while self.unwritten.load(Ordering::SeqCst) >= self.unwritten_limit {
+            self.checkpoint()?;
+        }
+        if self.unwritten.load(Ordering::SeqCst) >= self.unwritten_limit / 2
+            && !self.bell.want_checkpoint.swap(true, Ordering::SeqCst)
+        {
+            self.bell.ring();
+        }
+        Ok(())
+    }
+
+    /// Makes everything journaled so far durable.
+    ///
+    /// # Errors
+    /// [`Error::Poisoned`].
+    pub fn sync_all(&self) -> Result<()> {
+        self.journal.sync(self.journal.last())
+    }
+
+    /// Flushes everything and brings the cache files up to date: the drive can then be dropped
+    /// and opened again without replay. What the share lacks stays recorded (R4).
+    ///
+    /// # Errors
+    /// What could not be flushed.
+    pub fn shutdown(&self) -> Result<()> {
+        self.flush_passed_through();
+        self.sync_all()?;
+        self.checkpoint()?;
+        // A second time: now nothing is left to write, and the journal empties.
+        self.checkpoint()
+    }
+}

@@ -1,0 +1,363 @@
+//! Opening a drive: metadata, then the journal, then the background.
+
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
+
+use super::{Bell, Drive, DriveConfig, Space, now};
+use crate::cache::{Meta, StateDir};
+use crate::error::{Error, Result};
+use crate::file::{FileNode, FileState};
+use crate::journal::Journal;
+use crate::journal::record::{MetaRecord, Record};
+use crate::journal::store::DirStore;
+use crate::link::Link;
+use crate::path::Patterns;
+use crate::share::{Attr, Kind};
+use crate::tree::{ROOT, Tree};
+
+impl Drive {
+    /// Opens a drive on its state directory, recovering what an earlier run left behind. The
+    /// share need not answer.
+    ///
+    /// # Errors
+    /// [`Error::Locked`], [`Error::Damaged`], what the file system says.
+    pub fn open(config: DriveConfig) -> Result<Arc<Self>> {
+        let dir = StateDir::open(&config.state_dir)?;
+        let meta = dir.read_meta()?.unwrap_or_default();
+        let store = DirStore::open(dir.journal_dir())
+            .map_err(|e| Error::from_io("opening the journal", e))?;
+        let mut recovery = Recovery::new(&dir, &meta)?;
+        let journal = Journal::open(
+            Arc::new(store),
+            config.segment_len,
+            meta.data_lsn,
+            meta.known,
+            |lsn, record| recovery.replay(lsn, record),
+        )?;
+        journal.continue_after(meta.known);
+        let (tree, unwritten) = recovery.finish()?;
+        dir.remove_stray_data(|id| tree.nodes.contains_key(&id))?;
+
+        let background = config.background;
+        let drive = Arc::new(Self {
+            link: Link::new(config.share, config.stall_budget),
+            dir,
+            journal,
+            tree: RwLock::new(tree),
+            handles: RwLock::default(),
+            next_handle: AtomicU64::new(1),
+            state: AtomicU8::new(config.state as u8),
+            containers: Patterns::new(&config.containers),
+            flush_budget: config.flush_budget,
+            attr_life: config.attr_life,
+            direct_append: config.direct_append.max(1),
+            validator: config.validator,
+            space: Space {
+                ask: config.available,
+                reserve: config.reserve,
+                grant: AtomicU64::new(0),
+            },
+            unwritten: AtomicU64::new(unwritten),
+            unwritten_limit: config.unwritten_limit.max(1),
+            checkpoint: Mutex::default(),
+            reintegrating: Mutex::default(),
+            bell: Arc::new(Bell::default()),
+            listeners: Mutex::default(),
+        });
+        if background {
+            drive.bell.want_fill.store(true, Ordering::SeqCst);
+            spawn(
+                "drive-checkpoint",
+                &drive,
+                Duration::from_secs(1),
+                Drive::keep,
+            )?;
+            spawn(
+                "drive-fill",
+                &drive,
+                Duration::from_secs(2),
+                Drive::fill_in_background,
+            )?;
+        }
+        Ok(drive)
+    }
+}
+
+/// A thread that lives as long as the drive does.
+fn spawn(name: &str, drive: &Arc<Drive>, every: Duration, work: fn(&Drive)) -> Result<()> {
+    let (weak, bell) = (Arc::downgrade(drive), drive.bell.clone());
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(move || {
+            loop {
+                match weak.upgrade() {
+                    Some(drive) => work(&drive),
+                    None => return,
+                }
+                bell.wait(every, || weak.strong_count() == 0);
+            }
+        })
+        .map(drop)
+        .map_err(|e| Error::from_io("starting a background thread", e))
+}
+
+/// Replays the journal over the metadata.
+///
+/// Two rules make this idempotent. Effects on standing (size, what is dirty, the tree) apply when
+/// the record is younger than what the metadata already holds of that very file or tree; bytes
+/// apply when the record is younger than the last finished checkpoint.
+struct Recovery<'a> {
+    dir: &'a StateDir,
+    data_lsn: u64,
+    tree: Tree,
+}
+
+impl<'a> Recovery<'a> {
+    fn new(dir: &'a StateDir, meta: &Meta) -> Result<Self> {
+        let root = Attr {
+            kind: Kind::Dir,
+            size: 0,
+            mtime: now(),
+            atime: now(),
+            ctime: now(),
+            mode: 0o755,
+            uid: crate::own_ids().0,
+            gid: crate::own_ids().1,
+            file_id: 0,
+        };
+        let mut tree = Tree::load(meta, root);
+        tree.relink();
+        for m in &meta.files {
+            if let Some(node) = tree.nodes.get_mut(&m.id) {
+                let file = FileNode::new(m.id, dir.data(m.id)?, FileState::load(m));
+                node.file = Some(Arc::new(file));
+            }
+        }
+        Ok(Self {
+            dir,
+            data_lsn: meta.data_lsn,
+            tree,
+        })
+    }
+
+    /// The file of a record; `None` when its node was forgotten later.
+    fn file(&mut self, id: u64) -> Result<Option<Arc<FileNode>>> {
+        let Some(node) = self.tree.nodes.get_mut(&id) else {
+            return Ok(None);
+        };
+        if node.file.is_none() {
+            node.file = Some(Arc::new(FileNode::new(
+                id,
+                self.dir.data(id)?,
+                FileState::new(),
+            )));
+        }
+        Ok(node.file.clone())
+    }
+
+    fn replay(&mut self, lsn: u64, record: Record<'_>) -> Result<()> {
+        let bytes = lsn > self.data_lsn;
+        match record {
+            Record::Write {
+                file,
+                offset,
+                time,
+                data,
+            } => {
+                if let Some(f) = self.file(file)? {
+                    let mut st = f.write();
+                    if bytes {
+                        st.unwritten.write(offset, data, lsn);
+                    }
+                    if lsn > st.lsn {
+                        st.note_write(offset..offset + data.len() as u64, time, lsn);
+                    }
+                }
+                Ok(())
+            }
+            Record::Meta(meta) => self.replay_meta(lsn, meta, bytes),
+            Record::Synced { .. } => Ok(()),
+        }
+    }
+
+    fn replay_meta(&mut self, lsn: u64, record: MetaRecord, bytes: bool) -> Result<()> {
+        use MetaRecord as M;
+        match record {
+            M::Adopt(node) => {
+                if lsn > self.tree.lsn {
+                    self.tree.insert(node);
+                    self.tree.lsn = lsn;
+                }
+                return Ok(());
+            }
+            M::Tree { op, pending } => {
+                if lsn > self.tree.lsn {
+                    self.tree.apply(&op, pending, lsn);
+                }
+                return Ok(());
+            }
+            M::TreeDone { lsn: done } => {
+                if lsn > self.tree.lsn {
+                    self.tree.pending.retain(|p| p.lsn != done);
+                    self.tree.lsn = lsn;
+                }
+                return Ok(());
+            }
+            M::Placed { id, share } => {
+                if lsn > self.tree.lsn {
+                    self.tree.place(id, share);
+                    self.tree.lsn = lsn;
+                }
+                return Ok(());
+            }
+            _ => {}
+        }
+        let id = file_of(&record);
+        let Some(file) = self.file(id)? else {
+            return Ok(());
+        };
+        let mut st = file.write();
+        let fresh = lsn > st.lsn;
+        match record {
+            M::Truncate { size, time, .. } => {
+                if bytes {
+                    st.unwritten.truncate(size, lsn);
+                }
+                if fresh {
+                    st.note_truncate(size, time, lsn);
+                }
+            }
+            M::Attach { stamp, lineage, .. } => {
+                if bytes {
+                    st.unwritten.clear();
+                }
+                if fresh {
+                    st.note_attach(stamp, lineage, lsn);
+                }
+            }
+            M::Direct {
+                offset, len, time, ..
+            } if fresh => {
+                st.note_write(offset..offset.saturating_add(len), time, lsn);
+            }
+            M::OnlineWrite {
+                offset, len, teed, ..
+            } if fresh => {
+                let range = offset..offset.saturating_add(len);
+                // The record comes before the write. A write past the end that reached the cache
+                // file shows in its length; else it was never acknowledged.
+                let there = teed && file.data.len().is_ok_and(|have| have >= range.end);
+                if there && range.end > st.size {
+                    let from = st.size;
+                    st.valid.insert(from..range.end);
+                }
+                st.note_online_write(range.clone(), lsn);
+                if there || !teed {
+                    st.size = st.size.max(range.end);
+                }
+            }
+            M::OnlineTruncate { size, .. } if fresh => {
+                st.note_online_truncate(size, lsn);
+                st.online_truncated(size, now());
+            }
+            M::OnlineFlushed { stamp, .. } if fresh => {
+                st.note_flushed(stamp, lsn);
+                st.size = stamp.size;
+            }
+            M::Flip { .. } if fresh => st.note_flip(lsn),
+            M::Fetched { start, end, .. } if fresh => {
+                st.valid.insert(start..end.max(start));
+                st.lsn = lsn;
+            }
+            M::Epoch { .. } if fresh => st.note_epoch(lsn),
+            M::MarkSynced {
+                epoch, detached, ..
+            } if fresh => st.note_synced(epoch, detached, lsn),
+            M::Sequence { seq, digest, .. } if fresh => {
+                st.sequence = st.sequence.max(seq);
+                st.outstanding = Some((seq, digest));
+                st.lsn = lsn;
+            }
+            M::Settled { seq, .. } if fresh => {
+                if st.outstanding.is_some_and(|o| o.0 == seq) {
+                    st.outstanding = None;
+                }
+                st.lsn = lsn;
+            }
+            M::PushBegin { epoch, file_id, .. } if fresh => {
+                st.push = Some((epoch, file_id));
+                st.lsn = lsn;
+            }
+            M::PushDone { epoch, stamp, .. } if fresh => st.note_pushed(epoch, stamp, lsn),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<(Tree, u64)> {
+        let mut total = 0;
+        let same_boot = self.dir.same_boot();
+        for file in self.tree.nodes.values().filter_map(|n| n.file.as_ref()) {
+            let mut st = file.write();
+            // Passed through and never flushed. If only the process died, the cache file has all
+            // that was acknowledged: it goes on from there, as after a flip. If the system did,
+            // the cache file may have lost it: the share is the authority, and is read again.
+            if same_boot && st.tee_was_whole() {
+                let lsn = st.lsn;
+                st.note_flip(lsn);
+            } else {
+                let doubt = st.online_written.clone();
+                st.valid.subtract(&doubt);
+            }
+            let size = st.size;
+            st.valid.truncate(size);
+            // Bytes past the end would show through as content when the file grows again.
+            let ctx = |e| Error::from_io("preparing a cache file", e);
+            if file.data.len().map_err(ctx)? > size {
+                file.data.set_len(size).map_err(ctx)?;
+            }
+            total += st.unwritten.bytes();
+        }
+        let mut tree = self.tree;
+        let gone: Vec<u64> = tree
+            .nodes
+            .iter()
+            .filter(|(id, n)| **id != ROOT && !n.linked && n.share.is_none())
+            .map(|(&id, _)| id)
+            .filter(|&id| !tree.is_pending(id))
+            .collect();
+        for id in gone {
+            if let Some(file) = tree.forget(id) {
+                total -= file.read().unwritten.bytes();
+            }
+        }
+        if let Some(root) = tree.nodes.get_mut(&ROOT) {
+            root.linked = true;
+        }
+        Ok((tree, total))
+    }
+}
+
+fn file_of(record: &MetaRecord) -> u64 {
+    use MetaRecord as M;
+    match record {
+        M::Direct { file, .. }
+        | M::Truncate { file, .. }
+        | M::OnlineWrite { file, .. }
+        | M::OnlineTruncate { file, .. }
+        | M::OnlineFlushed { file, .. }
+        | M::Flip { file }
+        | M::Attach { file, .. }
+        | M::Fetched { file, .. }
+        | M::Epoch { file }
+        | M::MarkSynced { file, .. }
+        | M::Sequence { file, .. }
+        | M::Settled { file, .. }
+        | M::PushBegin { file, .. }
+        | M::PushDone { file, .. } => *file,
+        M::Adopt(node) => node.id,
+        M::Placed { id, .. } => *id,
+        M::Tree { .. } | M::TreeDone { .. } => ROOT,
+    }
+}

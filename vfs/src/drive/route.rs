@@ -1,0 +1,256 @@
+//! The router: which physical file a file's handles see (R1), and how that changes.
+//!
+//! A binding is chosen at the first open after the last close. The one change under open handles
+//! is share -> cache, where the cache has every byte (R12): the flip. It is journaled, so that
+//! the knowledge of what the share may lack survives.
+
+use std::sync::{Arc, PoisonError};
+
+use super::{Drive, Event, State};
+use crate::error::{Error, Result};
+use crate::file::{Binding, FileNode};
+use crate::journal::record::MetaRecord;
+use crate::share::{ShareFile, Stamp};
+
+impl Drive {
+    /// Chooses what a first open sees. `FileNode::open` is held.
+    pub(crate) fn choose(&self, node: u64, file: &Arc<FileNode>, write: bool) -> Result<Binding> {
+        let (path, share_path) = {
+            let tree = self.tree();
+            (tree.path(node), tree.share_path(node))
+        };
+        let (ours, full) = {
+            let st = file.read();
+            (!st.attached || st.is_dirty(), st.fully_cached())
+        };
+        if ours && full {
+            return Ok(Binding::Cache);
+        }
+        let state = self.state();
+        let Some(share_path) = share_path else {
+            // Made here; the share has nothing.
+            return Ok(Binding::Cache);
+        };
+        if state == State::Offline {
+            return if full {
+                Ok(Binding::Cache)
+            } else {
+                Err(Error::NotCached(path))
+            };
+        }
+        match self.open_on_share(&share_path, write && state == State::Online) {
+            Ok((share_file, stamp, writable)) => {
+                if ours {
+                    // Dirty and not whole: holes are filled only from the file they belong to.
+                    return Ok(Binding::Cache);
+                }
+                self.settle(file, stamp)?;
+                if state == State::Online {
+                    // Journaled bytes that still wait for a checkpoint must not hide what will be
+                    // copied into the cache file beside them.
+                    if !file.read().unwritten.is_empty() {
+                        self.checkpoint()?;
+                    }
+                    if file.read().unwritten.is_empty() {
+                        let mut st = file.write();
+                        st.tee = self.is_container(&path) || st.fully_cached();
+                        return Ok(Binding::Share(share_file, writable));
+                    }
+                }
+                Ok(Binding::Cache)
+            }
+            // The share does not answer, or the file cannot be opened for writing there now.
+            Err(e) if e.is_link() && full => Ok(Binding::Cache),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Opens the share's file; falls back to reading where writing is refused and not needed.
+    pub(crate) fn open_on_share(
+        &self,
+        share_path: &str,
+        write: bool,
+    ) -> Result<(Arc<dyn ShareFile>, Stamp, bool)> {
+        let path = share_path.to_owned();
+        self.link.call(share_path, move |share| {
+            let (file, writable) = if write {
+                (share.open(&path, true)?, true)
+            } else {
+                (share.open(&path, false)?, false)
+            };
+            let stamp = file.stamp()?;
+            Ok((Arc::from(file), stamp, writable))
+        })
+    }
+
+    /// Compares the share's file with the one the cache is a copy of; begins a new copy where it
+    /// is another (clean files only).
+    pub(crate) fn settle(&self, file: &Arc<FileNode>, stamp: Stamp) -> Result<()> {
+        {
+            let st = file.read();
+            if st.stamp == Some(stamp) || st.is_dirty() || !st.attached || st.opens > 0 {
+                return Ok(());
+            }
+        }
+        // Journaled bytes of the earlier life must not come back over the new one.
+        if !file.read().unwritten.is_empty() {
+            self.checkpoint()?;
+        }
+        let mut st = file.write();
+        if st.is_dirty() || !st.attached || st.opens > 0 {
+            return Ok(());
+        }
+        file.lose_snapshots(&mut st);
+        let ctx = |e| Error::from_io("emptying a cache file", e);
+        if file.data.len().map_err(ctx)? > 0 {
+            file.data.set_len(0).map_err(ctx)?;
+            // Old bytes that came back after a crash would read as content.
+            file.data.sync().map_err(ctx)?;
+        }
+        let lineage = st.lineage + 1;
+        let lsn = self.log(MetaRecord::Attach {
+            file: file.id,
+            stamp,
+            lineage,
+        })?;
+        let freed = st.unwritten.bytes();
+        st.unwritten.clear();
+        self.sub_unwritten(freed);
+        st.note_attach(stamp, lineage, lsn);
+        drop(st);
+        *file.fetch.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        Ok(())
+    }
+
+    /// A pass-through call failed with `error`. If the cache has the whole file, its handles move
+    /// there and the caller does the operation again; else the error is the answer.
+    pub(crate) fn flip(&self, node: u64, file: &Arc<FileNode>, error: Error) -> Result<()> {
+        if !error.is_link() {
+            return Err(error);
+        }
+        // Writes in flight come first: what they did is part of what is unknown.
+        let _io = file.io.lock().unwrap_or_else(PoisonError::into_inner);
+        self.flip_locked(node, file, error)
+    }
+
+    /// As [`Drive::flip`], with `FileNode::io` held.
+    pub(crate) fn flip_locked(&self, node: u64, file: &Arc<FileNode>, error: Error) -> Result<()> {
+        let mut st = file.write();
+        match st.binding {
+            Some(Binding::Share(..)) => {}
+            // Another handle's operation flipped it meanwhile.
+            _ => return Ok(()),
+        }
+        // A write that failed half-way was not copied: its bytes in the cache are the old ones,
+        // which is what the operation done again starts from.
+        if !(st.attached && st.fully_cached()) || st.unlinked {
+            return Err(error);
+        }
+        let lsn = self.log(MetaRecord::Flip { file: file.id })?;
+        st.note_flip(lsn);
+        st.binding = Some(Binding::Cache);
+        drop(st);
+        let path = self.tree().path(node);
+        tracing::warn!(path, %error, "the share failed: the file is served from the cache now");
+        self.emit(Event::Flipped(path));
+        Ok(())
+    }
+
+    /// Moves every open, fully cached file from the share to the cache.
+    pub(crate) fn leave_share(&self) {
+        for (node, file) in self.bound_to_share() {
+            // If the share takes a flush now, the later sync has nothing in doubt.
+            if !file.read().online_written.is_empty()
+                && let Err(error) = self.flush_on_share(node, &file)
+            {
+                tracing::debug!(%error, "no flush before leaving the share");
+            }
+            let reason = Error::Link("the drive leaves the share".to_owned());
+            if self.flip(node, &file, reason).is_err() {
+                let path = self.tree().path(node);
+                tracing::warn!(
+                    path,
+                    "not fully cached: its open handles stay with the share"
+                );
+            }
+        }
+    }
+
+    /// Files whose handles see the share.
+    pub(crate) fn bound_to_share(&self) -> Vec<(u64, Arc<FileNode>)> {
+        let files = self.files();
+        files
+            .into_iter()
+            .filter(|(_, f)| matches!(f.read().binding, Some(Binding::Share(..))))
+            .collect()
+    }
+
+    /// All files with a cache file that are part of the tree.
+    pub(crate) fn files(&self) -> Vec<(u64, Arc<FileNode>)> {
+        let tree = self.tree();
+        tree.nodes
+            .iter()
+            .filter_map(|(&id, n)| Some((id, n.file.clone()?)))
+            .collect()
+    }
+
+    /// Flushes on the share what was passed through.
+    pub(crate) fn flush_passed_through(&self) {
+        for (node, file) in self.bound_to_share() {
+            if let Err(error) = self.flush_on_share(node, &file) {
+                tracing::warn!(path = self.tree().path(node), %error, "flush on the share failed");
+            }
+        }
+    }
+
+    /// Flushes the share's file and the cache file, and records that both are the same now.
+    pub(crate) fn flush_on_share(&self, node: u64, file: &Arc<FileNode>) -> Result<()> {
+        let _io = file.io.lock().unwrap_or_else(PoisonError::into_inner);
+        let (share_file, teed) = {
+            let st = file.read();
+            if st.online_written.is_empty() {
+                return Ok(());
+            }
+            match &st.binding {
+                Some(Binding::Share(f, _)) => (f.clone(), st.tee),
+                _ => return Ok(()),
+            }
+        };
+        let context = self.tree().path(node);
+        let stamp = self
+            .link
+            .call_for(&context, self.flush_budget, &file.doubt, move |_| {
+                share_file.sync()?;
+                share_file.stamp()
+            })?;
+        if teed {
+            file.data.sync().map_err(|e| {
+                self.journal.poison(&format!("flush of a cache file: {e}"));
+                Error::from_io("flushing a cache file", e)
+            })?;
+        }
+        // `io` keeps writers out, so what was flushed is all that was passed through.
+        let mut st = file.write();
+        if !matches!(st.binding, Some(Binding::Share(..))) {
+            return Ok(());
+        }
+        if teed {
+            let have = st.online_written.intersection(&st.valid);
+            for r in have.iter() {
+                self.log(MetaRecord::Fetched {
+                    file: file.id,
+                    start: r.start,
+                    end: r.end,
+                })?;
+            }
+        }
+        let lsn = self.log(MetaRecord::OnlineFlushed {
+            file: file.id,
+            stamp,
+        })?;
+        st.note_flushed(stamp, lsn);
+        drop(st);
+        self.note_share_attr(node, &stamp);
+        self.journal.sync(lsn)
+    }
+}

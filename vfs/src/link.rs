@@ -1,0 +1,260 @@
+//! Calls to the share, each with a deadline (R11, R12).
+//!
+//! A share call may hang for as long as a dead server likes. It therefore runs on a thread of an
+//! elastic pool while the caller waits no longer than the stall budget; a call that exceeds it is
+//! left behind (its thread ends when the call does) and the caller gets a link error. After a
+//! stall one probe is sent; while a probe hangs, further calls fail at once instead of each
+//! waiting for the whole budget.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+use crate::share::Share;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// Threads made on demand, so that a job that hangs delays no other.
+#[derive(Clone)]
+pub struct Pool(Arc<PoolInner>);
+
+struct PoolInner {
+    state: Mutex<PoolState>,
+    wake: Condvar,
+    name: &'static str,
+    max: usize,
+}
+
+#[derive(Default)]
+struct PoolState {
+    queue: VecDeque<Job>,
+    idle: usize,
+    threads: usize,
+}
+
+/// An idle thread ends after this long.
+const IDLE: Duration = Duration::from_secs(10);
+
+impl Pool {
+    /// A pool of at most `max` threads.
+    #[must_use]
+    pub fn new(name: &'static str, max: usize) -> Self {
+        let state = Mutex::new(PoolState::default());
+        Self(Arc::new(PoolInner {
+            state,
+            wake: Condvar::new(),
+            name,
+            max: max.max(1),
+        }))
+    }
+
+    /// Runs `job` on a thread of the pool: at once if one is idle or may be made.
+    pub fn submit(&self, job: impl FnOnce() + Send + 'static) {
+        let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.queue.push_back(Box::new(job));
+        if state.queue.len() > state.idle && state.threads < self.0.max {
+            state.threads += 1;
+            let inner = self.0.clone();
+            let spawned = std::thread::Builder::new()
+                .name(self.0.name.to_owned())
+                .spawn(move || inner.work());
+            if spawned.is_err() {
+                state.threads -= 1;
+            }
+        }
+        drop(state);
+        self.0.wake.notify_one();
+    }
+}
+
+impl PoolInner {
+    fn work(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            while let Some(job) = state.queue.pop_front() {
+                drop(state);
+                // A panicking job must not take the pool's accounting with it.
+                let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(job));
+                state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            }
+            state.idle += 1;
+            let (next, timeout) = self
+                .wake
+                .wait_timeout_while(state, IDLE, |s| s.queue.is_empty())
+                .unwrap_or_else(PoisonError::into_inner);
+            state = next;
+            state.idle -= 1;
+            if timeout.timed_out() && state.queue.is_empty() {
+                state.threads -= 1;
+                return;
+            }
+        }
+    }
+}
+
+/// The way to the share.
+pub struct Link {
+    share: Arc<dyn Share>,
+    pool: Pool,
+    budget: Duration,
+    suspect: Arc<AtomicBool>,
+    probing: Arc<AtomicBool>,
+}
+
+/// Counts calls that were left behind and may still take effect on the share.
+#[derive(Clone, Default)]
+pub struct InDoubt(Arc<AtomicUsize>);
+
+impl InDoubt {
+    /// Calls that may still take effect.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+impl Link {
+    /// A link to `share` with the given stall budget.
+    #[must_use]
+    pub fn new(share: Arc<dyn Share>, budget: Duration) -> Self {
+        Self {
+            share,
+            pool: Pool::new("share-call", 512),
+            budget,
+            suspect: Arc::default(),
+            probing: Arc::default(),
+        }
+    }
+
+    /// The stall budget.
+    #[must_use]
+    pub fn budget(&self) -> Duration {
+        self.budget
+    }
+
+    /// Whether calls are answered, as far as we know.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        !self.suspect.load(Ordering::SeqCst)
+    }
+
+    /// Runs `work` within the stall budget.
+    ///
+    /// # Errors
+    /// [`Error::Link`] when it stalls or the share says that the link is down; else what the share
+    /// said.
+    pub fn call<T: Send + 'static>(
+        &self,
+        context: &str,
+        work: impl FnOnce(&dyn Share) -> io::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.call_for(context, self.budget, &InDoubt::default(), work)
+    }
+
+    /// Like [`Link::call`], with its own deadline, counting in `doubt` while it runs.
+    ///
+    /// # Errors
+    /// As [`Link::call`].
+    pub fn call_for<T: Send + 'static>(
+        &self,
+        context: &str,
+        budget: Duration,
+        doubt: &InDoubt,
+        work: impl FnOnce(&dyn Share) -> io::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        if !self.is_up() {
+            self.start_probe();
+            return Err(Error::Link(format!("{context}: the share does not answer")));
+        }
+        let (tx, rx) = mpsc::sync_channel(1);
+        let share = self.share.clone();
+        let counter = doubt.0.clone();
+        counter.fetch_add(1, Ordering::SeqCst);
+        self.pool.submit(move || {
+            // Counted down also when the call panics.
+            let _count = CountDown(counter);
+            let answer = work(&*share);
+            let _ = tx.send(answer);
+        });
+        match rx.recv_timeout(budget) {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(e)) => Err(Error::from_share(context, e)),
+            Err(mpsc::RecvTimeoutError::Disconnected) => Err(Error::Link(format!(
+                "{context}: the share call ended without an answer"
+            ))),
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                tracing::warn!(context, ?budget, "share call exceeds the stall budget");
+                self.start_probe();
+                Err(Error::Link(format!(
+                    "{context}: no answer within {budget:?}"
+                )))
+            }
+        }
+    }
+
+    /// Asks the share, within the budget, whether it is there.
+    ///
+    /// # Errors
+    /// [`Error::Link`].
+    pub fn probe(&self) -> Result<()> {
+        let (tx, rx) = mpsc::sync_channel(1);
+        let share = self.share.clone();
+        self.pool.submit(move || {
+            let _ = tx.send(share.probe());
+        });
+        match rx.recv_timeout(self.budget) {
+            Ok(Ok(())) => {
+                self.suspect.store(false, Ordering::SeqCst);
+                Ok(())
+            }
+            Ok(Err(e)) => Err(Error::Link(format!("probe: {e}"))),
+            Err(_) => Err(Error::Link("probe: no answer".to_owned())),
+        }
+    }
+
+    /// One probe at a time; calls fail fast from when it exceeds the budget until it answers.
+    fn start_probe(&self) {
+        if self.probing.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let answered = Arc::new(AtomicBool::new(false));
+        let (share, suspect, probing) = (
+            self.share.clone(),
+            self.suspect.clone(),
+            self.probing.clone(),
+        );
+        let done = answered.clone();
+        self.pool.submit(move || {
+            let ok = share.probe().is_ok();
+            done.store(true, Ordering::SeqCst);
+            suspect.store(!ok, Ordering::SeqCst);
+            if !ok {
+                // Not to be asked again by every call in a tight loop.
+                std::thread::sleep(Duration::from_millis(200));
+            }
+            probing.store(false, Ordering::SeqCst);
+        });
+        let (budget, suspect) = (self.budget, self.suspect.clone());
+        self.pool.submit(move || {
+            std::thread::sleep(budget);
+            if !answered.load(Ordering::SeqCst) {
+                suspect.store(true, Ordering::SeqCst);
+                // The answer may have come between the two lines above.
+                if answered.load(Ordering::SeqCst) {
+                    suspect.store(false, Ordering::SeqCst);
+                }
+            }
+        });
+    }
+}
+
+struct CountDown(Arc<AtomicUsize>);
+
+impl Drop for CountDown {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}

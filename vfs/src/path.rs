@@ -1,0 +1,245 @@
+//! Paths on the drive: relative, `/`-separated, UTF-8, without `.` or `..`.
+//!
+//! The root is the empty path. SMB names are Unicode, so names that are not UTF-8 cannot exist on
+//! most shares; on a directory share such names are left out of listings.
+
+use crate::error::{Error, Result};
+
+/// Longest name, in bytes, that the drive accepts.
+pub const MAX_NAME: usize = 255;
+
+/// Checks one path component.
+///
+/// # Errors
+/// [`Error::BadName`], [`Error::NameTooLong`].
+pub fn check_name(name: &str) -> Result<()> {
+    if name.len() > MAX_NAME {
+        return Err(Error::NameTooLong);
+    }
+    if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']) {
+        return Err(Error::BadName(name.to_owned()));
+    }
+    Ok(())
+}
+
+/// Checks and normalises a path given by a user (`/a/b/` becomes `a/b`).
+///
+/// # Errors
+/// [`Error::BadName`] for `.`/`..`/NUL, [`Error::NameTooLong`].
+pub fn normalise(path: &str) -> Result<String> {
+    let mut out = String::new();
+    for part in path.split('/').filter(|p| !p.is_empty()) {
+        check_name(part)?;
+        if !out.is_empty() {
+            out.push('/');
+        }
+        out.push_str(part);
+    }
+    Ok(out)
+}
+
+/// `parent` + `/` + `name`.
+#[must_use]
+pub fn join(parent: &str, name: &str) -> String {
+    if parent.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{parent}/{name}")
+    }
+}
+
+/// Splits into parent path and name; `None` for the root.
+#[must_use]
+pub fn split(path: &str) -> Option<(&str, &str)> {
+    if path.is_empty() {
+        None
+    } else {
+        Some(path.rsplit_once('/').unwrap_or(("", path)))
+    }
+}
+
+/// The name under which our side of a conflict is kept: `name (conflict DATE HOST).ext`.
+///
+/// `attempt` > 1 adds a number, for the case that this name is taken too. The result always
+/// passes [`check_name`]: the stem is shortened where needed.
+#[must_use]
+pub fn conflict_name(name: &str, date: &str, host: &str, attempt: u32) -> String {
+    let (stem, ext) = match name.rfind('.') {
+        Some(dot) if dot > 0 && name.len() - dot <= 32 => name.split_at(dot),
+        _ => (name, ""),
+    };
+    let clean = |s: &str| s.replace(['/', '\0'], "-");
+    let mut tag = format!(" (conflict {} {}", clean(date), clean(host));
+    let mut cut = tag.len().min(120);
+    while !tag.is_char_boundary(cut) {
+        cut -= 1;
+    }
+    tag.truncate(cut);
+    if attempt > 1 {
+        tag.push_str(&format!(" {attempt}"));
+    }
+    tag.push(')');
+    let room = MAX_NAME.saturating_sub(tag.len() + ext.len());
+    let mut end = stem.len().min(room);
+    while !stem.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}{tag}{ext}", stem.get(..end).unwrap_or(""))
+}
+
+/// Whether a link's target, as text, stays beneath the directory `at` lies in. Absolute targets
+/// and those that climb out are not shown to applications: the share decides what a link says,
+/// and whoever follows it does so on this machine.
+#[must_use]
+pub fn link_stays_inside(at: &str, target: &str) -> bool {
+    if target.starts_with('/') {
+        return false;
+    }
+    let mut depth = at
+        .split('/')
+        .filter(|p| !p.is_empty())
+        .count()
+        .saturating_sub(1);
+    for part in target.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => match depth.checked_sub(1) {
+                Some(d) => depth = d,
+                None => return false,
+            },
+            _ => depth += 1,
+        }
+    }
+    true
+}
+
+/// A set of glob patterns: `*` within a name, `**` across names, `?` one character; matched
+/// without regard to case, as Windows does.
+#[derive(Debug, Clone)]
+pub struct Patterns(Vec<Vec<char>>);
+
+impl Patterns {
+    /// Compiles the patterns.
+    #[must_use]
+    pub fn new<S: AsRef<str>>(patterns: &[S]) -> Self {
+        Self(
+            patterns
+                .iter()
+                .map(|p| p.as_ref().to_lowercase().chars().collect())
+                .collect(),
+        )
+    }
+
+    /// Whether any pattern matches the path.
+    #[must_use]
+    pub fn matches(&self, path: &str) -> bool {
+        let path: Vec<char> = path.to_lowercase().chars().collect();
+        self.0.iter().any(|p| glob(p, &path))
+    }
+}
+
+/// Table-driven matching: cost is pattern length x path length whatever the pattern, so a hostile
+/// name cannot make it explode.
+fn glob(pattern: &[char], path: &[char]) -> bool {
+    // reach[j]: the pattern so far matches path[..j].
+    let mut reach = vec![false; path.len() + 1];
+    if let Some(first) = reach.first_mut() {
+        *first = true;
+    }
+    let mut rest = pattern;
+    while let Some((&c, tail)) = rest.split_first() {
+        let mut next = vec![false; path.len() + 1];
+        let (star, across, tail) = match (c, tail) {
+            // `**/` also matches nothing, so that `**/*.pst` finds files in the root.
+            ('*', ['*', '/', tail @ ..]) => (true, Some(true), tail),
+            ('*', ['*', tail @ ..]) => (true, Some(false), tail),
+            ('*', tail) => (true, None, tail),
+            (_, tail) => (false, None, tail),
+        };
+        let mut open = false;
+        for j in 0..=path.len() {
+            let here = reach.get(j).copied().unwrap_or(false);
+            let prev = j.checked_sub(1).and_then(|k| path.get(k)).copied();
+            if star {
+                match across {
+                    None => {
+                        open = here || (open && prev.is_some_and(|p| p != '/'));
+                        if let Some(n) = next.get_mut(j) {
+                            *n = open;
+                        }
+                    }
+                    Some(slash) => {
+                        let start = here;
+                        let hit = start || (open && (!slash || prev == Some('/')));
+                        open = open || here;
+                        if let Some(n) = next.get_mut(j) {
+                            *n = hit;
+                        }
+                    }
+                }
+            } else if let Some(p) = prev {
+                let before = j
+                    .checked_sub(1)
+                    .and_then(|k| reach.get(k))
+                    .copied()
+                    .unwrap_or(false);
+                if before
+                    && (c == p || (c == '?' && p != '/'))
+                    && let Some(n) = next.get_mut(j)
+                {
+                    *n = true;
+                }
+            }
+        }
+        reach = next;
+        rest = tail;
+    }
+    reach.last().copied().unwrap_or(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn globs_match_without_case_and_across_directories() {
+        let p = Patterns::new(&["**/*.pst"]);
+        for yes in ["a.pst", "A.PST", "x/y/z.Pst", "x/.pst"] {
+            assert!(p.matches(yes), "{yes}");
+        }
+        for no in ["a.pst.txt", "a.ps", "pst", "a.pst/b"] {
+            assert!(!p.matches(no), "{no}");
+        }
+        let one = Patterns::new(&["mail/*.pst", "old/**"]);
+        assert!(one.matches("mail/a.pst") && one.matches("old/x/y"));
+        assert!(!one.matches("mail/x/a.pst") && !one.matches("a.pst"));
+        assert!(Patterns::new(&["a?c"]).matches("abc"));
+        assert!(!Patterns::new(&["a?c"]).matches("a/c"));
+        assert!(!Patterns::new(&["x**/y"]).matches("y"));
+    }
+
+    #[test]
+    fn links_that_climb_out_are_seen() {
+        assert!(!link_stays_inside("a/l", "../../x"));
+        assert!(link_stays_inside("a/l", "../x"));
+        assert!(!link_stays_inside("a/l", "/x"));
+        assert!(!link_stays_inside("l", "d/../../x"));
+    }
+
+    #[test]
+    fn conflict_names_stay_valid() {
+        assert_eq!(
+            conflict_name("mail.pst", "2026-01-02", "pc", 1),
+            "mail (conflict 2026-01-02 pc).pst"
+        );
+        assert_eq!(
+            conflict_name(".profile", "d", "h", 2),
+            ".profile (conflict d h 2)"
+        );
+        let long = conflict_name(&"ä".repeat(127), "d/e", &"h".repeat(300), 3);
+        assert!(check_name(&long).is_ok(), "{long}");
+        assert!(check_name("..").is_err() && check_name("a/b").is_err());
+        assert_eq!(normalise("/a//b/").ok().as_deref(), Some("a/b"));
+        assert!(normalise("a/../b").is_err());
+    }
+}

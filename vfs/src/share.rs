@@ -1,0 +1,188 @@
+//! The remote file tree, as the drive sees it.
+//!
+//! A share is reached only through [`Share`]: a directory today ([`dir::DirShare`]), an SMB client
+//! later. Every call may block for as long as the network likes, so the drive never calls it
+//! directly: all calls go through `Link` (a deadline and a pool), and no lock is held meanwhile
+//! (R11).
+
+#[cfg(unix)]
+pub mod dir;
+pub mod fault;
+
+use std::io;
+
+use bincode::{Decode, Encode};
+
+/// What kind of thing a name stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub enum Kind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Dir,
+    /// A symbolic link. The drive never follows it; frontends may show it.
+    Symlink,
+}
+
+/// Attributes of a file, directory or link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub struct Attr {
+    /// Kind of the node.
+    pub kind: Kind,
+    /// Length in bytes.
+    pub size: u64,
+    /// Last modification, nanoseconds since 1970.
+    pub mtime: i64,
+    /// Last access, nanoseconds since 1970.
+    pub atime: i64,
+    /// Last change of content or attributes, nanoseconds since 1970.
+    pub ctime: i64,
+    /// POSIX permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Identity of the physical file on its share; 0 where the share has none.
+    pub file_id: u64,
+}
+
+/// Attribute changes; `None` leaves as it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Encode, Decode)]
+pub struct SetAttr {
+    /// Permission bits.
+    pub mode: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Access time, nanoseconds since 1970.
+    pub atime: Option<i64>,
+    /// Modification time, nanoseconds since 1970.
+    pub mtime: Option<i64>,
+}
+
+impl SetAttr {
+    /// Whether nothing would change.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Applies the changes to `attr` (the change time is the caller's).
+    pub fn apply(&self, attr: &mut Attr) {
+        attr.mode = self.mode.unwrap_or(attr.mode);
+        attr.uid = self.uid.unwrap_or(attr.uid);
+        attr.gid = self.gid.unwrap_or(attr.gid);
+        attr.atime = self.atime.unwrap_or(attr.atime);
+        attr.mtime = self.mtime.unwrap_or(attr.mtime);
+    }
+}
+
+/// Cheap evidence that a file on the share is still the one we knew (DESIGN 2, "generation").
+/// Equal stamps: treated as unchanged. A differing stamp means: look before trusting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub struct Stamp {
+    /// Length in bytes.
+    pub size: u64,
+    /// Modification time, nanoseconds since 1970. (The change time would also move with a mere
+    /// `chmod` or rename of ours.)
+    pub mtime: i64,
+    /// Identity of the physical file; 0 where the share has none.
+    pub file_id: u64,
+    /// BLAKE3 of the first [`HEAD`] bytes: real writers forget counters, and file times are coarse.
+    pub head: [u8; 32],
+}
+
+/// How many leading bytes a stamp hashes. Covers the header of a PST (564 bytes).
+pub const HEAD: usize = 1024;
+
+/// One entry of a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Name within the directory.
+    pub name: String,
+    /// Its attributes.
+    pub attr: Attr,
+}
+
+/// Space on a volume, in bytes and files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub struct Statfs {
+    /// Total bytes.
+    pub total: u64,
+    /// Bytes available to us.
+    pub available: u64,
+    /// Total file slots.
+    pub files: u64,
+    /// Free file slots.
+    pub files_free: u64,
+}
+
+/// The remote file tree. Paths are those of [`crate::path`]. Calls are synchronous and may block.
+pub trait Share: Send + Sync {
+    /// Attributes; symbolic links are not followed.
+    fn stat(&self, path: &str) -> io::Result<Attr>;
+    /// All entries of a directory. A listing that cannot be read wholly is an error, never a
+    /// shorter listing (R3).
+    fn list(&self, path: &str) -> io::Result<Vec<Entry>>;
+    /// Where a symbolic link points.
+    fn read_link(&self, path: &str) -> io::Result<String>;
+    /// Opens an existing file.
+    fn open(&self, path: &str, write: bool) -> io::Result<Box<dyn ShareFile>>;
+    /// Creates a file that must not exist, and opens it for reading and writing.
+    fn create(&self, path: &str, mode: u32) -> io::Result<Box<dyn ShareFile>>;
+    /// Renames; `replace` allows an existing target to be replaced.
+    fn rename(&self, from: &str, to: &str, replace: bool) -> io::Result<()>;
+    /// Removes a file or symbolic link.
+    fn unlink(&self, path: &str) -> io::Result<()>;
+    /// Creates a directory.
+    fn mkdir(&self, path: &str, mode: u32) -> io::Result<()>;
+    /// Removes an empty directory.
+    fn rmdir(&self, path: &str) -> io::Result<()>;
+    /// Changes attributes.
+    fn set_attr(&self, path: &str, set: &SetAttr) -> io::Result<()>;
+    /// Space on the share.
+    fn statfs(&self) -> io::Result<Statfs>;
+    /// Cheap proof that the share answers.
+    fn probe(&self) -> io::Result<()>;
+
+    /// The stamp of a file.
+    fn stamp(&self, path: &str) -> io::Result<Stamp> {
+        self.open(path, false)?.stamp()
+    }
+}
+
+/// An open file on a share. Closed when dropped.
+pub trait ShareFile: Send + Sync {
+    /// Attributes of the open file.
+    fn stat(&self) -> io::Result<Attr>;
+    /// Reads up to `buf.len()` bytes; fewer only at the end of the file.
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize>;
+    /// Writes all of `data`.
+    fn write_all_at(&self, offset: u64, data: &[u8]) -> io::Result<()>;
+    /// Cuts or extends.
+    fn set_len(&self, len: u64) -> io::Result<()>;
+    /// Makes everything written durable on the share.
+    fn sync(&self) -> io::Result<()>;
+
+    /// The stamp of the open file.
+    fn stamp(&self) -> io::Result<Stamp> {
+        let attr = self.stat()?;
+        let mut head = [0; HEAD];
+        let mut have = 0;
+        while let Some(rest) = head.get_mut(have..).filter(|r| !r.is_empty()) {
+            match self.read_at(have as u64, rest)? {
+                0 => break,
+                n => have += n,
+            }
+        }
+        let hash = blake3::hash(head.get(..have).unwrap_or(&head));
+        Ok(Stamp {
+            size: attr.size,
+            mtime: attr.mtime,
+            file_id: attr.file_id,
+            head: *hash.as_bytes(),
+        })
+    }
+}

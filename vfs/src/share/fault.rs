@@ -1,0 +1,219 @@
+//! A share whose calls fail or hang on command: for tests of the drive and of what stands on it.
+
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+use super::{Attr, Entry, SetAttr, Share, ShareFile, Statfs};
+
+/// What a chosen call does instead of its work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// Fails with this kind, without having done anything.
+    Fail(io::ErrorKind),
+    /// Does its work, then fails with this kind: the answer was lost.
+    FailAfter(io::ErrorKind),
+    /// Blocks until [`FaultControl::release`], then does its work.
+    Hang,
+}
+
+/// Chooses which calls go wrong. Cloned handles steer the same share.
+#[derive(Clone, Default)]
+pub struct FaultControl(Arc<(Mutex<Plan>, Condvar)>);
+
+#[derive(Default)]
+struct Plan {
+    calls: u64,
+    at: Option<(u64, Fault)>,
+    all: Option<Fault>,
+    only_path: Option<String>,
+    released: u64,
+    hanging: u64,
+}
+
+impl FaultControl {
+    fn plan(&self) -> std::sync::MutexGuard<'_, Plan> {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The `n`-th call from now (1 = the next) meets `fault`, once.
+    pub fn at(&self, n: u64, fault: Fault) {
+        let mut plan = self.plan();
+        plan.at = Some((plan.calls + n, fault));
+    }
+
+    /// Every call meets `fault`, until [`FaultControl::heal`].
+    pub fn all(&self, fault: Fault) {
+        self.plan().all = Some(fault);
+    }
+
+    /// Every call on this path meets `fault`, until [`FaultControl::heal`].
+    pub fn all_on(&self, path: &str, fault: Fault) {
+        let mut plan = self.plan();
+        plan.all = Some(fault);
+        plan.only_path = Some(path.to_owned());
+    }
+
+    /// The share works again; calls that hang go on.
+    pub fn heal(&self) {
+        let mut plan = self.plan();
+        plan.at = None;
+        plan.all = None;
+        plan.only_path = None;
+        plan.released += 1;
+        self.0.1.notify_all();
+    }
+
+    /// Calls that hang go on; the plan stays.
+    pub fn release(&self) {
+        self.plan().released += 1;
+        self.0.1.notify_all();
+    }
+
+    /// Calls seen so far.
+    #[must_use]
+    pub fn calls(&self) -> u64 {
+        self.plan().calls
+    }
+
+    /// Calls that hang right now.
+    #[must_use]
+    pub fn hanging(&self) -> u64 {
+        self.plan().hanging
+    }
+
+    fn run<T>(&self, path: &str, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        let mut plan = self.plan();
+        plan.calls += 1;
+        let calls = plan.calls;
+        let here = plan.only_path.as_deref().is_none_or(|p| p == path);
+        let fault = match plan.at {
+            Some((n, fault)) if n == calls => {
+                plan.at = None;
+                Some(fault)
+            }
+            _ => plan.all.filter(|_| here),
+        };
+        match fault {
+            None => {
+                drop(plan);
+                work()
+            }
+            Some(Fault::Fail(kind)) => Err(kind.into()),
+            Some(Fault::FailAfter(kind)) => {
+                drop(plan);
+                work()?;
+                Err(kind.into())
+            }
+            Some(Fault::Hang) => {
+                let since = plan.released;
+                plan.hanging += 1;
+                let mut plan = self
+                    .0
+                    .1
+                    .wait_while(plan, |p| p.released == since)
+                    .unwrap_or_else(PoisonError::into_inner);
+                plan.hanging -= 1;
+                drop(plan);
+                work()
+            }
+        }
+    }
+}
+
+/// Wraps a share.
+pub struct FaultShare<S> {
+    inner: S,
+    control: FaultControl,
+}
+
+impl<S: Share> FaultShare<S> {
+    /// Wraps `inner`; the control steers it from outside.
+    pub fn new(inner: S) -> (Self, FaultControl) {
+        let control = FaultControl::default();
+        (
+            Self {
+                inner,
+                control: control.clone(),
+            },
+            control,
+        )
+    }
+
+    fn wrap(&self, path: &str, inner: Box<dyn ShareFile>) -> Box<dyn ShareFile> {
+        Box::new(FaultFile {
+            inner,
+            control: self.control.clone(),
+            path: path.to_owned(),
+        })
+    }
+}
+
+impl<S: Share> Share for FaultShare<S> {
+    fn stat(&self, path: &str) -> io::Result<Attr> {
+        self.control.run(path, || self.inner.stat(path))
+    }
+    fn list(&self, path: &str) -> io::Result<Vec<Entry>> {
+        self.control.run(path, || self.inner.list(path))
+    }
+    fn read_link(&self, path: &str) -> io::Result<String> {
+        self.control.run(path, || self.inner.read_link(path))
+    }
+    fn open(&self, path: &str, write: bool) -> io::Result<Box<dyn ShareFile>> {
+        self.control
+            .run(path, || self.inner.open(path, write))
+            .map(|f| self.wrap(path, f))
+    }
+    fn create(&self, path: &str, mode: u32) -> io::Result<Box<dyn ShareFile>> {
+        self.control
+            .run(path, || self.inner.create(path, mode))
+            .map(|f| self.wrap(path, f))
+    }
+    fn rename(&self, from: &str, to: &str, replace: bool) -> io::Result<()> {
+        self.control
+            .run(from, || self.inner.rename(from, to, replace))
+    }
+    fn unlink(&self, path: &str) -> io::Result<()> {
+        self.control.run(path, || self.inner.unlink(path))
+    }
+    fn mkdir(&self, path: &str, mode: u32) -> io::Result<()> {
+        self.control.run(path, || self.inner.mkdir(path, mode))
+    }
+    fn rmdir(&self, path: &str) -> io::Result<()> {
+        self.control.run(path, || self.inner.rmdir(path))
+    }
+    fn set_attr(&self, path: &str, set: &SetAttr) -> io::Result<()> {
+        self.control.run(path, || self.inner.set_attr(path, set))
+    }
+    fn statfs(&self) -> io::Result<Statfs> {
+        self.control.run("", || self.inner.statfs())
+    }
+    fn probe(&self) -> io::Result<()> {
+        self.control.run("", || self.inner.probe())
+    }
+}
+
+struct FaultFile {
+    inner: Box<dyn ShareFile>,
+    control: FaultControl,
+    path: String,
+}
+
+impl ShareFile for FaultFile {
+    fn stat(&self) -> io::Result<Attr> {
+        self.control.run(&self.path, || self.inner.stat())
+    }
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        self.control
+            .run(&self.path, || self.inner.read_at(offset, buf))
+    }
+    fn write_all_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.control
+            .run(&self.path, || self.inner.write_all_at(offset, data))
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.control.run(&self.path, || self.inner.set_len(len))
+    }
+    fn sync(&self) -> io::Result<()> {
+        self.control.run(&self.path, || self.inner.sync())
+    }
+}

@@ -1,0 +1,557 @@
+//! The drive's tree of names, and where each node lies on the share.
+//!
+//! A node has a place here (`parent`, `name`, `linked`) and a place on the share (`share`). Online
+//! both are the same. Changes made while the share cannot see them are queued in `pending`, and
+//! until they are brought there the places differ; a listing of the share is merged by the share's
+//! places, so that a file renamed or removed here does not reappear under its old name.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::cache::Meta;
+use crate::error::{Error, Result};
+use crate::file::FileNode;
+use crate::journal::record::{NodeRecord, TreeOp};
+use crate::path::join;
+use crate::share::{Attr, Entry, Kind};
+
+/// Number of the root.
+pub const ROOT: u64 = 1;
+
+/// Depth beyond which a path is refused: bounds every walk up the tree.
+const MAX_DEPTH: usize = 512;
+
+/// One name.
+pub(crate) struct Node {
+    pub parent: u64,
+    pub name: String,
+    pub attr: Attr,
+    pub children: BTreeMap<String, u64>,
+    /// Place on the share.
+    pub share: Option<(u64, String)>,
+    pub linked: bool,
+    /// All children are known.
+    pub known: bool,
+    pub target: Option<String>,
+    /// When the share last told us about this node.
+    pub fresh: Option<Instant>,
+    /// When the share last listed this directory.
+    pub listed: Option<Instant>,
+    /// The journal or the metadata knows this node.
+    pub logged: bool,
+    pub file: Option<Arc<FileNode>>,
+}
+
+/// A change that waits for the share.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Pending {
+    pub lsn: u64,
+    pub op: TreeOp,
+}
+
+pub(crate) struct Tree {
+    pub nodes: HashMap<u64, Node>,
+    pub next_id: u64,
+    pub pending: VecDeque<Pending>,
+    /// LSN of the last record whose effect is in here.
+    pub lsn: u64,
+    /// Owner of a place on the share, where that is not its place here.
+    places: HashMap<(u64, String), u64>,
+    /// Cache files to be removed once the metadata no longer speaks of them.
+    doomed: Vec<u64>,
+}
+
+pub(crate) fn is_fresh(at: Option<Instant>, life: Duration) -> bool {
+    at.is_some_and(|t| t.elapsed() < life)
+}
+
+impl Tree {
+    pub fn new(root_attr: Attr) -> Self {
+        let root = Node {
+            parent: ROOT,
+            name: String::new(),
+            attr: root_attr,
+            children: BTreeMap::new(),
+            share: None,
+            linked: true,
+            known: false,
+            target: None,
+            fresh: None,
+            listed: None,
+            logged: true,
+            file: None,
+        };
+        Self {
+            nodes: HashMap::from([(ROOT, root)]),
+            next_id: ROOT + 1,
+            pending: VecDeque::new(),
+            lsn: 0,
+            places: HashMap::new(),
+            doomed: Vec::new(),
+        }
+    }
+
+    pub fn load(meta: &Meta, root_attr: Attr) -> Self {
+        let mut tree = Self::new(root_attr);
+        for record in &meta.nodes {
+            if record.id == ROOT {
+                if let Some(root) = tree.nodes.get_mut(&ROOT) {
+                    root.attr = record.attr;
+                    root.known = record.known;
+                }
+            } else {
+                tree.insert(record.clone());
+            }
+        }
+        tree.next_id = meta.next_id.max(tree.next_id);
+        tree.pending = meta
+            .pending
+            .iter()
+            .map(|(lsn, op)| Pending {
+                lsn: *lsn,
+                op: op.clone(),
+            })
+            .collect();
+        tree.lsn = meta.tree_lsn;
+        tree
+    }
+
+    pub fn record(&self, id: u64) -> Option<NodeRecord> {
+        let n = self.nodes.get(&id)?;
+        Some(NodeRecord {
+            id,
+            parent: n.parent,
+            name: n.name.clone(),
+            attr: n.attr,
+            share: n.share.clone(),
+            linked: n.linked,
+            known: n.known,
+            target: n.target.clone(),
+        })
+    }
+
+    pub fn node(&self, id: u64) -> Result<&Node> {
+        self.nodes
+            .get(&id)
+            .ok_or_else(|| Error::NotFound(format!("node {id}")))
+    }
+
+    pub fn node_mut(&mut self, id: u64) -> Result<&mut Node> {
+        self.nodes
+            .get_mut(&id)
+            .ok_or_else(|| Error::NotFound(format!("node {id}")))
+    }
+
+    pub fn dir(&self, id: u64) -> Result<&Node> {
+        let node = self.node(id)?;
+        if !node.linked {
+            return Err(Error::NotFound(node.name.clone()));
+        }
+        if node.attr.kind == Kind::Dir {
+            Ok(node)
+        } else {
+            Err(Error::NotDir(self.path(id)))
+        }
+    }
+
+    pub fn child(&self, parent: u64, name: &str) -> Option<u64> {
+        self.nodes.get(&parent)?.children.get(name).copied()
+    }
+
+    /// Path on the drive.
+    pub fn path(&self, id: u64) -> String {
+        let mut names = Vec::new();
+        let mut at = id;
+        while at != ROOT && names.len() < MAX_DEPTH {
+            let Some(n) = self.nodes.get(&at) else { break };
+            names.push(n.name.as_str());
+            at = n.parent;
+        }
+        names.reverse();
+        names.join("/")
+    }
+
+    /// The node at a (normalised) path.
+    pub fn find(&self, path: &str) -> Option<u64> {
+        path.split('/')
+            .filter(|p| !p.is_empty())
+            .try_fold(ROOT, |at, name| self.child(at, name))
+    }
+
+    /// Path on the share, if the node is there.
+    pub fn share_path(&self, id: u64) -> Option<String> {
+        let mut names = Vec::new();
+        let mut at = id;
+        while at != ROOT {
+            let (parent, name) = self.nodes.get(&at)?.share.as_ref()?;
+            names.push(name.as_str());
+            at = *parent;
+            if names.len() > MAX_DEPTH {
+                return None;
+            }
+        }
+        names.reverse();
+        Some(names.join("/"))
+    }
+
+    /// Path on the share of a name in a directory, if nothing else of ours owns that place.
+    pub fn share_place(&self, parent: u64, name: &str) -> Option<String> {
+        if self.places.contains_key(&(parent, name.to_owned())) {
+            return None;
+        }
+        Some(join(&self.share_path(parent)?, name))
+    }
+
+    /// Whether `above` is `id` or one of its ancestors.
+    pub fn is_above(&self, above: u64, id: u64) -> bool {
+        let mut at = id;
+        for _ in 0..=MAX_DEPTH {
+            if at == above {
+                return true;
+            }
+            match self.nodes.get(&at) {
+                Some(n) if at != ROOT => at = n.parent,
+                _ => return false,
+            }
+        }
+        // Deeper than anything we build: treat as a cycle.
+        true
+    }
+
+    pub fn depth(&self, id: u64) -> usize {
+        let mut at = id;
+        let mut depth = 0;
+        while at != ROOT && depth <= MAX_DEPTH {
+            depth += 1;
+            match self.nodes.get(&at) {
+                Some(n) => at = n.parent,
+                None => break,
+            }
+        }
+        depth
+    }
+
+    pub fn check_depth(&self, parent: u64) -> Result<()> {
+        if self.depth(parent) + 1 >= MAX_DEPTH {
+            Err(Error::NameTooLong)
+        } else {
+            Ok(())
+        }
+    }
+
+    pub fn allocate(&mut self) -> u64 {
+        let id = self.next_id;
+        self.next_id += 1;
+        id
+    }
+
+    /// Adds (or replaces the description of) a node.
+    pub fn insert(&mut self, r: NodeRecord) {
+        self.next_id = self.next_id.max(r.id + 1);
+        let old = self.nodes.remove(&r.id);
+        if let Some(old) = &old {
+            self.unlink_name(old.parent, &old.name.clone(), r.id);
+            self.drop_place(r.id, old.share.clone());
+        }
+        let node = Node {
+            parent: r.parent,
+            name: r.name.clone(),
+            attr: r.attr,
+            children: old.as_ref().map(|o| o.children.clone()).unwrap_or_default(),
+            share: None,
+            linked: r.linked,
+            known: r.known,
+            target: r.target,
+            fresh: None,
+            listed: None,
+            logged: true,
+            file: old.and_then(|o| o.file),
+        };
+        self.nodes.insert(r.id, node);
+        if r.linked {
+            self.link_name(r.parent, &r.name, r.id);
+        }
+        self.place(r.id, r.share);
+    }
+
+    fn link_name(&mut self, parent: u64, name: &str, id: u64) {
+        // Records may name a directory before its own record (metadata is not ordered).
+        if let Some(dir) = self.nodes.get_mut(&parent) {
+            dir.children.insert(name.to_owned(), id);
+        }
+    }
+
+    fn unlink_name(&mut self, parent: u64, name: &str, id: u64) {
+        if let Some(dir) = self.nodes.get_mut(&parent)
+            && dir.children.get(name) == Some(&id)
+        {
+            dir.children.remove(name);
+        }
+    }
+
+    fn drop_place(&mut self, id: u64, share: Option<(u64, String)>) {
+        if let Some(place) = share
+            && self.places.get(&place) == Some(&id)
+        {
+            self.places.remove(&place);
+        }
+    }
+
+    /// Says where a node lies on the share.
+    pub fn place(&mut self, id: u64, share: Option<(u64, String)>) {
+        let Some(node) = self.nodes.get_mut(&id) else {
+            return;
+        };
+        let old = std::mem::replace(&mut node.share, share.clone());
+        let here = (node.linked).then(|| (node.parent, node.name.clone()));
+        self.drop_place(id, old);
+        if let Some(place) = share
+            && here.as_ref() != Some(&place)
+        {
+            self.places.insert(place, id);
+        }
+    }
+
+    /// Re-links children after loading in any order.
+    pub fn relink(&mut self) {
+        let names: Vec<(u64, String, u64)> = self
+            .nodes
+            .iter()
+            .filter(|(id, n)| n.linked && **id != ROOT)
+            .map(|(&id, n)| (n.parent, n.name.clone(), id))
+            .collect();
+        for (parent, name, id) in names {
+            self.link_name(parent, &name, id);
+        }
+    }
+
+    /// Moves a node in the tree; its place on the share is untouched.
+    fn relocate(&mut self, id: u64, parent: u64, name: &str) {
+        let Some(node) = self.nodes.get_mut(&id) else {
+            return;
+        };
+        let (old_parent, old_name) = (node.parent, std::mem::replace(&mut node.name, name.into()));
+        node.parent = parent;
+        node.linked = true;
+        let share = node.share.clone();
+        self.unlink_name(old_parent, &old_name, id);
+        self.link_name(parent, name, id);
+        self.place(id, share);
+    }
+
+    /// Takes a node out of the tree. It stays known while it lies on the share.
+    fn remove(&mut self, id: u64) {
+        let Some(node) = self.nodes.get_mut(&id) else {
+            return;
+        };
+        node.linked = false;
+        let (parent, name, share) = (node.parent, node.name.clone(), node.share.clone());
+        self.unlink_name(parent, &name, id);
+        self.place(id, share);
+    }
+
+    /// Forgets a node that is neither here nor on the share.
+    pub fn forget(&mut self, id: u64) -> Option<Arc<FileNode>> {
+        let node = self.nodes.remove(&id)?;
+        self.drop_place(id, node.share);
+        self.unlink_name(node.parent, &node.name, id);
+        if node.file.is_some() {
+            self.doomed.push(id);
+        }
+        node.file
+    }
+
+    /// Nodes whose cache files may go once metadata without them is durable.
+    pub fn take_doomed(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.doomed)
+    }
+
+    /// Applies a change to the tree. `pending`: the share has yet to see it.
+    pub fn apply(&mut self, op: &TreeOp, pending: bool, lsn: u64) {
+        match op {
+            TreeOp::Create(record) => {
+                let mut record = record.clone();
+                record.share = (!pending).then(|| (record.parent, record.name.clone()));
+                self.insert(record);
+            }
+            TreeOp::Remove { id } => {
+                self.remove(*id);
+                if !pending {
+                    self.place(*id, None);
+                }
+            }
+            TreeOp::Rename {
+                id,
+                parent,
+                name,
+                replaced,
+            } => {
+                if let Some(old) = replaced {
+                    self.remove(*old);
+                    if !pending {
+                        self.place(*old, None);
+                    }
+                }
+                self.relocate(*id, *parent, name);
+                if !pending {
+                    self.place(*id, Some((*parent, name.clone())));
+                }
+            }
+            TreeOp::SetAttr { id, set, ctime } => {
+                if let Some(node) = self.nodes.get_mut(id) {
+                    set.apply(&mut node.attr);
+                    node.attr.ctime = *ctime;
+                }
+            }
+        }
+        if pending {
+            self.pending.push_back(Pending {
+                lsn,
+                op: op.clone(),
+            });
+        }
+        self.lsn = lsn;
+    }
+
+    /// Whether a node waits for the share in some change (its attributes are ours then).
+    pub fn is_pending(&self, id: u64) -> bool {
+        self.pending.iter().any(|p| match &p.op {
+            TreeOp::Create(r) => r.id == id,
+            TreeOp::Remove { id: x }
+            | TreeOp::Rename { id: x, .. }
+            | TreeOp::SetAttr { id: x, .. } => *x == id,
+        })
+    }
+
+    /// What the share says about one name. Returns the node, unless the place is another's.
+    pub fn merge(&mut self, parent: u64, name: &str, attr: Attr, now: Instant) -> Option<u64> {
+        if self.places.contains_key(&(parent, name.to_owned())) {
+            return None;
+        }
+        if let Some(id) = self.child(parent, name) {
+            let ours = self.is_pending(id);
+            let node = self.nodes.get_mut(&id)?;
+            let same_place = node
+                .share
+                .as_ref()
+                .is_some_and(|(p, n)| *p == parent && n == name);
+            if !same_place {
+                // Made here under a name that now exists there too: settled when it is brought
+                // to the share.
+                return Some(id);
+            }
+            if node.attr.kind == attr.kind {
+                if !ours {
+                    node.attr = attr;
+                }
+                node.fresh = Some(now);
+                return Some(id);
+            }
+            if keeps(node) {
+                return Some(id);
+            }
+            self.drop_subtree(id);
+        }
+        let id = self.allocate();
+        self.insert(NodeRecord {
+            id,
+            parent,
+            name: name.to_owned(),
+            attr,
+            share: Some((parent, name.to_owned())),
+            linked: true,
+            known: false,
+            target: None,
+        });
+        let node = self.nodes.get_mut(&id)?;
+        node.fresh = Some(now);
+        node.logged = false;
+        Some(id)
+    }
+
+    /// The share has no such name (a definite answer, R3). Returns whether it is gone here too.
+    pub fn vanish(&mut self, parent: u64, name: &str) -> bool {
+        let Some(id) = self.child(parent, name) else {
+            return true;
+        };
+        let Some(node) = self.nodes.get(&id) else {
+            return true;
+        };
+        let there = node
+            .share
+            .as_ref()
+            .is_some_and(|(p, n)| *p == parent && n == name);
+        if !there || self.holds_local(id) {
+            return false;
+        }
+        self.drop_subtree(id);
+        true
+    }
+
+    /// A whole listing of a directory by the share.
+    pub fn merge_listing(&mut self, dir: u64, entries: &[Entry], now: Instant) {
+        let gone: Vec<String> = match self.nodes.get(&dir) {
+            Some(n) => {
+                let names: std::collections::HashSet<&str> =
+                    entries.iter().map(|e| e.name.as_str()).collect();
+                n.children
+                    .keys()
+                    .filter(|k| !names.contains(k.as_str()))
+                    .cloned()
+                    .collect()
+            }
+            None => return,
+        };
+        for name in gone {
+            self.vanish(dir, &name);
+        }
+        for e in entries {
+            if crate::path::check_name(&e.name).is_ok() {
+                self.merge(dir, &e.name, e.attr, now);
+            }
+        }
+        if let Some(n) = self.nodes.get_mut(&dir) {
+            n.known = true;
+            n.listed = Some(now);
+        }
+    }
+
+    /// Whether the subtree holds anything that exists only here, or is open.
+    fn holds_local(&self, id: u64) -> bool {
+        let mut stack = vec![id];
+        while let Some(at) = stack.pop() {
+            let Some(n) = self.nodes.get(&at) else {
+                continue;
+            };
+            if keeps(n) || n.share.is_none() || self.is_pending(at) {
+                return true;
+            }
+            stack.extend(n.children.values());
+        }
+        false
+    }
+
+    /// Forgets a subtree that the share no longer has. Cache files go with the next checkpoint.
+    fn drop_subtree(&mut self, id: u64) {
+        let mut stack = vec![id];
+        while let Some(at) = stack.pop() {
+            if let Some(n) = self.nodes.get(&at) {
+                stack.extend(n.children.values());
+            }
+            self.forget(at);
+        }
+    }
+}
+
+/// A file with unsynced, detached or open content stays, whatever the share says.
+fn keeps(node: &Node) -> bool {
+    node.file.as_ref().is_some_and(|f| {
+        let st = f.read();
+        st.is_dirty()
+            || !st.attached
+            || st.opens > 0
+            || st.exclusive
+            || !st.online_written.is_empty()
+    })
+}

@@ -1,0 +1,93 @@
+//! Shared by the drive's tests.
+#![allow(dead_code)]
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use vfs::share::dir::DirShare;
+use vfs::share::fault::{FaultControl, FaultShare};
+use vfs::{Drive, DriveConfig, State};
+
+pub struct Rig {
+    pub tmp: tempfile::TempDir,
+    pub faults: FaultControl,
+    share: Arc<FaultShare<DirShare>>,
+    pub budget: Duration,
+}
+
+impl Rig {
+    pub fn new() -> Self {
+        let tmp = tempfile::tempdir().unwrap();
+        std::fs::create_dir(tmp.path().join("share")).unwrap();
+        let (share, faults) = FaultShare::new(DirShare::open(tmp.path().join("share")).unwrap());
+        Self {
+            tmp,
+            faults,
+            share: Arc::new(share),
+            budget: Duration::from_secs(2),
+        }
+    }
+
+    pub fn config(&self, state: State) -> DriveConfig {
+        let mut c = DriveConfig::new(self.share.clone(), self.tmp.path().join("state"));
+        c.state = state;
+        c.background = false;
+        c.attr_life = Duration::ZERO;
+        c.stall_budget = self.budget;
+        c.segment_len = 1 << 16;
+        c
+    }
+
+    pub fn drive(&self, state: State) -> Arc<Drive> {
+        Drive::open(self.config(state)).unwrap()
+    }
+
+    pub fn share_file(&self, path: &str) -> std::path::PathBuf {
+        self.tmp.path().join("share").join(path)
+    }
+
+    pub fn put(&self, path: &str, data: &[u8]) {
+        let p = self.share_file(path);
+        std::fs::create_dir_all(p.parent().unwrap()).unwrap();
+        std::fs::write(p, data).unwrap();
+    }
+
+    pub fn get(&self, path: &str) -> Vec<u8> {
+        std::fs::read(self.share_file(path)).unwrap()
+    }
+}
+
+pub fn open_rw(d: &Drive, path: &str) -> u64 {
+    d.open_file(d.find(path).unwrap(), true, true)
+        .unwrap()
+        .handle
+}
+
+pub fn read_all(d: &Drive, path: &str) -> vfs::Result<Vec<u8>> {
+    let o = d.open_file(d.find(path)?, true, false)?;
+    let size = d.getattr(d.find(path)?)?.attr.size;
+    let got = d.read(o.handle, 0, size as usize + 10);
+    d.release(o.handle).unwrap();
+    got
+}
+
+pub fn put_file(d: &Drive, parent: u64, name: &str, data: &[u8]) {
+    let (_, o) = d.create(parent, name, 0o644, None).unwrap();
+    d.write(o.handle, 0, data).unwrap();
+    d.release(o.handle).unwrap();
+}
+
+pub fn fuse_missing() -> bool {
+    if Path::new("/dev/fuse").exists() {
+        return false;
+    }
+    println!("skipped: no /dev/fuse");
+    true
+}
+
+pub fn pattern(len: usize, seed: u8) -> Vec<u8> {
+    (0..len)
+        .map(|i| (i as u8).wrapping_mul(31).wrapping_add((i >> 8) as u8) ^ seed)
+        .collect()
+}
