@@ -182,13 +182,20 @@ mod tests {
         let right = Leaves::hash(&storage).unwrap();
         let stale = Leaves::hash(&storage::MemStorage::from(b"old bytes".as_slice())).unwrap();
         let now = stamp(storage.file()).unwrap();
-        for (settled, other_stamp, expected) in
-            [(true, false, &stale), (false, false, &right), (true, true, &right)]
-        {
+        for (settled, other_stamp, expected) in [
+            (true, false, &stale),
+            (false, false, &right),
+            (true, true, &right),
+        ] {
             let mut stamp = now;
             stamp.changed_ns -= i64::from(other_stamp);
             let leaves = stale.clone();
-            let mut slot = Some(Known { stamp, leaves, inventory: None, settled });
+            let mut slot = Some(Known {
+                stamp,
+                leaves,
+                inventory: None,
+                settled,
+            });
             let known = Known::refresh(&mut slot, "box", &storage).unwrap();
             assert_eq!(known.leaves, *expected, "{settled} {other_stamp}");
         }
