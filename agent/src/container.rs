@@ -168,3 +168,52 @@ pub const fn to_wire(generation: storage::Generation) -> wire::Generation {
         root: generation.root,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stamp_vouches_only_once_it_has_settled() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("box");
+        std::fs::write(&path, b"new bytes").unwrap();
+        let storage = FileStorage::open(&path).unwrap();
+        let right = Leaves::hash(&storage).unwrap();
+        let stale = Leaves::hash(&storage::MemStorage::from(b"old bytes".as_slice())).unwrap();
+        let now = stamp(storage.file()).unwrap();
+        for (settled, other_stamp, expected) in [
+            (true, false, &stale),
+            (false, false, &right),
+            (true, true, &right),
+        ] {
+            let mut stamp = now;
+            stamp.changed_ns -= i64::from(other_stamp);
+            let leaves = stale.clone();
+            let mut slot = Some(Known {
+                stamp,
+                leaves,
+                inventory: None,
+                settled,
+            });
+            let known = Known::refresh(&mut slot, "box", &storage).unwrap();
+            assert_eq!(known.leaves, *expected, "{settled} {other_stamp}");
+        }
+    }
+
+    #[test]
+    fn what_was_changed_just_now_has_not_settled() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("box");
+        std::fs::write(&path, b"x").unwrap();
+        let mut stamp = stamp(&File::open(&path).unwrap()).unwrap();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        stamp.changed_ns = i64::try_from(now.as_nanos()).unwrap();
+        assert!(!is_settled(&stamp));
+        stamp.changed_ns -= i64::try_from(SETTLES.as_nanos()).unwrap();
+        assert!(is_settled(&stamp));
+        // A clock that was set back tells nothing.
+        stamp.changed_ns += 3_600_000_000_000;
+        assert!(!is_settled(&stamp));
+    }
+}
