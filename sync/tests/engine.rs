@@ -209,7 +209,7 @@ struct Near {
     mailbox: Mailbox,
     database: SyncDatabase,
     sequence: Counter,
-    attached: bool,
+    attached: Option<Generation>,
     _dir: TempDir,
 }
 
@@ -218,11 +218,12 @@ impl Near {
         let dir = tempfile::tempdir().expect("a directory");
         let store = KvStore::open(&dir.path().join("db")).expect("opens");
         let database = SyncDatabase::new(store);
+        let attached = Generation::of(mailbox.0.as_ref()).expect("hashes");
         Self {
             mailbox,
             database,
             sequence: Counter(0),
-            attached: true,
+            attached: Some(attached),
             _dir: dir,
         }
     }
@@ -232,18 +233,23 @@ impl Near {
     }
 
     fn sync_with(&mut self, far: &Far, options: Options) -> sync::Result<Report> {
-        let attached = self.attached;
+        // As the drive tells it: until the first object sync, and while nobody touches the far
+        // file, its bytes are those that ours started from.
+        let base = self.attached;
+        let is_base = || base == Some(Generation::of(far.mailbox.0.as_ref()).expect("hashes"));
         let source = Source {
             reader: Arc::new(MemStorage::from(self.mailbox.0.to_vec())),
             lineage: 1,
             epoch: 1,
-            is_base: &|| attached,
+            is_base: &is_base,
         };
         let mut quiet = |_, _| {};
         let (database, sequence) = (&self.database, &mut self.sequence);
-        sync_container(
+        let report = sync_container(
             "a.pst", &source, far, database, sequence, options, &mut quiet,
-        )
+        )?;
+        self.attached = None;
+        Ok(report)
     }
 }
 
@@ -278,7 +284,7 @@ fn changes_reach_the_far_side_once() {
 #[test]
 fn unknown_is_not_absent() {
     let (mut near, far) = pair(5);
-    near.attached = false;
+    near.attached = None;
     near.mailbox.delete("m2");
     near.mailbox.add("new");
     let report = near.sync(&far).expect("syncs");
