@@ -1,6 +1,8 @@
 //! What the integration tests share: finding the corpus, and a storage over bytes in memory.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod mail;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
