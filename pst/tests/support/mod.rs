@@ -3,6 +3,7 @@
 
 #[path = "../../../tests/support/skip.rs"]
 mod skip;
+pub mod mail;
 
 use std::path::PathBuf;
 use std::sync::Arc;
