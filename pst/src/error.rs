@@ -61,7 +61,11 @@ pub enum PstError {
 impl PstError {
     /// Builds a [`PstError::Corrupt`].
     pub fn corrupt(field: &'static str, offset: u64, detail: impl Into<String>) -> Self {
-        Self::Corrupt { field, offset, detail: detail.into() }
+        Self::Corrupt {
+            field,
+            offset,
+            detail: detail.into(),
+        }
     }
 
     /// Whether the same call may succeed later without anyone changing the file.
