@@ -12,9 +12,9 @@ mod content;
 mod desk;
 mod fill;
 mod names;
-//XXmod push;
+mod push;
 mod recover;
-//XXmod reintegrate;
+mod reintegrate;
 mod route;
 
 use std::collections::HashMap;
@@ -39,8 +39,8 @@ use crate::tree::Tree;
 pub use content::Opened;
 pub use desk::{ContainerStatus, DriveStatus, Exclusive};
 pub use names::{DirEntry, NodeAttr};
-//XXpub use push::PushOutcome;
-//XXpub use reintegrate::{Reintegrated, ReintegratedOutcome};
+pub use push::PushOutcome;
+pub use reintegrate::{Reintegrated, ReintegratedOutcome};
 
 /// What the drive may use of the link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

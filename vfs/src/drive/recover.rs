@@ -259,7 +259,11 @@ impl<'a> Recovery<'a> {
             }
             M::OnlineTruncate { size, .. } if fresh => {
                 st.note_online_truncate(size, lsn);
+                // Zeros need no copying: a file that was whole stays so.
+                let old = st.size;
+                st.tee = st.valid.contains_range(0..old);
                 st.online_truncated(size, now());
+                st.tee = false;
             }
             M::OnlineFlushed { stamp, .. } if fresh => {
                 st.note_flushed(stamp, lsn);
