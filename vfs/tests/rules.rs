@@ -390,7 +390,7 @@ fn changes_of_the_tree_meet_others_there() {
 struct EvenFirstByte;
 
 impl EpochValidator for EvenFirstByte {
-    fn check(&self, file: &dyn ReadAt, written: &RangeSet) -> Verdict {
+    fn check(&self, file: &Arc<dyn ReadAt>, written: &RangeSet) -> Verdict {
         let mut b = [0];
         file.read_exact_at(0, &mut b).unwrap();
         if b[0] % 2 == 0 && !written.is_empty() {

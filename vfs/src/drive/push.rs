@@ -40,6 +40,32 @@ impl Drive {
     /// [`Drive::reintegrate`]; [`Error::Busy`] while earlier share calls are in doubt, or while a
     /// conflicting file is open; [`Error::Invalid`] for a detached container; what the share says.
     pub fn push_opaque(&self, path: &str, date: &str, host: &str) -> Result<PushOutcome> {
+        self.push(path, None, date, host)
+    }
+
+    /// As [`Drive::push_opaque`], for a container that is still attached: pushes what it was at
+    /// the epoch of `snapshot`, a moment that its validator accepted. This is the physical sync
+    /// after a flip (DESIGN 6).
+    ///
+    /// # Errors
+    /// As [`Drive::push_opaque`].
+    pub fn push_epoch(
+        &self,
+        path: &str,
+        snapshot: Snapshot,
+        date: &str,
+        host: &str,
+    ) -> Result<PushOutcome> {
+        self.push(path, Some(snapshot), date, host)
+    }
+
+    fn push(
+        &self,
+        path: &str,
+        epoch: Option<Snapshot>,
+        date: &str,
+        host: &str,
+    ) -> Result<PushOutcome> {
         let node = self.find(path)?;
         let file = self.file(node)?;
         if self.state() == State::Offline {
@@ -75,7 +101,7 @@ impl Drive {
             let st = file.read();
             (st.stamp, st.flipped, st.push)
         };
-        let snapshot = match self.snapshot_of(path, &file) {
+        let snapshot = match epoch.map_or_else(|| self.snapshot_of(path, &file), Ok) {
             Ok(s) => s,
             Err(Error::NotCached(_)) => {
                 return self.push_partial(node, &file, &at, share_file, stamp);

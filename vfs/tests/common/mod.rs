@@ -1,6 +1,9 @@
 //! Shared by the drive's tests.
 #![allow(dead_code)]
 
+#[path = "../../../tests/support/skip.rs"]
+mod skip;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -82,7 +85,7 @@ pub fn fuse_missing() -> bool {
     if Path::new("/dev/fuse").exists() {
         return false;
     }
-    println!("skipped: no /dev/fuse");
+    skip::skipped("fuse", "no /dev/fuse");
     true
 }
 
