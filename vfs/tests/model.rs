@@ -2,6 +2,8 @@
 //! kills at any point, applications see what they wrote, no call fails (everything is fully
 //! cached, R12), and in the end the share has it too.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::cell::RefCell;

@@ -1,4 +1,6 @@
 //! The drive through the kernel: a real FUSE mount.
+
+#![allow(clippy::unwrap_used)]
 #![cfg(target_os = "linux")]
 
 mod common;

@@ -1,5 +1,7 @@
 //! The hard rules, one by one, at the drive's own interface.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::fs;
