@@ -322,6 +322,17 @@ impl Tree {
         }
     }
 
+    /// What the share has at a node's place now. Content that is ours keeps its own length and
+    /// times; a node without content looks as it does there.
+    pub fn seen(&mut self, id: u64, attr: Option<Attr>) {
+        if let (Some(node), Some(attr)) = (self.nodes.get_mut(&id), attr) {
+            node.attr.file_id = attr.file_id;
+            if node.file.is_none() {
+                node.attr = attr;
+            }
+        }
+    }
+
     /// Re-links children after loading in any order.
     pub fn relink(&mut self) {
         let names: Vec<(u64, String, u64)> = self

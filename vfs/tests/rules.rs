@@ -1,5 +1,5 @@
 //! The hard rules, one by one, at the drive's own interface.
-
+#![allow(clippy::unwrap_used)]
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -420,7 +420,7 @@ fn epochs_marks_and_detachment() {
     );
     d.write(h, 0, &[2]).unwrap();
     let snap = d.consistent_snapshot("m.pst").unwrap().unwrap();
-    assert_eq!(snap.written.iter().collect::<Vec<_>>(), [0..2]);
+    assert!(snap.written.total() == 2 && snap.written.contains_range(0..2));
     d.write(h, 50, &[3]).unwrap();
     assert!(matches!(
         d.mark_synced("m.pst", snap.epoch + 99, true),
@@ -495,23 +495,19 @@ fn a_snapshot_survives_checkpoints_and_truncation() {
 /// everything cached, and nothing it wrote is lost.
 #[test]
 fn every_share_call_may_fail() {
-    for after in [false, true] {
+    let kind = ErrorKind::ConnectionAborted;
+    for fault in [Fault::Fail(kind), Fault::FailAfter(kind), Fault::Hang] {
         let mut n = 1;
         loop {
-            let rig = Rig::new();
+            let mut rig = Rig::new();
+            if fault == Fault::Hang {
+                rig.budget = Duration::from_millis(60);
+            }
             rig.put("m.pst", &pattern(5000, 1));
             let d = rig.drive(State::Online);
             d.fill().unwrap();
             let start = rig.faults.calls();
-            let kind = ErrorKind::ConnectionAborted;
-            rig.faults.at(
-                n,
-                if after {
-                    Fault::FailAfter(kind)
-                } else {
-                    Fault::Fail(kind)
-                },
-            );
+            rig.faults.at(n, fault);
             let h = open_rw(&d, "m.pst");
             d.write(h, 10, b"one").unwrap();
             d.fsync(h).unwrap();
@@ -523,6 +519,9 @@ fn every_share_call_may_fail() {
             let used = rig.faults.calls() - start;
             drop(d);
             rig.faults.heal();
+            while rig.faults.hanging() > 0 {
+                std::thread::yield_now();
+            }
             let d = rig.drive(State::Online);
             let mut want = pattern(5000, 1);
             want.resize(7000, 0);
@@ -546,6 +545,6 @@ fn every_share_call_may_fail() {
             }
             n += 1;
         }
-        println!("failed each of {n} share calls (answer lost: {after})");
+        println!("failed each of {n} share calls ({fault:?})");
     }
 }

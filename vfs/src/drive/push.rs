@@ -373,6 +373,7 @@ impl Drive {
             let lsn = self.log(MetaRecord::Placed {
                 id: node,
                 share: share.clone(),
+                attr: None,
             })?;
             tree.place(node, share);
             tree.lsn = lsn;

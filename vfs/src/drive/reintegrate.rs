@@ -51,7 +51,8 @@ impl Drive {
     /// conflicts.
     ///
     /// # Errors
-    /// [`Error::NotCached`] offline; [`Error::Link`] when the link fails: what is done stays done,
+    /// [`Error::NotCached`] offline; [`Error::Busy`] while an earlier share call, left behind, may
+    /// still take effect; [`Error::Link`] when the link fails: what is done stays done,
     /// the rest still waits.
     pub fn reintegrate(&self, date: &str, host: &str) -> Result<Vec<Reintegrated>> {
         let _one = self
@@ -60,6 +61,11 @@ impl Drive {
             .unwrap_or_else(PoisonError::into_inner);
         let mut report = Vec::new();
         loop {
+            if self.tree_doubt.count() > 0 {
+                return Err(Error::Busy(
+                    "an earlier change on the share may still take effect",
+                ));
+            }
             if self.state() == State::Offline {
                 return Err(Error::NotCached("the drive is offline".to_owned()));
             }
@@ -96,7 +102,7 @@ impl Drive {
                 let (path, set) = (at.clone(), *set);
                 let file = self.tree().nodes.get(id).and_then(|n| n.file.clone());
                 let ours = file.as_ref().and_then(|f| f.read().stamp);
-                let after = self.link.call(&at, move |share| {
+                let after = self.change(&at, move |share| {
                     let before = ours.map(|_| share.stamp(&path)).transpose()?;
                     share.set_attr(&path, &set)?;
                     // Done before without an answer, it looks so.
@@ -153,13 +159,15 @@ impl Drive {
         Ok(())
     }
 
-    fn placed(&self, id: u64, share: Option<(u64, String)>) -> Result<()> {
+    fn placed(&self, id: u64, share: Option<(u64, String)>, attr: Option<Attr>) -> Result<()> {
         let mut tree = self.tree_mut();
         let lsn = self.log(MetaRecord::Placed {
             id,
             share: share.clone(),
+            attr,
         })?;
         tree.place(id, share);
+        tree.seen(id, attr);
         tree.lsn = lsn;
         Ok(())
     }
@@ -191,6 +199,7 @@ impl Drive {
         let lsn = self.log(MetaRecord::Placed {
             id,
             share: share.clone(),
+            attr: None,
         })?;
         tree.place(id, share);
         tree.lsn = lsn;
@@ -233,31 +242,30 @@ impl Drive {
             };
             let place = join(&dir, &name);
             let path = place.clone();
-            let answer: Result<(Attr, Option<Stamp>, bool)> =
-                self.link.call(&place, move |share| {
-                    let made = match kind {
-                        Kind::Dir => share.mkdir(&path, mode).map(|()| None),
-                        _ => share.create(&path, mode).map(Some),
-                    };
-                    let (file, ours) = match made {
-                        Ok(file) => (file, true),
-                        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
-                            // Perhaps ours, made without an answer: a directory, or an empty
-                            // file, is as good as new.
-                            let there = share.stat(&path)?;
-                            if there.kind != kind || (kind == Kind::File && there.size > 0) {
-                                return Ok((there, None, false));
-                            }
-                            match kind {
-                                Kind::Dir => (None, true),
-                                _ => (Some(share.open(&path, true)?), true),
-                            }
+            let answer: Result<(Attr, Option<Stamp>, bool)> = self.change(&place, move |share| {
+                let made = match kind {
+                    Kind::Dir => share.mkdir(&path, mode).map(|()| None),
+                    _ => share.create(&path, mode).map(Some),
+                };
+                let (file, ours) = match made {
+                    Ok(file) => (file, true),
+                    Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
+                        // Perhaps ours, made without an answer: a directory, or an empty
+                        // file, is as good as new.
+                        let there = share.stat(&path)?;
+                        if there.kind != kind || (kind == Kind::File && there.size > 0) {
+                            return Ok((there, None, false));
                         }
-                        Err(e) => return Err(e),
-                    };
-                    let stamp = file.as_ref().map(|f| f.stamp()).transpose()?;
-                    Ok((share.stat(&path)?, stamp, ours))
-                });
+                        match kind {
+                            Kind::Dir => (None, true),
+                            _ => (Some(share.open(&path, true)?), true),
+                        }
+                    }
+                    Err(e) => return Err(e),
+                };
+                let stamp = file.as_ref().map(|f| f.stamp()).transpose()?;
+                Ok((share.stat(&path)?, stamp, ours))
+            });
             let (attr, stamp, ours) = answer?;
             if !ours {
                 attempt += 1;
@@ -266,16 +274,8 @@ impl Drive {
                 }
                 continue;
             }
-            self.placed(id, Some((record.parent, name.clone())))?;
-            let file = {
-                let mut tree = self.tree_mut();
-                let node = tree.node_mut(id)?;
-                node.attr.file_id = attr.file_id;
-                if node.file.is_none() {
-                    node.attr = attr;
-                }
-                node.file.clone()
-            };
+            self.placed(id, Some((record.parent, name.clone())), Some(attr))?;
+            let file = self.tree().node(id)?.file.clone();
             if let Some(stamp) = stamp {
                 match file {
                     Some(file) => self.pushed_new(&file, stamp)?,
@@ -320,7 +320,7 @@ impl Drive {
             (node.attr, stamp, touched)
         };
         let path = at.to_owned();
-        let answer = self.link.call(at, move |share| {
+        let answer = self.change(at, move |share| {
             let now = share.stat(&path)?;
             let stamp = if now.kind == Kind::File && stamp.is_some() {
                 Some(share.stamp(&path)?)
@@ -360,12 +360,12 @@ impl Drive {
             None => {}
             Some(false) => {
                 // Someone changed what we removed: their edit wins over our removal, visibly.
-                self.placed(id, None)?;
+                self.placed(id, None, None)?;
                 return Ok(O::KeptThere);
             }
             Some(true) => {
                 let path = at.clone();
-                let answer = self.link.call(&at, move |share| match kind {
+                let answer = self.change(&at, move |share| match kind {
                     Kind::Dir => share.rmdir(&path),
                     _ => share.unlink(&path),
                 });
@@ -373,14 +373,14 @@ impl Drive {
                     Ok(()) | Err(Error::NotFound(_)) => {}
                     // Filled by someone meanwhile.
                     Err(Error::NotEmpty(_)) => {
-                        self.placed(id, None)?;
+                        self.placed(id, None, None)?;
                         return Ok(O::KeptThere);
                     }
                     Err(e) => return Err(e),
                 }
             }
         }
-        self.placed(id, None)?;
+        self.placed(id, None, None)?;
         Ok(O::Done)
     }
 
@@ -415,7 +415,7 @@ impl Drive {
                 Some(true) => {
                     self.bring_removal(*old_id)?;
                 }
-                _ => self.placed(*old_id, None)?,
+                _ => self.placed(*old_id, None, None)?,
             }
         }
         let mut attempt = 0;
@@ -428,15 +428,12 @@ impl Drive {
             let to = join(&dir, &new_name);
             let (a, b) = (from.clone(), to.clone());
             let over = replace && attempt == 0;
-            match self
-                .link
-                .call(&from, move |share| share.rename(&a, &b, over))
-            {
+            match self.change(&from, move |share| share.rename(&a, &b, over)) {
                 Ok(()) => {}
                 Err(Error::NotFound(_)) => {
                     // Renamed without an answer, or gone.
                     let at = to.clone();
-                    match self.link.call(&to, move |share| share.stat(&at)) {
+                    match self.change(&to, move |share| share.stat(&at)) {
                         Ok(_) => {}
                         Err(Error::NotFound(_)) => {
                             return Ok(O::Dropped("it is no longer on the share".to_owned()));
@@ -455,9 +452,9 @@ impl Drive {
             if let Some((old_id, _)) = &old
                 && over
             {
-                self.placed(*old_id, None)?;
+                self.placed(*old_id, None, None)?;
             }
-            self.placed(id, Some((parent, new_name.clone())))?;
+            self.placed(id, Some((parent, new_name.clone())), None)?;
             if attempt == 0 {
                 return Ok(O::Done);
             }

@@ -165,7 +165,7 @@ impl Drive {
         drop(st);
         let path = self.tree().path(node);
         tracing::warn!(path, %error, "the share failed: the file is served from the cache now");
-        self.emit(Event::Flipped(path));
+        self.emit(&Event::Flipped(path));
         Ok(())
     }
 

@@ -1,4 +1,5 @@
 //! Shared by the drive's tests.
+#![allow(clippy::unwrap_used)]
 #![allow(dead_code)]
 
 #[path = "../../../tests/support/skip.rs"]
@@ -38,6 +39,7 @@ impl Rig {
         c.background = false;
         c.attr_life = Duration::ZERO;
         c.stall_budget = self.budget;
+        c.flush_budget = self.budget;
         c.segment_len = 1 << 16;
         c
     }
