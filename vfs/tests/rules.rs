@@ -1,6 +1,5 @@
 //! The hard rules, one by one, at the drive's own interface.
 #![allow(clippy::unwrap_used)]
-#![allow(clippy::unwrap_used)]
 
 mod common;
 
