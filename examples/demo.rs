@@ -43,18 +43,18 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<()> {
     let started = Instant::now();
     let mut demo = Demo::set_up(args)?;
-    let result = demo.play();
-    demo.tear_down()?;
+    let played = demo.play();
+    let result = demo.tear_down().and(played);
+    if args.keep {
+        println!("\nEverything is kept in {}", demo.home.display());
+    } else {
+        fs::remove_dir_all(&demo.home)?;
+    }
     result?;
     println!(
         "\nDone in {:.1} s; nothing is left running.",
         started.elapsed().as_secs_f64()
     );
-    if args.keep {
-        println!("Everything is kept in {}", demo.home.display());
-    } else {
-        fs::remove_dir_all(&demo.home)?;
-    }
     Ok(())
 }
 

@@ -133,12 +133,14 @@ fn message(subject: &str) -> MessageData {
     }
 }
 
+type Disturbance = Box<dyn FnOnce(&Mailbox) + Send>;
+
 /// The far side; it applies as an agent does, and can be told to misbehave.
 struct Far {
     mailbox: Mailbox,
     applies: AtomicU32,
     /// What happens at the far side right before an apply.
-    before_apply: Mutex<Vec<Box<dyn FnOnce(&Mailbox) + Send>>>,
+    before_apply: Mutex<Vec<Disturbance>>,
     /// Answers a digest of something else.
     lies: bool,
 }
