@@ -120,6 +120,7 @@ impl Syncer {
             reader: Arc::clone(&snapshot.reader),
             lineage: snapshot.lineage,
             epoch: snapshot.epoch,
+            written: &snapshot.written,
             is_base: &is_base,
         };
         let mut sequencer = Journaled { drive, path };

@@ -12,13 +12,13 @@
 //! reported and left alone unless the same object changed here. Deletes are sent only for objects
 //! that the sync database, or the very bytes that both sides shared, prove to have been there (R3).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use pst::inventory::Inventory;
 use pst::{Nid, Pst};
 use serde::{Deserialize, Serialize};
-use storage::ReadAt;
+use storage::{RangeSet, ReadAt};
 
 use crate::base::{Base, Renumbered as _};
 use crate::change_list::{Action, Change, Counts};
@@ -41,6 +41,8 @@ pub struct Source<'a> {
     pub lineage: u64,
     /// The epoch of the snapshot.
     pub epoch: u64,
+    /// Bytes written since the epoch that was last marked as synced, in any state.
+    pub written: &'a RangeSet,
     /// Asked after the destination was read: does it still hold the very bytes that the local
     /// file started from? Only then is what is missing here known to have been deleted here.
     pub is_base: &'a dyn Fn() -> bool,
@@ -118,9 +120,18 @@ pub fn sync_container(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Report> {
     let pst = Pst::open(Arc::clone(&source.reader))?;
-    let before = database.load(container, destination.name())?;
-    let local = local_inventory(&pst, source, before.as_ref())?;
-    let mut base = match &before {
+    let stored = database.load(container, destination.name())?;
+    // An epoch older than the one that was synced: this side lost something, and what is missing
+    // here was not deleted here (R2).
+    let before = stored.as_ref().filter(|s| s.head.epoch <= source.epoch);
+    if stored.is_some() && before.is_none() {
+        tracing::warn!(
+            container,
+            "this side is older than what was synced; deletes are held back"
+        );
+    }
+    let local = local_inventory(&pst, source, before)?;
+    let mut base = match before {
         Some(synced) => Base::last_synced(synced),
         None => Base::unknown(container, source.is_base, &local, destination)?,
     };
@@ -146,7 +157,7 @@ pub fn sync_container(
         match &sent.answer {
             ApplyAnswer::Applied(outcome) => {
                 let after = verify(&base, &plan, &local, outcome, source, &pst, &sent, options)?;
-                database.store(container, destination.name(), before.as_ref(), &after)?;
+                database.store(container, destination.name(), stored.as_ref(), &after)?;
                 report.bytes_sent = outcome.bytes_sent;
                 report.verified_at_ms = options.now_ms;
                 return Ok(report);
@@ -158,13 +169,7 @@ pub fn sync_container(
             }
             ApplyAnswer::WrongBase if attempt == 0 => {
                 tracing::info!(container, "the destination was changed by someone else");
-                base = Base::changed(
-                    container,
-                    before.as_ref(),
-                    source.is_base,
-                    &local,
-                    destination,
-                )?;
+                base = Base::changed(container, before, source.is_base, &local, destination)?;
             }
             ApplyAnswer::WrongBase => break,
         }
@@ -176,15 +181,30 @@ pub fn sync_container(
     })
 }
 
-/// The local inventory; fingerprints of the last sync are reused where the lineage is unbroken.
+/// The local inventory. A fingerprint of the last sync is reused where the lineage is unbroken,
+/// the BIDs are the same, and the blocks that they name were not written since: another PST that
+/// is copied over this one may well hand out the same BIDs.
 fn local_inventory(pst: &Pst, source: &Source<'_>, before: Option<&Synced>) -> Result<Inventory> {
-    let same_life = before.filter(|b| {
-        b.head.lineage == source.lineage && b.head.bid_next <= pst.ndb().header().bid_next_block.0
+    let bid_next = pst.ndb().header().bid_next_block.0;
+    let same_life =
+        before.filter(|b| b.head.lineage == source.lineage && b.head.bid_next <= bid_next);
+    let Some(synced) = same_life else {
+        return Ok(Inventory::read(pst)?);
+    };
+    let mut touched = BTreeSet::new();
+    for block in pst.ndb().blocks() {
+        let block = block?;
+        let space = pst.ndb().format().block_space(usize::from(block.cb)) as u64;
+        let end = block.bref.ib.saturating_add(space);
+        if source.written.intersects(block.bref.ib..end) {
+            touched.insert(block.bref.bid.key());
+        }
+    }
+    let mut known = synced.ours();
+    known.rows.retain(|_, row| {
+        !touched.contains(&row.bid_data.key()) && !touched.contains(&row.bid_sub.key())
     });
-    Ok(match same_life {
-        Some(synced) => Inventory::update(pst, &synced.ours())?,
-        None => Inventory::read(pst)?,
-    })
+    Ok(Inventory::update(pst, &known)?)
 }
 
 /// The change list in local NIDs, and what was left out of it.

@@ -8,7 +8,7 @@ use pst::inventory::Inventory;
 use pst::ltp::PropValue;
 use pst::messaging::{MessageData, Transaction, tags};
 use pst::{Nid, Pst};
-use storage::{Generation, MemStorage, ReadAt};
+use storage::{Generation, MemStorage, RangeSet, ReadAt, WriteAt};
 use sync::kv::KvStore;
 use sync::{
     ApplyAnswer, ApplyJob, ApplyOutcome, Destination, Options, Package, RemoteInventory, Report,
@@ -21,8 +21,13 @@ use tempfile::TempDir;
 struct Mailbox(Arc<MemStorage>);
 
 impl Mailbox {
-    /// A folder with `count` messages.
+    /// A folder with the messages m0, m1 and so on.
     fn new(count: u32) -> Self {
+        let subjects: Vec<String> = (0..count).map(|i| format!("m{i}")).collect();
+        Self::with_subjects(&subjects)
+    }
+
+    fn with_subjects<S: AsRef<str>>(subjects: &[S]) -> Self {
         let this = Self(Arc::new(MemStorage::from(
             pst::create_empty(&[7; 16]).expect("empty"),
         )));
@@ -32,8 +37,8 @@ impl Mailbox {
                 .into_iter()
                 .collect();
             let inbox = tx.create_folder(root, None, &name).expect("folder");
-            for i in 0..count {
-                tx.add_message(inbox, None, &message(&format!("m{i}")), false)
+            for subject in subjects {
+                tx.add_message(inbox, None, &message(subject.as_ref()), false)
                     .expect("adds");
             }
         });
@@ -212,6 +217,9 @@ struct Near {
     database: SyncDatabase,
     sequence: Counter,
     attached: Option<Generation>,
+    /// The bytes as of the last mark.
+    marked: Vec<u8>,
+    epoch: u64,
     _dir: TempDir,
 }
 
@@ -220,12 +228,15 @@ impl Near {
         let dir = tempfile::tempdir().expect("a directory");
         let store = KvStore::open(&dir.path().join("db")).expect("opens");
         let database = SyncDatabase::new(store);
+        let marked = mailbox.0.to_vec();
         let attached = Generation::of(mailbox.0.as_ref()).expect("hashes");
         Self {
             mailbox,
             database,
             sequence: Counter(0),
             attached: Some(attached),
+            marked,
+            epoch: 10,
             _dir: dir,
         }
     }
@@ -239,10 +250,13 @@ impl Near {
         // file, its bytes are those that ours started from.
         let base = self.attached;
         let is_base = || base == Some(Generation::of(far.mailbox.0.as_ref()).expect("hashes"));
+        let now = self.mailbox.0.to_vec();
+        let written = differing(&self.marked, &now);
         let source = Source {
-            reader: Arc::new(MemStorage::from(self.mailbox.0.to_vec())),
+            reader: Arc::new(MemStorage::from(now.clone())),
             lineage: 1,
-            epoch: 1,
+            epoch: self.epoch,
+            written: &written,
             is_base: &is_base,
         };
         let mut quiet = |_, _| {};
@@ -251,8 +265,20 @@ impl Near {
             "a.pst", &source, far, database, sequence, options, &mut quiet,
         )?;
         self.attached = None;
+        self.marked = now;
         Ok(report)
     }
+}
+
+/// What a drive would have seen written between two versions.
+fn differing(old: &[u8], new: &[u8]) -> RangeSet {
+    let mut set = RangeSet::default();
+    for (i, unit) in new.chunks(64).enumerate() {
+        if old.get(i * 64..i * 64 + unit.len()) != Some(unit) {
+            set.insert(i as u64 * 64..(i * 64 + unit.len()) as u64);
+        }
+    }
+    set
 }
 
 fn pair(count: u32) -> (Near, Far) {
@@ -422,4 +448,33 @@ fn a_wave_of_deletes_needs_a_word() {
     };
     near.sync_with(&far, options).expect("it is meant");
     assert!(far.mailbox.subjects().is_empty());
+}
+
+#[test]
+fn another_pst_copied_over_this_one_is_seen_as_it_is() {
+    let (mut near, far) = pair(3);
+    near.sync(&far).expect("syncs");
+    // Made by the same steps, so every NID and BID is the same; only the mail is another.
+    let other = Mailbox::with_subjects(&["x0", "x1", "x2"]);
+    near.mailbox.0.set_len(0).expect("cuts");
+    near.mailbox
+        .0
+        .write_all_at(0, &other.0.to_vec())
+        .expect("writes");
+    near.sync(&far).expect("syncs");
+    assert_eq!(far.mailbox.subjects(), ["x0", "x1", "x2"]);
+}
+
+#[test]
+fn a_side_that_lost_its_latest_epoch_deletes_nothing() {
+    let (mut near, far) = pair(3);
+    let older = near.mailbox.twin();
+    near.mailbox.add("new");
+    near.sync(&far).expect("syncs");
+    // The disk forgot: the file and its epoch are those of before.
+    near.mailbox = older;
+    near.epoch = 5;
+    let report = near.sync(&far).expect("syncs");
+    assert_eq!(report.counts.deleted, 0, "{report:?}");
+    assert_eq!(far.mailbox.subjects(), ["m0", "m1", "m2", "new"]);
 }

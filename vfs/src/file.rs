@@ -454,6 +454,12 @@ impl FileNode {
         }
     }
 
+    /// Names this physical life among those of all files: another file that takes this one's path
+    /// must never pass for it.
+    pub fn lineage(&self, st: &FileState) -> u64 {
+        (self.id << 24) | (st.lineage & 0xFF_FFFF)
+    }
+
     pub fn read(&self) -> RwLockReadGuard<'_, FileState> {
         self.st.read().unwrap_or_else(PoisonError::into_inner)
     }
