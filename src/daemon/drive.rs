@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use agent::InPlace;
+use agent::{Exclusivity, InPlace};
 use sync::client::{AgentClient, Timeouts};
 use sync::kv::KvStore;
 use sync::wire::{ClientId, Invitation};
@@ -76,7 +76,13 @@ pub fn open(
         }
         None => {
             let records = in_state("applied");
-            let here = InPlace::open(&options.share, &records, client, SHARE.to_owned());
+            let exclusivity = if options.exclusive {
+                Exclusivity::Promised
+            } else {
+                Exclusivity::Lease
+            };
+            let name = SHARE.to_owned();
+            let here = InPlace::open(&options.share, &records, client, name, exclusivity);
             Box::new(here.map_err(|e| {
                 UserError::new(
                     "share",
