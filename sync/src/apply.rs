@@ -77,7 +77,12 @@ pub fn apply(base: Arc<dyn ReadAt>, package: &Package) -> Result<Applied> {
             phases: Vec::new(),
         }
     } else {
-        run.tx.finish()?
+        let store = run.target.ipm_subtree().is_ok();
+        let write_set = run.tx.finish()?;
+        if store {
+            still_opens(&base, &write_set)?;
+        }
+        write_set
     };
     Ok(Applied {
         write_set,
@@ -282,6 +287,17 @@ impl Run {
             change.kind.into(),
         )?))
     }
+}
+
+/// A file whose store named its top folder must still do so: without it no program finds the mail.
+fn still_opens(base: &Arc<dyn ReadAt>, write_set: &WriteSet) -> Result<()> {
+    let after = write_set
+        .preview(Arc::clone(base))
+        .map_err(|source| pst::PstError::Io { offset: 0, source })?;
+    Pst::open(Arc::new(after))?
+        .ipm_subtree()
+        .map_err(|e| SyncError::package("changes", format!("the store would be lost: {e}")))?;
+    Ok(())
 }
 
 fn carried(carrier: Option<&Pst>) -> Result<&Pst> {
