@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use pst::inventory::fingerprint_node;
 use pst::messaging::Transaction;
-use pst::{Nid, Pst};
+use pst::{Nid, NidType, Pst};
 use storage::{ReadAt, WriteSet};
 
 use crate::change_list::{Action, Change, Fingerprint, ObjectKind};
@@ -77,7 +77,12 @@ pub fn apply(base: Arc<dyn ReadAt>, package: &Package) -> Result<Applied> {
             phases: Vec::new(),
         }
     } else {
-        run.tx.finish()?
+        let store = run.target.ipm_subtree().is_ok();
+        let write_set = run.tx.finish()?;
+        if store {
+            still_opens(&base, &write_set)?;
+        }
+        write_set
     };
     Ok(Applied {
         write_set,
@@ -155,7 +160,13 @@ impl Run {
                     return Err(differs(change));
                 }
                 match change.kind {
-                    ObjectKind::Folder => self.tx.delete_folder(nid)?,
+                    ObjectKind::Folder => {
+                        // What was in it has entries of its own; the rest is not ours to delete.
+                        if !self.tx.is_empty_folder(nid)? {
+                            return Err(differs(change));
+                        }
+                        self.tx.delete_folder(nid)?;
+                    }
                     ObjectKind::Message | ObjectKind::Associated => self.tx.delete_message(nid)?,
                     ObjectKind::Raw => self.tx.delete_raw_node(nid)?,
                 }
@@ -167,7 +178,7 @@ impl Run {
 
     fn add(&mut self, change: &Change, parent: Nid, carrier: Nid, taken: bool) -> Result<bool> {
         let proposed = change.nid();
-        let free = !taken && !self.is_taken(proposed)?;
+        let free = !taken && self.is_free(change.kind, proposed)?;
         let nid = if free { Some(proposed) } else { None };
         let given = match change.kind {
             ObjectKind::Folder => {
@@ -245,21 +256,48 @@ impl Run {
         Ok(self.target.ndb().node(nid)?.map(|e| e.nid_parent))
     }
 
-    fn is_taken(&self, nid: Nid) -> Result<bool> {
-        Ok(!self.deleted.contains(&nid) && self.target.ndb().node(nid)?.is_some())
+    /// Whether an object may have this NID: nothing of the target or of this run has it, nor, for
+    /// a folder, what stands for its tables.
+    fn is_free(&self, kind: ObjectKind, nid: Nid) -> Result<bool> {
+        let tables: &[NidType] = match kind {
+            ObjectKind::Folder => &[
+                NidType::HIERARCHY_TABLE,
+                NidType::CONTENTS_TABLE,
+                NidType::ASSOC_CONTENTS_TABLE,
+            ],
+            _ => &[],
+        };
+        for kind in tables {
+            if self.tx.node(nid.with_kind(*kind))?.is_some() {
+                return Ok(false);
+            }
+        }
+        Ok(self.tx.node(nid)?.is_none())
     }
 
     /// The object's fingerprint on the target as it stands in this run.
     fn current(&self, change: &Change) -> Result<Option<Fingerprint>> {
-        if !self.is_taken(change.nid())? {
+        let nid = change.nid();
+        if self.deleted.contains(&nid) || self.target.ndb().node(nid)?.is_none() {
             return Ok(None);
         }
         Ok(Some(fingerprint_node(
             &self.target,
-            change.nid(),
+            nid,
             change.kind.into(),
         )?))
     }
+}
+
+/// A file whose store named its top folder must still do so: without it no program finds the mail.
+fn still_opens(base: &Arc<dyn ReadAt>, write_set: &WriteSet) -> Result<()> {
+    let after = write_set
+        .preview(Arc::clone(base))
+        .map_err(|source| pst::PstError::Io { offset: 0, source })?;
+    Pst::open(Arc::new(after))?
+        .ipm_subtree()
+        .map_err(|e| SyncError::package("changes", format!("the store would be lost: {e}")))?;
+    Ok(())
 }
 
 fn carried(carrier: Option<&Pst>) -> Result<&Pst> {

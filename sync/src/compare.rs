@@ -12,7 +12,7 @@ use pst::inventory::{Inventory, Kind, Row};
 use crate::change_list::{Action, Change, ObjectKind};
 
 /// A folder chain longer than this is a cycle in a damaged file.
-const MAX_DEPTH: usize = 512;
+pub(crate) const MAX_DEPTH: usize = 1024;
 
 /// What has to happen to `base` so that it holds the objects of `source`. Both speak the same
 /// NIDs. The entries' `carrier` NIDs are 0 until the carrier is made.
@@ -72,12 +72,12 @@ pub fn compare(base: &Inventory, source: &Inventory) -> Vec<Change> {
     changes
 }
 
-/// Folders keep their identity by NID alone: other readers find their tables by it.
+/// Folders keep their identity by NID alone: other readers find their tables by it. A message that
+/// lost its folder is a raw node from then on, and the other way round.
 pub(crate) fn is_other_object(before: &Row, after: &Row) -> bool {
-    matches!(after.kind, Kind::Message | Kind::Associated)
-        && before.search_key != after.search_key
-        && before.search_key.is_some()
-        && after.search_key.is_some()
+    before.kind != after.kind
+        || matches!(after.kind, Kind::Message | Kind::Associated)
+            && before.search_key != after.search_key
 }
 
 fn entry(row: &Row, action: Action) -> Change {
@@ -88,7 +88,8 @@ fn entry(row: &Row, action: Action) -> Change {
     }
 }
 
-fn order(changes: &mut [Change], base: &Inventory, source: &Inventory) {
+/// Puts changes in the order of the format; `source` is what they lead to.
+pub(crate) fn order(changes: &mut [Change], base: &Inventory, source: &Inventory) {
     changes.sort_by_cached_key(|c| {
         let deleted = matches!(c.action, Action::Delete { .. });
         let stage = match (deleted, c.kind) {
@@ -113,7 +114,8 @@ fn order(changes: &mut [Change], base: &Inventory, source: &Inventory) {
     });
 }
 
-fn depth(inventory: &Inventory, nid: Nid) -> usize {
+/// How deep below the root an object lies; [`MAX_DEPTH`] where its parents form a cycle.
+pub(crate) fn depth(inventory: &Inventory, nid: Nid) -> usize {
     let mut at = nid;
     for depth in 0..MAX_DEPTH {
         match inventory.rows.get(&at) {

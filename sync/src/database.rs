@@ -47,6 +47,13 @@ struct SyncedRecord {
     ours: bool,
     remote_nid: u32,
     row: RowRecord,
+    drift: Option<DriftRecord>,
+}
+
+#[derive(Encode, Decode)]
+struct DriftRecord {
+    parent: u32,
+    fingerprint: [u8; 32],
 }
 
 /// The last synced state of one container at one destination.
@@ -68,6 +75,29 @@ pub struct SyncedRow {
     pub remote_nid: Nid,
     /// Its inventory row in local NIDs (and, where it is ours, local BIDs).
     pub row: Row,
+    /// How someone else changed it there, where that was left alone; `row` is then as it was here.
+    pub drift: Option<Drift>,
+}
+
+/// What is different at the destination about an object of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drift {
+    /// The folder that holds it there, as a local NID.
+    pub parent: Nid,
+    /// Its content there.
+    pub fingerprint: [u8; 32],
+}
+
+impl SyncedRow {
+    /// The row as the destination has it, in local NIDs.
+    fn there(&self) -> Row {
+        let mut row = self.row.clone();
+        if let Some(drift) = self.drift {
+            row.parent = drift.parent;
+            row.fingerprint = drift.fingerprint;
+        }
+        row
+    }
 }
 
 impl Synced {
@@ -84,11 +114,7 @@ impl Synced {
     #[must_use]
     pub fn there(&self) -> Inventory {
         Inventory {
-            rows: self
-                .rows
-                .iter()
-                .map(|(nid, r)| (*nid, r.row.clone()))
-                .collect(),
+            rows: self.rows.iter().map(|(nid, r)| (*nid, r.there())).collect(),
         }
     }
 
@@ -109,8 +135,9 @@ pub struct SyncDatabase {
     store: KvStore,
 }
 
-const HEAD: u8 = 0;
-const ROW: u8 = 1;
+// 0 and 1 were the keys of records without drift.
+const HEAD: u8 = 2;
+const ROW: u8 = 3;
 
 impl SyncDatabase {
     /// Stands on an open store.
@@ -171,6 +198,10 @@ impl SyncDatabase {
                     ours: record.ours,
                     remote_nid,
                     row: record.row.into(),
+                    drift: record.drift.map(|d| Drift {
+                        parent: Nid(d.parent),
+                        fingerprint: d.fingerprint,
+                    }),
                 },
             );
         }
@@ -203,6 +234,10 @@ impl SyncDatabase {
                 ours: synced.ours,
                 remote_nid: synced.remote_nid.0,
                 row: RowRecord::from(&synced.row),
+                drift: synced.drift.map(|d| DriftRecord {
+                    parent: d.parent.0,
+                    fingerprint: d.fingerprint,
+                }),
             };
             writes.push(Write::put(key(&prefix, ROW, nid.0), &record).map_err(database)?);
         }

@@ -20,13 +20,15 @@ use pst::{Nid, Pst};
 use serde::{Deserialize, Serialize};
 use storage::{RangeSet, ReadAt};
 
-use crate::base::{Base, Renumbered as _};
-use crate::change_list::{Action, Change, Counts};
-use crate::compare::{compare, expected};
+use crate::base::{Base, Renumbered as _, stand_ins};
+use crate::change_list::{Action, Change, Counts, ObjectKind};
+use crate::compare::expected;
 use crate::compile::compile;
+use crate::database::Drift;
 use crate::database::{Head, SyncDatabase, Synced, SyncedRow};
 use crate::destination::{ApplyAnswer, ApplyJob, ApplyOutcome, Destination};
 use crate::error::{Result, SyncError};
+use crate::plan::Plan;
 
 /// Above this share of the objects, and at least [`MAX_DELETE_FLOOR`], deletes need a word of the user.
 const MAX_DELETE_PERCENT: usize = 50;
@@ -121,23 +123,27 @@ pub fn sync_container(
 ) -> Result<Report> {
     let pst = Pst::open(Arc::clone(&source.reader))?;
     let stored = database.load(container, destination.name())?;
-    // An epoch older than the one that was synced: this side lost something, and what is missing
-    // here was not deleted here (R2).
-    let before = stored.as_ref().filter(|s| s.head.epoch <= source.epoch);
+    // NIDs of another lineage say nothing about this one. And an epoch older than the one that was
+    // synced: this side lost something, and what is missing here was not deleted here (R2).
+    let before = stored
+        .as_ref()
+        .filter(|b| b.head.lineage == source.lineage && b.head.epoch <= source.epoch);
     if stored.is_some() && before.is_none() {
         tracing::warn!(
             container,
-            "this side is older than what was synced; deletes are held back"
+            "this side is another or older than what was synced"
         );
     }
     let local = local_inventory(&pst, source, before)?;
+    let read = || Base::read(container, before, source.is_base, &local, destination);
     let mut base = match before {
         Some(synced) => Base::last_synced(synced),
-        None => Base::unknown(container, source.is_base, &local, destination)?,
+        None => read()?,
     };
     // A wrong base is found out at most once here: the second answer is made from a fresh
     // inventory, and someone who changes the destination that fast needs another run.
     for attempt in 0..2 {
+        base.set_aside_kept(&local);
         let plan = Plan::make(&base, &local);
         guard_deletes(&plan, &base, options)?;
         let sent = send(
@@ -169,7 +175,7 @@ pub fn sync_container(
             }
             ApplyAnswer::WrongBase if attempt == 0 => {
                 tracing::info!(container, "the destination was changed by someone else");
-                base = Base::changed(container, before, source.is_base, &local, destination)?;
+                base = read()?;
             }
             ApplyAnswer::WrongBase => break,
         }
@@ -207,64 +213,7 @@ fn local_inventory(pst: &Pst, source: &Source<'_>, before: Option<&Synced>) -> R
     Ok(Inventory::update(pst, &known)?)
 }
 
-/// The change list in local NIDs, and what was left out of it.
-struct Plan {
-    changes: Vec<Change>,
-    drift: usize,
-    held_deletes: usize,
-}
-
 impl Plan {
-    fn make(base: &Base, local: &Inventory) -> Self {
-        let mut plan = Self {
-            changes: Vec::new(),
-            drift: 0,
-            held_deletes: 0,
-        };
-        let mut kept: Vec<Nid> = Vec::new();
-        for change in compare(&base.inventory, local) {
-            if let Action::Delete { before } = change.action {
-                match base.deletable.as_ref().map(|d| d.rows.get(&change.nid())) {
-                    // Ours, and as we left it: deleted here.
-                    Some(Some(row)) if row.fingerprint == before => {}
-                    // Never ours, or changed there since: left alone.
-                    Some(_) => {
-                        plan.drift += 1;
-                        kept.push(change.nid());
-                        continue;
-                    }
-                    None => {
-                        plan.held_deletes += 1;
-                        kept.push(change.nid());
-                        continue;
-                    }
-                }
-            }
-            plan.changes.push(change);
-        }
-        plan.keep_folders_of(&kept, &base.inventory);
-        plan
-    }
-
-    /// A folder that still holds something kept is not deleted either.
-    fn keep_folders_of(&mut self, kept: &[Nid], base: &Inventory) {
-        for nid in kept {
-            let mut at = *nid;
-            while let Some(row) = base.rows.get(&at) {
-                if row.parent == at {
-                    break;
-                }
-                at = row.parent;
-                let before = self.changes.len();
-                self.changes
-                    .retain(|c| c.nid() != at || !matches!(c.action, Action::Delete { .. }));
-                if self.changes.len() != before {
-                    self.held_deletes += 1;
-                }
-            }
-        }
-    }
-
     fn report(&self, container: &str, destination: &str, sent: &Sent) -> Report {
         Report {
             container: container.to_owned(),
@@ -298,6 +247,42 @@ struct Sent {
     answer: ApplyAnswer,
     package_bytes: u64,
     sequence: u64,
+    /// Local NID to the NID proposed for it, where they differ.
+    proposed: BTreeMap<Nid, Nid>,
+}
+
+/// NIDs to propose for added objects whose own number is taken there: what they propose must name
+/// nothing else, since other entries refer to an added folder by it.
+fn proposals(plan: &Plan, there: &Inventory, remapped: &BTreeMap<Nid, Nid>) -> BTreeMap<Nid, Nid> {
+    let mut next: BTreeMap<u8, u32> = BTreeMap::new();
+    let mut taken = |nid: &Nid| {
+        let next = next.entry(nid.kind().0).or_default();
+        *next = (*next).max(nid.index());
+    };
+    let added = |c: &&Change| matches!(c.action, Action::Add { .. }) && c.kind != ObjectKind::Raw;
+    there.rows.keys().for_each(&mut taken);
+    plan.changes
+        .iter()
+        .map(Change::nid)
+        .for_each(|nid| taken(&nid));
+    let mut out = BTreeMap::new();
+    let deleted: BTreeSet<Nid> = plan
+        .changes
+        .iter()
+        .filter(|c| matches!(c.action, Action::Delete { .. }))
+        .map(|c| remapped.get(&c.nid()).copied().unwrap_or(c.nid()))
+        .collect();
+    for change in plan.changes.iter().filter(added) {
+        let nid = change.nid();
+        if there.rows.contains_key(&nid)
+            && !deleted.contains(&nid)
+            && let Some(next) = next.get_mut(&nid.kind().0)
+        {
+            *next = next.saturating_add(1);
+            out.insert(nid, Nid::new(nid.kind(), *next));
+        }
+    }
+    out
 }
 
 fn send(
@@ -309,7 +294,14 @@ fn send(
     sequencer: &mut dyn Sequencer,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Sent> {
-    let to_remote = |nid: u32| base.remapped.get(&Nid(nid)).map_or(nid, |n| n.0);
+    let there = base.inventory.renumbered(&base.remapped);
+    let proposed = proposals(plan, &there, &base.remapped);
+    let to_remote = |nid: u32| {
+        let other = proposed
+            .get(&Nid(nid))
+            .or_else(|| base.remapped.get(&Nid(nid)));
+        other.map_or(nid, |n| n.0)
+    };
     let changes = plan
         .changes
         .iter()
@@ -321,13 +313,13 @@ fn send(
                 Action::Move { from, to } => (*from, *to) = (to_remote(*from), to_remote(*to)),
                 Action::Update { .. } | Action::Delete { .. } => {}
             }
-            if !matches!(change.action, Action::Add { .. }) {
-                change.nid = to_remote(change.nid);
-            }
+            change.nid = match change.action {
+                Action::Add { .. } => proposed.get(&local).copied().unwrap_or(local).0,
+                _ => base.remapped.get(&local).copied().unwrap_or(local).0,
+            };
             (change, local)
         })
         .collect::<Vec<_>>();
-    let there = base.inventory.renumbered(&base.remapped);
     let plain = changes
         .iter()
         .map(|(change, _)| change.clone())
@@ -351,6 +343,7 @@ fn send(
         answer,
         package_bytes: package.len() as u64,
         sequence,
+        proposed,
     })
 }
 
@@ -369,10 +362,16 @@ fn verify(
     let mut remapped = base.remapped.clone();
     for change in &plan.changes {
         match change.action {
-            Action::Add { .. } => match outcome.nid_map.get(&change.nid()) {
-                Some(given) => drop(remapped.insert(change.nid(), *given)),
-                None => drop(remapped.remove(&change.nid())),
-            },
+            Action::Add { .. } => {
+                let nid = change.nid();
+                let proposed = sent.proposed.get(&nid).copied().unwrap_or(nid);
+                let given = outcome.nid_map.get(&proposed).copied().unwrap_or(proposed);
+                if given == nid {
+                    remapped.remove(&nid);
+                } else {
+                    remapped.insert(nid, given);
+                }
+            }
             Action::Delete { .. } => drop(remapped.remove(&change.nid())),
             _ => {}
         }
@@ -381,23 +380,38 @@ fn verify(
     if now_there.renumbered(&remapped).digest() != outcome.inventory_digest {
         return Err(SyncError::NotVerified);
     }
+    // What is only there must not keep a number that may be used here one day.
+    let only_there: Vec<Nid> = now_there
+        .rows
+        .keys()
+        .copied()
+        .filter(|nid| !local.rows.contains_key(nid) && !remapped.contains_key(nid))
+        .collect();
+    let stands = stand_ins(&only_there, &[local, &now_there]);
+    for (nid, stand_in) in &stands {
+        remapped.insert(*stand_in, *nid);
+    }
     let rows = now_there
+        .renumbered(&stands)
         .rows
         .into_iter()
         .map(|(nid, there)| {
             let remote_nid = remapped.get(&nid).copied().unwrap_or(nid);
-            let (ours, row) = match local.rows.get(&nid) {
-                Some(row) => (true, row.clone()),
-                None => (false, there),
+            let here = local.rows.get(&nid).cloned();
+            let drift = here
+                .as_ref()
+                .filter(|h| h.parent != there.parent || h.fingerprint != there.fingerprint)
+                .map(|_| Drift {
+                    parent: there.parent,
+                    fingerprint: there.fingerprint,
+                });
+            let row = SyncedRow {
+                ours: here.is_some(),
+                remote_nid,
+                row: here.unwrap_or(there),
+                drift,
             };
-            (
-                nid,
-                SyncedRow {
-                    ours,
-                    remote_nid,
-                    row,
-                },
-            )
+            (nid, row)
         })
         .collect();
     Ok(Synced {

@@ -17,7 +17,7 @@
 use std::sync::Arc;
 
 use bincode::{Decode, Encode};
-use storage::{MemStorage, ReadAt, WriteAt};
+use storage::{MemStorage, Overlay, ReadAt, WriteAt};
 
 use crate::change_list::Change;
 use crate::error::{Result, SyncError};
@@ -213,7 +213,9 @@ impl Carrier {
         for extent in &self.extents {
             let end = extent.offset.checked_add(extent.bytes.len() as u64);
             match end {
-                Some(end) if extent.offset >= at && end <= self.len => at = end,
+                Some(end) if extent.offset >= at && end > extent.offset && end <= self.len => {
+                    at = end;
+                }
                 _ => return Err(SyncError::package("carrier", "an extent lies outside")),
             }
         }
@@ -226,7 +228,9 @@ impl Carrier {
     /// [`SyncError::Package`] if it does not fit on the empty PST.
     pub fn unfold(&self) -> Result<Arc<dyn ReadAt>> {
         self.check()?;
-        let image = MemStorage::from(empty()?);
+        // Only what travelled takes memory, whatever length is claimed.
+        let fail = |e: std::io::Error| SyncError::package("carrier", e.to_string());
+        let image = Overlay::new(MemStorage::from(empty()?)).map_err(fail)?;
         let write = || -> std::io::Result<()> {
             image.set_len(self.len)?;
             for extent in &self.extents {
@@ -234,7 +238,7 @@ impl Carrier {
             }
             Ok(())
         };
-        write().map_err(|e| SyncError::package("carrier", e.to_string()))?;
+        write().map_err(fail)?;
         Ok(Arc::new(image))
     }
 }

@@ -37,18 +37,23 @@ impl Transaction {
         Ok(())
     }
 
+    /// Whether a folder holds nothing now: no message, no sub-folder, no search folder.
+    ///
+    /// # Errors
+    /// [`PstError::NotFound`] if there is no such folder.
+    pub fn is_empty_folder(&self, nid: Nid) -> Result<bool> {
+        self.require_folder(nid)?;
+        Ok(self.children_of(nid)?.is_empty()
+            && self.messages_in(nid)?.is_empty()
+            && self.searches_in(nid)?.is_empty())
+    }
+
     fn delete_one(&mut self, folder: Nid) -> Result<()> {
         for message in self.messages_in(folder)? {
             self.delete_message(message)?;
         }
-        let index = self.base_index()?;
-        for (raw, entry) in &index.raw {
-            if entry.nid_parent == folder
-                && raw.kind() == NidType::SEARCH_FOLDER
-                && self.ndb.node(*raw)?.is_some_and(|e| e.nid_parent == folder)
-            {
-                self.delete_raw_node(*raw)?;
-            }
+        for search in self.searches_in(folder)? {
+            self.delete_raw_node(search)?;
         }
         let parent = self.require_folder(folder)?.nid_parent;
         self.ndb.delete_node(folder)?;
@@ -82,6 +87,19 @@ impl Transaction {
         let before = index.messages.get(&folder).map_or(&[][..], Vec::as_slice);
         let kinds = [NidType::NORMAL_MESSAGE, NidType::ASSOC_MESSAGE];
         Ok(self.now_in(folder, before.iter().map(|m| m.nid), &kinds))
+    }
+
+    /// The search folders of the file as it was that are in a folder now.
+    fn searches_in(&self, folder: Nid) -> Result<Vec<Nid>> {
+        let mut found = Vec::new();
+        for raw in self.base_index()?.raw.keys() {
+            if raw.kind() == NidType::SEARCH_FOLDER
+                && self.ndb.node(*raw)?.is_some_and(|e| e.nid_parent == folder)
+            {
+                found.push(*raw);
+            }
+        }
+        Ok(found)
     }
 
     fn now_in(

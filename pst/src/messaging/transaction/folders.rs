@@ -93,7 +93,7 @@ impl Transaction {
     }
 
     /// A folder and its ancestors up to the root.
-    fn ancestors(&self, nid: Nid) -> Result<Vec<Nid>> {
+    pub(super) fn ancestors(&self, nid: Nid) -> Result<Vec<Nid>> {
         let mut out = vec![nid];
         let mut at = nid;
         while at != Nid::ROOT_FOLDER {

@@ -55,6 +55,8 @@ pub struct Transaction {
     folders: BTreeMap<Nid, Pending>,
     /// Nodes whose content was written in this transaction.
     written: BTreeSet<Nid>,
+    /// Nodes that were written or moved as raw nodes.
+    raw: BTreeSet<Nid>,
     /// Objects that were created, moved or deleted: where they are now.
     placed: BTreeMap<Nid, Option<Nid>>,
     columns: BTreeMap<Nid, Arc<Vec<PropTag>>>,
@@ -97,6 +99,7 @@ impl Transaction {
             names,
             folders: BTreeMap::new(),
             written: BTreeSet::new(),
+            raw: BTreeSet::new(),
             placed: BTreeMap::new(),
             columns: BTreeMap::new(),
             bags: BTreeMap::new(),
@@ -159,6 +162,7 @@ impl Transaction {
     /// # Errors
     /// If a table or property context that must change cannot be read, or the maps lie.
     pub fn finish(mut self) -> Result<WriteSet> {
+        self.check_raw()?;
         self.write_gathered()?;
         self.ndb.verify_space()?;
         self.ndb.finish()

@@ -7,7 +7,7 @@ use super::super::search::Change;
 use super::Transaction;
 use crate::derived::is_derived_node;
 use crate::ltp::TableBuilder;
-use crate::ndb::NodeContent;
+use crate::ndb::{NbtEntry, NodeContent};
 use crate::{Nid, NidType, PstError, Result};
 
 impl Transaction {
@@ -23,8 +23,10 @@ impl Transaction {
             )));
         }
         let before = self.ndb.node(nid)?;
+        self.refuse_object(before.as_ref())?;
         self.ndb.put_node(nid, parent, content)?;
         self.written.insert(nid);
+        self.raw.insert(nid);
         if nid.kind() == NidType::SEARCH_FOLDER {
             match before {
                 Some(before) if before.nid_parent == parent => {
@@ -52,7 +54,9 @@ impl Transaction {
             )));
         }
         let before = self.ndb.node(nid)?.ok_or_else(|| not_found("node", nid))?;
+        self.refuse_object(Some(&before))?;
         self.ndb.set_parent(nid, parent)?;
+        self.raw.insert(nid);
         if nid.kind() == NidType::SEARCH_FOLDER && before.nid_parent != parent {
             self.relink_search_folder(nid, Some(before.nid_parent), Some(parent))?;
         }
@@ -69,8 +73,10 @@ impl Transaction {
             return Err(PstError::Refused(format!("node {nid} cannot be deleted")));
         }
         let before = self.ndb.node(nid)?.ok_or_else(|| not_found("node", nid))?;
+        self.refuse_object(Some(&before))?;
         self.ndb.delete_node(nid)?;
         self.written.remove(&nid);
+        self.raw.remove(&nid);
         if nid.kind() == NidType::SEARCH_FOLDER {
             self.relink_search_folder(nid, Some(before.nid_parent), None)?;
             for kind in [NidType::SEARCH_UPDATE_QUEUE, NidType::SEARCH_CONTENTS_TABLE] {
@@ -78,6 +84,44 @@ impl Transaction {
                     self.ndb.delete_node(nid.with_kind(kind))?;
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Whether a node is a folder that the root folder leads to, or a message in one. Those have rows
+    /// and counts that must follow, so they are never handled as raw nodes.
+    fn is_object(&self, entry: &NbtEntry) -> bool {
+        match entry.nid.kind() {
+            NidType::NORMAL_FOLDER => self.ancestors(entry.nid).is_ok(),
+            NidType::NORMAL_MESSAGE | NidType::ASSOC_MESSAGE => {
+                self.ancestors(entry.nid_parent).is_ok()
+            }
+            _ => false,
+        }
+    }
+
+    fn refuse_object(&self, entry: Option<&NbtEntry>) -> Result<()> {
+        match entry {
+            Some(entry) if self.is_object(entry) => Err(PstError::Refused(format!(
+                "node {} is a folder or a message, not a raw node",
+                entry.nid
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses an edit that made a raw node a folder or a message, without its rows and counts.
+    pub(super) fn check_raw(&self) -> Result<()> {
+        let index = self.base_index()?;
+        let before = index.raw.keys().filter(|nid| {
+            let kind = nid.kind();
+            (kind == NidType::NORMAL_FOLDER
+                || kind == NidType::NORMAL_MESSAGE
+                || kind == NidType::ASSOC_MESSAGE)
+                && !self.placed.contains_key(nid)
+        });
+        for nid in before.chain(&self.raw) {
+            self.refuse_object(self.ndb.node(*nid)?.as_ref())?;
         }
         Ok(())
     }

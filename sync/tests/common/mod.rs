@@ -1,0 +1,380 @@
+//! A near and a far mailbox in memory, and a destination that applies as an agent does.
+#![allow(dead_code, clippy::expect_used, clippy::unwrap_used)]
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+
+use pst::inventory::Inventory;
+use pst::ltp::{PropValue, TableContext};
+use pst::messaging::{MessageData, Transaction, tags};
+use pst::{Nid, NidType, Pst};
+use storage::{Generation, MemStorage, RangeSet, ReadAt};
+use sync::kv::KvStore;
+use sync::{
+    ApplyAnswer, ApplyJob, ApplyOutcome, Destination, Options, Package, RemoteInventory, Report,
+    Sequencer, Source, SyncDatabase, SyncError, apply, sync_container,
+};
+use tempfile::TempDir;
+
+/// A PST in memory that a mail program works on.
+#[derive(Clone)]
+pub struct Mailbox(pub Arc<MemStorage>);
+
+impl Mailbox {
+    /// A folder with the messages m0, m1 and so on.
+    pub fn new(count: u32) -> Self {
+        let subjects: Vec<String> = (0..count).map(|i| format!("m{i}")).collect();
+        Self::with_subjects(&subjects)
+    }
+
+    pub fn with_subjects<S: AsRef<str>>(subjects: &[S]) -> Self {
+        let this = Self(Arc::new(MemStorage::from(
+            pst::create_empty(&[7; 16]).expect("empty"),
+        )));
+        this.edit(|tx| {
+            let root = tx.ipm_subtree().expect("subtree");
+            let name = [PropValue::string(tags::DISPLAY_NAME, "Inbox")]
+                .into_iter()
+                .collect();
+            let inbox = tx.create_folder(root, None, &name).expect("folder");
+            for subject in subjects {
+                tx.add_message(inbox, None, &message(subject.as_ref()), false)
+                    .expect("adds");
+            }
+        });
+        this
+    }
+
+    pub fn generation(&self) -> Generation {
+        Generation::of(self.0.as_ref()).expect("hashes")
+    }
+
+    /// Another file with the same bytes.
+    pub fn twin(&self) -> Self {
+        Self(Arc::new(MemStorage::from(self.0.to_vec())))
+    }
+
+    pub fn edit(&self, f: impl FnOnce(&mut Transaction)) {
+        let mut tx = Transaction::begin(Arc::clone(&self.0) as Arc<dyn ReadAt>).expect("begins");
+        f(&mut tx);
+        tx.finish()
+            .expect("finishes")
+            .commit(self.0.as_ref())
+            .expect("commits");
+    }
+
+    pub fn pst(&self) -> Pst {
+        Pst::open(Arc::new(MemStorage::from(self.0.to_vec()))).expect("opens")
+    }
+
+    pub fn inbox(&self) -> Nid {
+        let pst = self.pst();
+        let named = |nid| {
+            pst.folder(nid)
+                .expect("folder")
+                .props
+                .str(tags::DISPLAY_NAME)
+        };
+        let found = pst.folders().expect("folders").into_iter().map(|f| f.nid);
+        found
+            .into_iter()
+            .find(|nid| named(*nid).as_deref() == Some("Inbox"))
+            .expect("an inbox")
+    }
+
+    /// (NID, subject) of the messages in the inbox.
+    pub fn mail(&self) -> Vec<(Nid, String)> {
+        let pst = self.pst();
+        let entries = pst.messages_of(self.inbox()).expect("lists");
+        let subject = |nid| pst.message(nid).expect("reads").props.str(tags::SUBJECT);
+        entries
+            .iter()
+            .map(|m| (m.nid, subject(m.nid).expect("a subject")))
+            .collect()
+    }
+
+    pub fn subjects(&self) -> Vec<String> {
+        let mut subjects: Vec<_> = self.mail().into_iter().map(|(_, s)| s).collect();
+        subjects.sort();
+        subjects
+    }
+
+    pub fn nid_of(&self, subject: &str) -> Nid {
+        self.mail()
+            .into_iter()
+            .find(|(_, s)| s == subject)
+            .expect("it is there")
+            .0
+    }
+
+    pub fn add(&self, subject: &str) {
+        let inbox = self.inbox();
+        self.edit(|tx| {
+            tx.add_message(inbox, None, &message(subject), false)
+                .expect("adds");
+        });
+    }
+
+    pub fn change(&self, subject: &str, new: &str) {
+        let nid = self.nid_of(subject);
+        let mut data = self.pst().message(nid).expect("reads");
+        data.props.insert(PropValue::string(tags::SUBJECT, new));
+        self.edit(|tx| tx.update_message(nid, &data).expect("updates"));
+    }
+
+    pub fn delete(&self, subject: &str) {
+        let nid = self.nid_of(subject);
+        self.edit(|tx| tx.delete_message(nid).expect("deletes"));
+    }
+}
+
+pub fn message(subject: &str) -> MessageData {
+    let hash = blake3::hash(subject.as_bytes());
+    let props = [
+        PropValue::string(tags::MESSAGE_CLASS, "IPM.Note"),
+        PropValue::string(tags::SUBJECT, subject),
+        PropValue::binary(tags::SEARCH_KEY, &hash.as_bytes()[..16]),
+        PropValue::i32(tags::MESSAGE_FLAGS, 1),
+    ];
+    MessageData {
+        props: props.into_iter().collect(),
+        ..MessageData::default()
+    }
+}
+
+/// The far side; it applies as an agent does, and can be told to misbehave.
+pub struct Far {
+    pub mailbox: Mailbox,
+    pub applies: AtomicU32,
+    /// What happens at the far side right before an apply.
+    pub before_apply: Mutex<Vec<Box<dyn FnOnce(&Mailbox) + Send>>>,
+    /// Answers a digest of something else.
+    pub lies: bool,
+    /// Applies, but the next answer gets lost.
+    pub loses_answer: AtomicBool,
+}
+
+impl Far {
+    pub fn new(mailbox: Mailbox) -> Self {
+        Self {
+            mailbox,
+            applies: AtomicU32::new(0),
+            before_apply: Mutex::default(),
+            lies: false,
+            loses_answer: AtomicBool::new(false),
+        }
+    }
+}
+
+impl Destination for Far {
+    fn name(&self) -> &str {
+        "far"
+    }
+
+    fn inventory(&self, _: &str) -> sync::Result<RemoteInventory> {
+        Ok(RemoteInventory {
+            inventory: Inventory::read(&self.mailbox.pst())?,
+            generation: Generation::of(self.mailbox.0.as_ref()).expect("hashes"),
+        })
+    }
+
+    fn apply(&self, job: &ApplyJob<'_>, _: &mut dyn FnMut(u64, u64)) -> sync::Result<ApplyAnswer> {
+        if let Some(disturb) = self.before_apply.lock().expect("lock").pop() {
+            disturb(&self.mailbox);
+        }
+        self.applies.fetch_add(1, Ordering::SeqCst);
+        let file = &self.mailbox.0;
+        if Generation::of(file.as_ref()).expect("hashes") != job.base {
+            return Ok(ApplyAnswer::WrongBase);
+        }
+        let package = Package::decode(job.package)?;
+        let applied = apply(Arc::clone(file) as Arc<dyn ReadAt>, &package)?;
+        applied.write_set.commit(file.as_ref()).expect("commits");
+        let mut digest = Inventory::read(&self.mailbox.pst())?.digest();
+        if applied.nid_map.is_empty() {
+            assert_eq!(digest, job.expected, "the client expects what comes out");
+        }
+        if self.lies {
+            digest[0] ^= 1;
+        }
+        if self.loses_answer.swap(false, Ordering::SeqCst) {
+            return Err(SyncError::Destination {
+                message: "the answer was lost".to_owned(),
+                retry: true,
+                offline: false,
+            });
+        }
+        Ok(ApplyAnswer::Applied(ApplyOutcome {
+            inventory_digest: digest,
+            generation: Generation::of(file.as_ref()).expect("hashes"),
+            nid_map: applied.nid_map,
+            bytes_sent: job.package.len() as u64,
+            repeated: false,
+        }))
+    }
+}
+
+pub struct Counter(pub u64);
+
+impl Sequencer for Counter {
+    fn next(&mut self, _: [u8; 32]) -> std::io::Result<u64> {
+        self.0 += 1;
+        Ok(self.0)
+    }
+}
+
+/// The near side with its database.
+pub struct Near {
+    pub mailbox: Mailbox,
+    pub database: SyncDatabase,
+    pub sequence: Counter,
+    /// The bytes that the near file started from, if they are known.
+    pub started_from: Option<Generation>,
+    /// The bytes as of the last mark.
+    marked: Vec<u8>,
+    pub epoch: u64,
+    _dir: TempDir,
+}
+
+impl Near {
+    pub fn new(mailbox: Mailbox) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let started_from = Some(mailbox.generation());
+        let marked = mailbox.0.to_vec();
+        let store = KvStore::open(&dir.path().join("db")).expect("opens");
+        let database = SyncDatabase::new(store);
+        Self {
+            mailbox,
+            database,
+            sequence: Counter(0),
+            started_from,
+            marked,
+            epoch: 10,
+            _dir: dir,
+        }
+    }
+
+    /// The sync database is lost.
+    pub fn forget(&mut self) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = KvStore::open(&dir.path().join("db")).expect("opens");
+        self.database = SyncDatabase::new(store);
+        self._dir = dir;
+    }
+
+    pub fn sync(&mut self, far: &Far) -> sync::Result<Report> {
+        self.sync_with(far, Options::default())
+    }
+
+    pub fn sync_with(&mut self, far: &Far, options: Options) -> sync::Result<Report> {
+        let started_from = self.started_from;
+        let now = self.mailbox.0.to_vec();
+        let written = differing(&self.marked, &now);
+        let source = Source {
+            reader: Arc::new(MemStorage::from(now.clone())),
+            lineage: 1,
+            epoch: self.epoch,
+            written: &written,
+            is_base: &|| started_from == Some(far.mailbox.generation()),
+        };
+        let mut quiet = |_, _| {};
+        let (database, sequence) = (&self.database, &mut self.sequence);
+        let report = sync_container(
+            "a.pst", &source, far, database, sequence, options, &mut quiet,
+        )?;
+        self.marked = now;
+        Ok(report)
+    }
+}
+
+/// What a drive would have seen written between two versions.
+fn differing(old: &[u8], new: &[u8]) -> RangeSet {
+    let mut set = RangeSet::default();
+    for (i, unit) in new.chunks(64).enumerate() {
+        if old.get(i * 64..i * 64 + unit.len()) != Some(unit) {
+            set.insert(i as u64 * 64..(i * 64 + unit.len()) as u64);
+        }
+    }
+    set
+}
+
+pub fn pair(count: u32) -> (Near, Far) {
+    let near = Mailbox::new(count);
+    let far = Far::new(near.twin());
+    (Near::new(near), far)
+}
+
+/// What is wrong with a file: its structures, and its tables against its nodes.
+pub fn faults(pst: &Pst) -> Vec<String> {
+    let findings = [
+        pst::check::check(pst.ndb()),
+        pst::check::check_ltp(pst.ndb()),
+    ];
+    let mut faults: Vec<String> = findings
+        .iter()
+        .flatten()
+        .filter(|f| f.severity >= pst::check::Severity::Warning)
+        .map(ToString::to_string)
+        .collect();
+    let index = pst.index().expect("an index");
+    for folder in index.folders.keys() {
+        let mut rows = |kind, mut there: Vec<u32>| {
+            let nid = folder.with_kind(kind);
+            let entry = pst.ndb().node(nid).expect("reads");
+            let Some(entry) = entry else {
+                return faults.push(format!("{folder} lacks {nid}"));
+            };
+            let table =
+                TableContext::open(pst.ndb(), entry.bid_data, entry.bid_sub).expect("opens");
+            let mut listed: Vec<u32> = table.row_ids().collect();
+            listed.sort_unstable();
+            there.sort_unstable();
+            if listed != there {
+                faults.push(format!("{nid} lists {listed:x?}, there are {there:x?}"));
+            }
+        };
+        let messages = |associated| {
+            let all = index.messages.get(folder).into_iter().flatten();
+            all.filter(|m| m.associated == associated)
+                .map(|m| m.nid.0)
+                .collect()
+        };
+        rows(NidType::CONTENTS_TABLE, messages(false));
+        rows(NidType::ASSOC_CONTENTS_TABLE, messages(true));
+        let mut children: Vec<u32> = index
+            .children
+            .get(folder)
+            .into_iter()
+            .flatten()
+            .map(|n| n.0)
+            .collect();
+        let search = index.raw.values();
+        children.extend(
+            search
+                .filter(|e| e.nid.kind() == NidType::SEARCH_FOLDER && e.nid_parent == *folder)
+                .map(|e| e.nid.0),
+        );
+        rows(NidType::HIERARCHY_TABLE, children);
+        let count = pst
+            .folder(*folder)
+            .expect("reads")
+            .props
+            .i32(tags::CONTENT_COUNT);
+        let messages: Vec<u32> = messages(false);
+        if count.unwrap_or(0) as usize != messages.len() {
+            faults.push(format!("{folder} counts {count:?} of {}", messages.len()));
+        }
+    }
+    faults
+}
+
+/// The canonical dump.
+pub fn lines(pst: &Pst) -> Vec<String> {
+    let mut out = Vec::new();
+    pst::dump::dump(pst, pst::dump::DumpOptions::default(), &mut |line| {
+        out.push(line.to_owned());
+        Ok(())
+    })
+    .expect("dumps");
+    out
+}
