@@ -6,7 +6,6 @@
 //! the file, nothing is written.
 
 use std::fs::{self, TryLockError};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -184,9 +183,10 @@ fn open_alone(path: &Path) -> Result<Arc<FileStorage>, UserError> {
 }
 
 /// A process, not ours, that has the file open. Programs that lock nothing are seen here, as far as this
-/// user may see them; Samba holds real descriptors for its clients.
+/// user may see them; Samba holds real descriptors for its clients. Only the names of open files are
+/// looked at: asking for more would hang on a file of a dead share.
 fn other_user(path: &Path) -> Option<u32> {
-    let wanted = fs::metadata(path).ok().map(|m| (m.dev(), m.ino()))?;
+    let wanted = path.canonicalize().ok()?;
     for process in fs::read_dir("/proc").ok()?.flatten() {
         let pid = process
             .file_name()
@@ -199,7 +199,7 @@ fn other_user(path: &Path) -> Option<u32> {
             continue;
         };
         for entry in open.flatten() {
-            if fs::metadata(entry.path()).is_ok_and(|m| (m.dev(), m.ino()) == wanted) {
+            if fs::read_link(entry.path()).is_ok_and(|name| name == wanted) {
                 return Some(pid);
             }
         }

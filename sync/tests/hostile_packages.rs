@@ -57,7 +57,7 @@ fn stage() -> &'static Stage {
             data.attachments.push(AttachmentData {
                 props: [
                     PropValue::string(0x3707, "a.bin"),
-                    PropValue::binary(tags::ATTACH_DATA, &[7; 9000]),
+                    PropValue::binary(tags::ATTACH_DATA, [7; 9000]),
                     PropValue::i32(tags::ATTACH_METHOD, 1),
                 ]
                 .into_iter()

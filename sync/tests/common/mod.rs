@@ -142,12 +142,15 @@ pub fn message(subject: &str) -> MessageData {
     }
 }
 
+/// Something that happens at the far side.
+type Disturbance = Box<dyn FnOnce(&Mailbox) + Send>;
+
 /// The far side; it applies as an agent does, and can be told to misbehave.
 pub struct Far {
     pub mailbox: Mailbox,
     pub applies: AtomicU32,
     /// What happens at the far side right before an apply.
-    pub before_apply: Mutex<Vec<Box<dyn FnOnce(&Mailbox) + Send>>>,
+    pub before_apply: Mutex<Vec<Disturbance>>,
     /// Answers a digest of something else.
     pub lies: bool,
     /// Applies, but the next answer gets lost.
