@@ -1,6 +1,6 @@
 //! Real files turned into one another, and mail of uncommon size and shape: what is applied is what
 //! was compared, and the file stays whole.
-#![allow(clippy::expect_used)]
+#![allow(clippy::expect_used, clippy::indexing_slicing)]
 
 mod common;
 #[path = "../../tests/support/skip.rs"]
@@ -14,7 +14,7 @@ use pst::inventory::Inventory;
 use pst::ltp::{Guid, PropBag, PropName, PropTag, PropType, PropValue};
 use pst::messaging::{AttachmentData, MessageData, Transaction, tags};
 use pst::{Nid, Pst};
-use storage::{MemStorage, ReadAt};
+use storage::{CrashStorage, MemStorage, ReadAt};
 use sync::{Change, Package, apply, compare, compile, expected};
 
 const FILES: &[&str] = &[
@@ -316,4 +316,58 @@ fn ten_thousand_messages_in_one_folder_travel() {
     let out = ship(&out, &fewer);
     assert_equal(&out, &fewer, "fewer messages");
     assert_eq!(faults(&open(&out)), Vec::<String>::new());
+}
+
+/// Any cut of what a change list writes leaves the mail of before or of after, never a third thing.
+#[test]
+fn a_crash_in_the_middle_leaves_one_state_or_the_other() {
+    let Some(corpus) = corpus() else { return };
+    let mut images = 0;
+    for (from, to) in [
+        ("outlook_1.pst", "outlook_1-later.pst"),
+        ("unicode-two-messages.pst", "aspose-outlook.pst"),
+        ("tika-testPST.pst", "dist-list.pst"),
+    ] {
+        let read = |name: &str| std::fs::read(corpus.join(name)).expect("reads");
+        let image = read(from);
+        let base = Mailbox(Arc::new(MemStorage::from(image.clone())));
+        let source = Mailbox(Arc::new(MemStorage::from(read(to))));
+        let (old, new) = (open(&base), open(&source));
+        let changes = compare(
+            &Inventory::read(&old).expect("reads"),
+            &Inventory::read(&new).expect("reads"),
+        );
+        let list = changes.into_iter().map(|c| (c.clone(), c.nid())).collect();
+        let package = compile(&new, list).expect("compiles");
+        let applied = apply(Arc::clone(&base.0) as Arc<dyn ReadAt>, &package).expect("applies");
+        let whole = CrashStorage::new(image.clone());
+        applied.write_set.commit(&whole).expect("commits");
+        let state = |image: Vec<u8>| {
+            let pst = Pst::open(Arc::new(MemStorage::from(image))).expect("a cut file opens");
+            assert_eq!(
+                severe(&pst).len(),
+                severe(&old).len(),
+                "{from}: {:?}",
+                severe(&pst)
+            );
+            Inventory::read(&pst)
+                .expect("every object is whole")
+                .digest()
+        };
+        let (before, after) = (state(image.clone()), state(whole.live()));
+        assert_ne!(before, after);
+        let history = whole.history();
+        let step = (history.len() / 12).max(1);
+        for cut in (0..=history.len()).step_by(step).chain([history.len()]) {
+            let storage = CrashStorage::replay(image.clone(), &history[..cut]).expect("replays");
+            let seeds = 0..4;
+            let survivors = seeds.map(|seed| storage.survivor_seed(seed + cut as u64 * 7));
+            for survivor in survivors.chain([storage.synced(), storage.live()]) {
+                let found = state(survivor);
+                assert!(found == before || found == after, "{from} cut at {cut}");
+                images += 1;
+            }
+        }
+    }
+    println!("{images} crash images");
 }
