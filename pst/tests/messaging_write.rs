@@ -257,6 +257,49 @@ fn raw_nodes_are_carried_as_they_are_and_search_folders_get_their_rows() {
     );
 }
 
+/// A reader that knows messages by their number alone must not take one for another.
+#[test]
+fn embedded_messages_share_no_number_with_messages_in_folders() {
+    fn inner(ndb: &Arc<pst::ndb::Ndb>, sub: pst::Bid, out: &mut Vec<Nid>) {
+        if sub.is_none() {
+            return;
+        }
+        for (nid, entry) in ndb.subnodes(sub).unwrap() {
+            if nid.kind() == NidType::NORMAL_MESSAGE {
+                out.push(nid);
+            }
+            inner(ndb, entry.bid_sub, out);
+        }
+    }
+    let file = empty();
+    let mut tx = begin(&file);
+    let folder = tx.create_folder(IPM_SUBTREE, None, &folder("F")).unwrap();
+    let first = tx.alloc_nid(NidType::NORMAL_MESSAGE).unwrap().index() + 1;
+    // As when mail comes from another file: with its number.
+    for n in 0..4 {
+        let mut outer = message(n, 10, true);
+        outer.attachments = vec![
+            embedded(message(n + 100, 10, true)),
+            embedded(message(n + 200, 10, true)),
+        ];
+        let nid = Nid::new(NidType::NORMAL_MESSAGE, first + n);
+        assert_eq!(
+            tx.add_message(folder, Some(nid), &outer, false).unwrap(),
+            nid
+        );
+    }
+    commit(&tx.finish().unwrap(), &file);
+    let pst = open(&file);
+    let index = pst.index().unwrap();
+    let mut all = Vec::new();
+    for entry in index.messages.values().flatten() {
+        all.push(entry.nid);
+        inner(pst.ndb(), entry.entry.bid_sub, &mut all);
+    }
+    assert_eq!(all.len(), 12);
+    assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), 12, "{all:?}");
+}
+
 #[test]
 fn refusals_leave_the_file_alone() {
     let file = empty();

@@ -29,7 +29,8 @@ pub(super) struct Builder<'a> {
     /// Columns of every new attachment table.
     pub attachment_columns: &'a [PropTag],
     /// Hands out the NIDs of attachments and embedded messages. They are unique over the whole file,
-    /// as Outlook has them: libpff looks inner subnodes up among the outer ones first.
+    /// as Outlook has them: libpff looks inner subnodes up among the outer ones first, and embedded
+    /// messages among all messages of the file ([`embedded_nid`]).
     pub nids: &'a mut NdbTransaction,
 }
 
@@ -142,7 +143,7 @@ impl Builder<'_> {
             props.insert(PropValue {
                 tag: PropTag::new(tags::ATTACH_DATA, PropType::OBJECT),
                 data: ValueData::Object(ObjectValue {
-                    nid: self.nids.alloc_nid(NidType::NORMAL_MESSAGE)?,
+                    nid: embedded_nid(self.nids.alloc_nid(NidType::NORMAL_MESSAGE)?),
                     size,
                     content: Some(NodeSource::built(content)),
                 }),
@@ -164,6 +165,14 @@ impl Builder<'_> {
         }
         Ok(out)
     }
+}
+
+/// The NID of an embedded message: in the upper half of the numbers, which no message in a folder
+/// has. One that came with its number from another file would else meet an embedded message of
+/// that number, perhaps its own, and libpff would take the one for the other.
+const fn embedded_nid(fresh: Nid) -> Nid {
+    const UPPER_HALF: u32 = 1 << 26;
+    Nid::new(NidType::NORMAL_MESSAGE, fresh.index() | UPPER_HALF)
 }
 
 /// A message's properties with what follows from its attachments made right
