@@ -15,6 +15,8 @@ use crate::{Nid, PstError, Result};
 
 /// How deep folders may be nested.
 pub const MAX_FOLDER_DEPTH: usize = 1000;
+/// Bytes of lines that are kept while a folder's messages are put in order; what is beyond is read again.
+const KEPT_LINES: usize = 16 << 20;
 
 /// What a dump shows beside the content.
 #[derive(Clone, Copy, Debug, Default)]
@@ -84,19 +86,29 @@ impl Walk<'_> {
 
         let entries = self.index.messages.get(&nid).map_or(&[][..], Vec::as_slice);
         let mut order = Vec::with_capacity(entries.len());
+        let mut kept = 0;
         for entry in entries {
             let record = self.record(entry)?;
+            // What fits into the bound is kept; a folder may hold more than memory does.
+            let line = (kept < KEPT_LINES).then(|| self.line(entry.nid, &record));
+            kept += line.as_ref().map_or(0, String::len);
             order.push((
-                record.kind,
-                record.search_key(),
-                record.fingerprint(),
+                (
+                    record.kind,
+                    record.search_key(),
+                    record.fingerprint(),
+                    entry.nid,
+                ),
+                line,
                 entry,
             ));
         }
-        order.sort_by_key(|(kind, key, fingerprint, entry)| (*kind, *key, *fingerprint, entry.nid));
-        for (_, _, _, entry) in order {
-            // Read again rather than kept: a folder may hold more than memory does.
-            let line = self.line(entry.nid, &self.record(entry)?);
+        order.sort_by_key(|(key, ..)| *key);
+        for (_, line, entry) in order {
+            let line = match line {
+                Some(line) => line,
+                None => self.line(entry.nid, &self.record(entry)?),
+            };
             (self.emit)(&line)?;
         }
 

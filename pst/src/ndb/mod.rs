@@ -43,8 +43,10 @@ pub use transaction::NdbTransaction;
 
 use crate::{Bid, Bref, Nid, PstError, Result};
 
-/// B-tree pages kept in memory per open file (512 KiB of them).
-const CACHE_PAGES: usize = 1024;
+/// Bytes of B-tree pages kept in memory per open file. Folder by folder is not the order of the tree:
+/// a walk passes over the leaves once per folder, and rereads them all where they do not fit. These
+/// are the pages of about 300,000 blocks, of 2 GB of mail.
+const CACHE_BYTES: usize = 8 << 20;
 
 #[derive(Default)]
 struct PageCache {
@@ -53,11 +55,11 @@ struct PageCache {
 }
 
 impl PageCache {
-    fn insert(&mut self, page: &Arc<BtPage>) {
+    fn insert(&mut self, page: &Arc<BtPage>, page_size: usize) {
         if self.pages.insert(page.bref.ib, Arc::clone(page)).is_none() {
             self.order.push_back(page.bref.ib);
         }
-        while self.pages.len() > CACHE_PAGES {
+        while self.pages.len() > CACHE_BYTES / page_size.max(1) {
             let Some(oldest) = self.order.pop_front() else {
                 break;
             };
@@ -244,7 +246,7 @@ impl Ndb {
         let data = self.read(bref.ib, self.format().page_size)?;
         let page = Arc::new(BtPage::parse(self.format(), data, E::PAGE, bref)?);
         page.verify_order::<E>()?;
-        lock().insert(&page);
+        lock().insert(&page, self.format().page_size);
         Ok(page)
     }
 }
