@@ -360,11 +360,13 @@ impl DriveControl for Mounted {
             }
         }
         let mut handle = self.handle.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(mounted) = handle.take() {
+        if let Some(mounted) = handle.as_mut() {
+            // Refused, the drive goes on: the handle stays for the next try.
             mounted
                 .unmount()
                 .map_err(|e| not_unmounted(&self.mountpoint, &e))?;
         }
+        *handle = None;
         let (mut pending, pending_bytes) = self.pending();
         let more_pending = pending.len().saturating_sub(MAX_FILES) as u64;
         pending.truncate(MAX_FILES);
@@ -467,6 +469,13 @@ fn not_mounted(mountpoint: &Path, error: &io::Error) -> UserError {
 }
 
 fn not_unmounted(mountpoint: &str, error: &io::Error) -> UserError {
+    if error.kind() == io::ErrorKind::ResourceBusy {
+        return UserError::new(
+            "in-use",
+            format!("{mountpoint} stays mounted: a program has a file or folder there open"),
+            "close the programs that use it (see `fuser -m`), then unmount again",
+        );
+    }
     UserError::new(
         "not-unmounted",
         format!("{mountpoint} cannot be unmounted: {error}"),

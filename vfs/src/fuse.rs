@@ -7,6 +7,7 @@
 use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -474,6 +475,43 @@ fn empty(reply: ReplyEmpty, what: &str, done: crate::Result<()>) {
     }
 }
 
+/// Unmounts, or says why not; a drive that is in use stays.
+fn detach(mountpoint: &Path) -> io::Result<()> {
+    use rustix::io::Errno as E;
+    match rustix::mount::unmount(mountpoint, rustix::mount::UnmountFlags::empty()) {
+        // Not mounted any more: someone else was first.
+        Ok(()) | Err(E::INVAL | E::NOENT) => Ok(()),
+        Err(E::PERM) => fusermount(mountpoint),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Whoever is not root may unmount through the setuid helper only.
+fn fusermount(mountpoint: &Path) -> io::Result<()> {
+    let mut said = io::Error::from(io::ErrorKind::NotFound);
+    for helper in ["fusermount3", "fusermount"] {
+        match Command::new(helper)
+            .args(["-u", "--"])
+            .arg(mountpoint)
+            .env("LC_ALL", "C")
+            .output()
+        {
+            Ok(output) if output.status.success() => return Ok(()),
+            Ok(output) => {
+                let text = String::from_utf8_lossy(&output.stderr);
+                let kind = if text.contains("busy") {
+                    io::ErrorKind::ResourceBusy
+                } else {
+                    io::ErrorKind::Other
+                };
+                return Err(io::Error::new(kind, text.trim().to_owned()));
+            }
+            Err(e) => said = e,
+        }
+    }
+    Err(said)
+}
+
 /// A mounted drive. Dropping it unmounts.
 pub struct MountHandle {
     session: Option<BackgroundSession>,
@@ -529,10 +567,19 @@ impl MountHandle {
     /// Unmounts, then flushes everything (R4: what the share lacks stays recorded).
     ///
     /// # Errors
-    /// A drive that is in use stays mounted where the system says so; what could not be flushed.
-    pub fn unmount(mut self) -> io::Result<()> {
-        if let Some(session) = self.session.take() {
-            session.umount_and_join()?;
+    /// [`io::ErrorKind::ResourceBusy`] while a program uses the drive, which then stays mounted and
+    /// goes on as before; what could not be flushed.
+    pub fn unmount(&mut self) -> io::Result<()> {
+        if let Some(session) = &self.session {
+            if !session.guard.is_finished() {
+                // Never lazily: a program would go on with a drive that nobody can see, and its end
+                // could not be waited for. fuser's own unmount gives up the session even where
+                // the system refuses, and is lazy for other users than root.
+                detach(&self.mountpoint)?;
+            }
+            if let Some(session) = self.session.take() {
+                session.join()?;
+            }
         }
         self.drive.shutdown().map_err(io::Error::from)
     }

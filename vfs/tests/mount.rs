@@ -270,7 +270,7 @@ fn programs_work_on_while_the_state_flips() {
     drive.fill().unwrap();
     let at = rig.tmp.path().join("mnt");
     fs::create_dir(&at).unwrap();
-    let handle = mount(drive.clone(), &at, &MountOptions::default()).unwrap();
+    let mut handle = mount(drive.clone(), &at, &MountOptions::default()).unwrap();
     let done = std::sync::atomic::AtomicBool::new(false);
     let ends: Vec<Vec<u8>> = std::thread::scope(|s| {
         let programs: Vec<_> = (0..FILES)
