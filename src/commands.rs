@@ -171,6 +171,7 @@ fn show_status(status: &DriveStatus, out: &mut Output) -> Result<(), UserError> 
         };
         out.line(format_args!("agent     {}{reach}", clean(&agent.url)))?;
     }
+    out.line(format_args!("journal   {}", size(status.journal_bytes)))?;
     out.line(format_args!("pending   {}", size(status.pending_bytes)))?;
     for file in &status.files {
         show_file(file, out)?;

@@ -191,6 +191,9 @@ pub struct DriveStatus {
     pub share_reachable: bool,
     /// The agent, where one is configured.
     pub agent: Option<AgentStatus>,
+    /// Bytes of the journal's segments that are in use.
+    #[serde(default)]
+    pub journal_bytes: u64,
     /// Bytes in the journal that wait to be synced.
     pub pending_bytes: u64,
     /// Files that are of interest: containers, and every file that is not synced. At most [`MAX_FILES`].
@@ -561,6 +564,7 @@ mod tests {
             state: State::Online,
             share_reachable: true,
             agent: None,
+            journal_bytes: 0,
             pending_bytes: 0,
             files: vec![file(SyncState::Synced)],
             more_files: 0,

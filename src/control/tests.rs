@@ -40,6 +40,7 @@ impl DriveControl for FakeDrive {
             state: State::Online,
             share_reachable: true,
             agent: None,
+            journal_bytes: 0,
             pending_bytes: 0,
             files: Vec::new(),
             more_files: 0,

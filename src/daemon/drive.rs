@@ -265,8 +265,9 @@ impl DriveControl for Mounted {
             share_reachable: status.link_up,
             agent: self.agent_url.clone().map(|url| AgentStatus {
                 url,
-                reachable: None,
+                reachable: self.syncer.reachable(),
             }),
+            journal_bytes: status.journal_bytes,
             pending_bytes,
             files,
             more_files,

@@ -283,6 +283,7 @@ mod tests {
                 state: State::Online,
                 share_reachable: true,
                 agent: None,
+                journal_bytes: 0,
                 pending_bytes: self.pending,
                 files: Vec::new(),
                 more_files: 0,

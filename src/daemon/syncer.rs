@@ -30,6 +30,8 @@ pub struct Syncer {
     database: SyncDatabase,
     /// One sync at a time; also what went wrong last, by path.
     failures: Mutex<HashMap<String, UserError>>,
+    /// Whether the destination answered when it was last asked.
+    reachable: Mutex<Option<bool>>,
     running: Mutex<()>,
 }
 
@@ -45,6 +47,7 @@ impl Syncer {
             destination,
             database,
             failures: Mutex::default(),
+            reachable: Mutex::default(),
             running: Mutex::default(),
         }
     }
@@ -66,6 +69,14 @@ impl Syncer {
             .cloned()
     }
 
+    /// Whether the destination answered when it was last asked; `None` before the first time.
+    pub fn reachable(&self) -> Option<bool> {
+        *self
+            .reachable
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Syncs one container to the verified end.
     pub fn sync(
         &self,
@@ -74,7 +85,19 @@ impl Syncer {
         progress: &dyn Progress,
     ) -> FileReport {
         let _one = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        let report = match self.try_sync(container, allow_deletes, progress) {
+        let tried = self.try_sync(container, allow_deletes, progress);
+        let answered = match &tried {
+            Ok(_) | Err(Failure::Deferred(_)) => Some(true),
+            Err(Failure::Sync(SyncError::Destination { offline, .. })) => Some(!offline),
+            Err(_) => None,
+        };
+        if answered.is_some() {
+            *self
+                .reachable
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner) = answered;
+        }
+        let report = match tried {
             Ok(report) => report,
             Err(error) => FileReport {
                 outcome: outcome_of(&error),
