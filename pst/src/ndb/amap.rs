@@ -64,7 +64,10 @@ impl Bits {
     }
 
     pub fn free(&self) -> usize {
-        self.0.iter().map(|b| b.count_zeros() as usize).sum()
+        let (words, rest) = self.0.as_chunks::<8>();
+        let words = words.iter().map(|w| u64::from_ne_bytes(*w).count_zeros());
+        let rest = rest.iter().map(|b| b.count_zeros());
+        words.chain(rest).map(|n| n as usize).sum()
     }
 
     pub fn combine(&self, other: &Self, f: impl Fn(u8, u8) -> u8) -> Self {
@@ -116,10 +119,11 @@ struct Map {
 impl Map {
     fn new(base: Bits) -> Self {
         Self {
+            // No run is longer than all free slots together: a full map is never searched.
+            exhausted: base.free() + 1,
             base,
             mine: Bits::EMPTY,
             freed: Bits::EMPTY,
-            exhausted: SLOTS + 1,
         }
     }
 
@@ -484,7 +488,12 @@ impl Space {
     pub fn taken(&self) -> Vec<(u64, usize)> {
         let mut runs: Vec<(u64, usize)> = Vec::new();
         for (i, m) in &self.maps {
-            for slot in (0..SLOTS).filter(|s| m.mine.get(*s)) {
+            // Most maps are only looked into: their bytes are all zero.
+            let bytes = m.mine.0.iter().enumerate().filter(|(_, b)| **b != 0);
+            for slot in bytes
+                .flat_map(|(byte, _)| byte * 8..byte * 8 + 8)
+                .filter(|s| m.mine.get(*s))
+            {
                 let at = amap_offset(*i) + slot as u64 * SLOT;
                 match runs.last_mut() {
                     Some((start, len)) if *start + *len as u64 == at => *len += SLOT as usize,
@@ -513,6 +522,41 @@ mod tests {
         bits.set(0, SLOTS, true);
         assert_eq!(bits.find(1, 1), None);
         assert_eq!(bits.free(), 0);
+    }
+
+    #[test]
+    fn runs_taken_are_found_across_bytes_maps_and_gaps() {
+        let map = |runs: &[(usize, usize)]| {
+            let mut map = Map::new(reserved(1));
+            runs.iter().for_each(|(s, n)| map.mine.set(*s, *n, true));
+            map
+        };
+        let maps = [
+            (1, map(&[(9, 1), (14, 12), (SLOTS - 1, 1)])),
+            (2, map(&[])),
+            (4, map(&[(8, 8)])),
+        ];
+        let space = Space {
+            maps: BTreeMap::from(maps),
+            old_count: 5,
+            count: 5,
+            rebuilt: false,
+            hints: [0; 2],
+            no_block: SLOTS + 1,
+            no_page: false,
+            dense: Vec::new(),
+            scan: 0,
+        };
+        let at = |i: u64, slot: usize| amap_offset(i) + slot as u64 * SLOT;
+        assert_eq!(
+            space.taken(),
+            [
+                (at(1, 9), 64),
+                (at(1, 14), 12 * 64),
+                (at(1, SLOTS - 1), 64),
+                (at(4, 8), 512)
+            ]
+        );
     }
 
     #[test]
