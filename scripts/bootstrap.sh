@@ -17,6 +17,7 @@ needed=(
   readpst:pst-utils            #   our own must not judge our own writing
   rsync:rsync                  # compared in the demo
   xdelta3:xdelta3              # compared in the tests
+  /usr/bin/time:time           # peak memory in the benchmarks
   /usr/bin/perl:perl-base      # the agent asks the kernel for file leases through it
   setpriv:util-linux           # tests that need another user
   /etc/ssl/certs/ca-certificates.crt:ca-certificates   # cargo's downloads

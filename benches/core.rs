@@ -1,0 +1,167 @@
+//! The core paths in one process, measured by criterion: walk, inventory, delta, compile, apply.
+//!
+//! The file lies in the page cache: what is measured is our own work, not the disk's.
+//! `PSTSYNCD_BENCH_CORE_MB` sets its size (32 without).
+
+mod support;
+
+use std::hint::black_box;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Result;
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use pst::Pst;
+use pst::dump::{DumpOptions, dump};
+use pst::inventory::Inventory;
+use pst::ltp::PropertyContext;
+use pst::messaging::tags;
+use storage::{FileStorage, ReadAt};
+use sync::{Package, apply, compare, compile};
+
+/// Opens the file and reads the subject of every message; counts them.
+fn walk(path: &Path) -> Result<usize> {
+    let pst = support::open(path)?;
+    let index = pst.index()?;
+    let mut found = 0;
+    for message in index.messages.values().flatten() {
+        let entry = &message.entry;
+        let context = PropertyContext::open(pst.ndb(), entry.bid_data, entry.bid_sub)?;
+        found += usize::from(context.get(tags::SUBJECT)?.is_some());
+    }
+    Ok(found)
+}
+
+/// Opens the file and brings a known inventory up to date.
+fn update(path: &Path, previous: &Inventory) -> Result<Inventory> {
+    Ok(Inventory::update(&support::open(path)?, previous)?)
+}
+
+/// From the base's inventory and the changed file to the change list with its carrier.
+fn delta(path: &Path, base: &Inventory) -> Result<Package> {
+    let pst = support::open(path)?;
+    let now = Inventory::update(&pst, base)?;
+    let changes: Vec<_> = compare(base, &now)
+        .into_iter()
+        .map(|change| {
+            let nid = change.nid();
+            (change, nid)
+        })
+        .collect();
+    Ok(compile(&pst, changes)?)
+}
+
+/// A stage that fails is a bug of ours: a benchmark has nothing to measure then.
+fn must<T>(what: &str, result: Result<T>) -> T {
+    result.unwrap_or_else(|e| panic!("{what}: {e:#}"))
+}
+
+fn core(c: &mut Criterion) {
+    let megabytes = std::env::var("PSTSYNCD_BENCH_CORE_MB")
+        .ok()
+        .and_then(|v| v.parse().ok())
+        .unwrap_or(32);
+    let dir = must(
+        "temporary directory",
+        tempfile::tempdir().map_err(Into::into),
+    );
+    let base = must("generator", support::generated(dir.path(), megabytes));
+    let changed = dir.path().join("changed.pst");
+    must("copy", std::fs::copy(&base, &changed).map_err(Into::into));
+    must("edit", support::change_subject(&changed));
+    let pst = must("open", support::open(&base));
+    let count = must("messages", support::messages(&pst)).len() as u64;
+    let before = must("inventory", Inventory::read(&pst).map_err(Into::into));
+    let package = must("delta", delta(&changed, &before));
+    assert_eq!(package.changes.len(), 1, "one subject is one change");
+
+    let mut group = c.benchmark_group("messages");
+    group.sample_size(10);
+    group.throughput(Throughput::Elements(count));
+    group.bench_function("walk", |b| b.iter(|| must("walk", walk(black_box(&base)))));
+    group.bench_function("inventory_read", |b| {
+        b.iter(|| must("read", update(&base, &Inventory::default())));
+    });
+    group.bench_function("dump", |b| {
+        b.iter(|| {
+            let pst = must("open", support::open(&base));
+            let mut bytes = 0;
+            let done = dump(&pst, DumpOptions::default(), &mut |line| {
+                bytes += line.len();
+                Ok(())
+            });
+            must("dump", done.map_err(Into::into));
+            bytes
+        });
+    });
+    group.finish();
+
+    // What happened to one message: this must not grow with the file, and what of it does shows here.
+    let mut group = c.benchmark_group("one_change");
+    group.sample_size(20);
+    group.bench_function("open_and_index", |b| {
+        b.iter(|| {
+            must(
+                "index",
+                support::open(&changed).and_then(|p| Ok(p.index()?)),
+            )
+        });
+    });
+    group.bench_function("inventory_update", |b| {
+        b.iter(|| must("update", update(&changed, &before)));
+    });
+    group.bench_function("diff_and_compile", |b| {
+        b.iter(|| must("delta", delta(&changed, &before)));
+    });
+    let file = must(
+        "open",
+        FileStorage::open_read_only(&base).map_err(Into::into),
+    );
+    let file: Arc<dyn ReadAt> = Arc::new(file);
+    group.bench_function("apply", |b| {
+        b.iter(|| {
+            let done = must(
+                "apply",
+                apply(Arc::clone(&file), &package).map_err(Into::into),
+            );
+            assert_eq!(done.done, 1);
+            done.write_set
+        });
+    });
+    group.finish();
+
+    // A thousand messages into an empty file, in one transaction, as a first sync does it.
+    let source = must("open", support::open(&base));
+    let mail: Vec<_> = must("messages", support::messages(&source))
+        .into_iter()
+        .take(1000)
+        .map(|(_, nid)| must("message", source.message(nid).map_err(Into::into)))
+        .collect();
+    let mut group = c.benchmark_group("transaction");
+    group.sample_size(10);
+    group.throughput(Throughput::Elements(mail.len() as u64));
+    group.bench_function("add_messages", |b| {
+        b.iter(|| must("add", add_all(&source, &mail)));
+    });
+    group.finish();
+}
+
+/// Adds messages to a new file in memory; the bytes that this writes.
+fn add_all(source: &Pst, mail: &[pst::messaging::MessageData]) -> Result<usize> {
+    let empty = pst::create_empty(b"benchmark of add")?;
+    let mut tx = pst::messaging::Transaction::begin(Arc::new(storage::MemStorage::from(empty)))?;
+    let top = tx.ipm_subtree()?;
+    for message in mail {
+        let message = tx.import_message(message, source.names())?;
+        tx.add_message(top, None, &message, false)?;
+    }
+    let writes = tx.finish()?.phases;
+    Ok(writes
+        .iter()
+        .flat_map(|p| &p.writes)
+        .map(|(_, b)| b.len())
+        .sum())
+}
+
+criterion_group!(benches, core);
+criterion_main!(benches);
