@@ -223,6 +223,8 @@ pub struct Near {
     pub mailbox: Mailbox,
     pub database: SyncDatabase,
     pub sequence: Counter,
+    /// The life of the near file.
+    pub lineage: u64,
     /// The bytes that the near file started from, if they are known.
     pub started_from: Option<Generation>,
     _dir: TempDir,
@@ -238,6 +240,7 @@ impl Near {
             mailbox,
             database,
             sequence: Counter(0),
+            lineage: 1,
             started_from,
             _dir: dir,
         }
@@ -259,7 +262,7 @@ impl Near {
         let started_from = self.started_from;
         let source = Source {
             reader: Arc::new(MemStorage::from(self.mailbox.0.to_vec())),
-            lineage: 1,
+            lineage: self.lineage,
             epoch: 1,
             is_base: &|| started_from == Some(far.mailbox.generation()),
         };
