@@ -43,18 +43,18 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<()> {
     let started = Instant::now();
     let mut demo = Demo::set_up(args)?;
-    let result = demo.play();
-    demo.tear_down()?;
+    let played = demo.play();
+    let result = demo.tear_down().and(played);
+    if args.keep {
+        println!("\nEverything is kept in {}", demo.home.display());
+    } else {
+        fs::remove_dir_all(&demo.home)?;
+    }
     result?;
     println!(
         "\nDone in {:.1} s; nothing is left running.",
         started.elapsed().as_secs_f64()
     );
-    if args.keep {
-        println!("Everything is kept in {}", demo.home.display());
-    } else {
-        fs::remove_dir_all(&demo.home)?;
-    }
     Ok(())
 }
 
@@ -251,6 +251,8 @@ impl Demo {
     fn sync(&mut self, stage: &'static str) -> Result<()> {
         self.show_status()?;
         let rsync = self.rsync_bytes()?;
+        let before = self.home.join("before.pst");
+        fs::copy(&self.on_share, &before)?;
         let answer = self.pstsyncd(&["sync", "now", "--json"])?;
         let last = answer.lines().last().unwrap_or_default();
         let report: Value = serde_json::from_str(last).with_context(|| answer.clone())?;
@@ -268,6 +270,18 @@ impl Demo {
             "change list: {objects}; {shipped} bytes shipped; verified by the agent: {verified}"
         );
         ensure!(verified, "the agent did not verify: {report}");
+        println!("What that did to the PST on the share:");
+        let package = self.home.join("changes");
+        let args = [
+            "pst",
+            "diff",
+            path(&before),
+            path(&self.on_share),
+            "-o",
+            path(&package),
+        ];
+        echo(&output(&mut self.command(&args))?);
+        fs::remove_file(before)?;
         self.compare_dumps()?;
         let size = fs::metadata(&self.on_drive)?.len();
         self.rows.push(Row {

@@ -7,6 +7,7 @@
 //! ```
 
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
@@ -44,8 +45,8 @@ enum Verb {
     },
 }
 
-fn main() -> Result<()> {
-    match Args::parse().verb {
+fn main() -> ExitCode {
+    let done = match Args::parse().verb {
         Verb::Create {
             file,
             megabytes,
@@ -56,6 +57,13 @@ fn main() -> Result<()> {
             operations,
             seed,
         } => edit(&file, operations, seed),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("mail_writer: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
 
@@ -105,7 +113,8 @@ fn edit(path: &Path, operations: u64, seed: u64) -> Result<()> {
     let mut random = Random(seed);
     for i in 0..operations {
         let pst = Pst::open(Arc::clone(&file) as Arc<dyn ReadAt>)?;
-        let root = pst.ipm_subtree()?;
+        // An OST has no such top; there the user's folders are somewhere below the root.
+        let root = pst.ipm_subtree().unwrap_or(Nid::ROOT_FOLDER);
         let folders = folders_below(&pst, root)?;
         if folders.is_empty() {
             bail!("{} has no folder to put mail into", path.display());

@@ -79,6 +79,10 @@ pub struct MountArgs {
     /// Let other users enter the drive
     #[arg(long)]
     pub allow_other: bool,
+    /// Without an agent: nothing else opens the PSTs on the share while they are synced, so go
+    /// without file leases (for shares that do not have them)
+    #[arg(long, conflicts_with_all = ["agent_url", "agent_invitation"])]
+    pub exclusive: bool,
     /// Set by --background on the process it starts: readiness goes to standard output as JSON
     #[arg(long, hide = true, conflicts_with = "background")]
     pub detached: bool,

@@ -96,7 +96,7 @@ fn replayed_edits_reach_the_share() {
         rig.assert_equal_dumps();
         assert_readers_agree(&rig);
         let check = rig.ok(&["pst", "check", rig.on_share().to_str().expect("UTF-8")]);
-        assert_eq!(check["errors"], 0, "{check}");
+        assert_eq!(check["summary"]["errors"], 0, "{check}");
     }
     rig.unmount();
 }

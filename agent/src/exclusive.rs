@@ -91,7 +91,7 @@ fn no_leases(path: &str, detail: &str) -> Fault {
         ErrorCode::Storage,
         format!("{path}: no file lease can be had ({detail})"),
     );
-    fault.next = "run the agent as the files' owner or root on a local file system, \
+    fault.next = "run it as the files' owner or root on a local file system, \
                   or with --exclusive where no other program uses them";
     fault
 }

@@ -33,7 +33,7 @@ pub struct InPlace {
 
 impl InPlace {
     /// Works beneath `root` in the name of `client`, with records in `records_dir`. `name` is the
-    /// destination's name in the sync database.
+    /// destination's name in the sync database, `exclusivity` how other programs are kept away.
     ///
     /// # Errors
     /// [`AgentError`] if the root or the records cannot be opened.
@@ -42,12 +42,13 @@ impl InPlace {
         records_dir: &Path,
         client: ClientId,
         name: String,
+        exclusivity: Exclusivity,
     ) -> Result<Self, AgentError> {
         let worker = Worker {
             root: Root::open(root)?,
             records: Records::open(records_dir)?,
             engine: Arc::new(PstEngine) as Arc<dyn Engine>,
-            exclusivity: Exclusivity::Lease,
+            exclusivity,
             steps: None,
             max_package: wire::MAX_UNPACKED,
         };

@@ -12,7 +12,7 @@ use pst::dump::{DumpOptions, dump};
 use pst::ltp::PropValue;
 use pst::messaging::{MessageData, Transaction, tags};
 use pst::{Nid, Pst};
-use storage::{FileStorage, MemStorage, ReadAt};
+use storage::{FileStorage, MemStorage, RangeSet, ReadAt};
 use sync::client::{AgentClient, Timeouts, load_invitation};
 use sync::kv::KvStore;
 use sync::{
@@ -104,6 +104,7 @@ fn mail_reaches_the_pst_on_the_share_also_over_a_crash() {
             reader: Arc::new(MemStorage::from(local.to_vec())),
             lineage: 1,
             epoch: 1,
+            written: &RangeSet::from(0..u64::MAX),
             is_base: &|| true,
         };
         let mut nothing = |_: u64, _: u64| {};

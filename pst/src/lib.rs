@@ -1,5 +1,4 @@
-//! A PST engine: reads and safely edits Personal Storage Table files ([MS-PST]).
-
+#![doc = include_str!("../README.md")]
 #![cfg_attr(
     not(test),
     deny(

@@ -25,7 +25,7 @@ fn versions() -> Option<Vec<Vec<u8>>> {
         match out {
             Ok(out) if out.status.success() => Some(out.stdout),
             _ => {
-                println!("skipped: {name} cannot be unpacked with zstd");
+                support::skip::skipped("traces", &format!("{name} cannot be unpacked with zstd"));
                 None
             }
         }

@@ -3,6 +3,9 @@
 //! written. A tool that is not installed is skipped, and says so.
 #![allow(clippy::unwrap_used)]
 
+#[path = "../../tests/support/skip.rs"]
+mod skip;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -220,7 +223,7 @@ fn written(dir: &Path) -> PathBuf {
 fn have(tool: &str) -> bool {
     let found = Command::new(tool).arg("-V").output().is_ok();
     if !found {
-        println!("skipped: {tool} is not installed");
+        skip::skipped("readers", &format!("{tool} is not installed"));
     }
     found
 }

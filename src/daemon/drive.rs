@@ -5,22 +5,22 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use agent::InPlace;
+use agent::{Exclusivity, InPlace};
 use sync::client::{AgentClient, Timeouts};
 use sync::kv::KvStore;
 use sync::wire::{ClientId, Invitation};
 use sync::{AgentDestination, Destination, SyncDatabase};
 use vfs::fuse::{MountHandle, MountOptions, mount};
 use vfs::share::dir::DirShare;
-use vfs::{ContainerStatus, Drive, DriveConfig};
+use vfs::{ContainerStatus, Drive, DriveConfig, Reintegrated, ReintegratedOutcome};
 
 use super::paths::StateDir;
-use super::syncer::Syncer;
+use super::syncer::{Syncer, host, today};
 use super::validator::PstValidator;
 use super::{DriveOptions, End, Stop};
 use crate::control::protocol::MAX_FILES;
 use crate::control::{
-    AgentStatus, Binding, DriveControl, DriveStatus, FileStatus, Policy, Progress, State,
+    AgentStatus, Binding, DriveControl, DriveStatus, Event, FileStatus, Policy, Progress, State,
     SyncReport, SyncState, UnmountReport,
 };
 use crate::error::UserError;
@@ -76,7 +76,13 @@ pub fn open(
         }
         None => {
             let records = in_state("applied");
-            let here = InPlace::open(&options.share, &records, client, SHARE.to_owned());
+            let exclusivity = if options.exclusive {
+                Exclusivity::Promised
+            } else {
+                Exclusivity::Lease
+            };
+            let name = SHARE.to_owned();
+            let here = InPlace::open(&options.share, &records, client, name, exclusivity);
             Box::new(here.map_err(|e| {
                 UserError::new(
                     "share",
@@ -219,6 +225,7 @@ impl Mounted {
             .sum::<u64>();
         let mut paths: Vec<String> = containers.into_iter().map(|c| c.path).collect();
         paths.extend(status.dirty_opaque);
+        paths.extend(self.drive.pending_namespace());
         (paths, bytes.max(status.unsynced_bytes))
     }
 }
@@ -287,18 +294,48 @@ impl DriveControl for Mounted {
             )
             .with_exit(ExitStatus::Offline));
         }
+        // First the tree, so that every file has its place on the share.
+        match self.drive.reintegrate(&today(), &host()) {
+            Ok(done) => done.iter().for_each(|r| log_reintegrated(r, progress)),
+            Err(vfs::Error::Link(why)) => {
+                return Err(UserError::new(
+                    "share-unreachable",
+                    format!("the share {} cannot be reached: {why}", self.share),
+                    "sync again when it is back; everything is kept in the journal",
+                )
+                .with_exit(ExitStatus::Offline));
+            }
+            Err(error) => {
+                return Err(UserError::new(
+                    "tree",
+                    format!("changes of files and folders could not be brought over: {error}"),
+                    "see `pstsyncd status`; everything is kept in the journal",
+                ));
+            }
+        }
         let mut waiting = self.waiting();
+        let mut opaque: Vec<ContainerStatus> = self
+            .drive
+            .status()
+            .dirty_opaque
+            .iter()
+            .filter_map(|path| self.drive.file_status(path).ok())
+            .collect();
         if let Some(path) = path {
             let wanted = self.drive.file_status(path).map_err(|e| {
                 UserError::new("no-such-file", e.to_string(), "name a file on the drive")
             })?;
             waiting.retain(|c| c.path == wanted.path);
+            opaque.retain(|f| f.path == wanted.path);
         }
         let mut report = SyncReport::default();
         for container in &waiting {
             report
                 .files
                 .push(self.syncer.sync(container, allow_deletes, progress));
+        }
+        for file in &opaque {
+            report.files.push(self.syncer.push(file));
         }
         // Whatever went wrong is said first, should the list be cut.
         report
@@ -339,6 +376,29 @@ impl DriveControl for Mounted {
             state_dir,
         })
     }
+}
+
+fn log_reintegrated(done: &Reintegrated, progress: &dyn Progress) {
+    let text = match &done.outcome {
+        ReintegratedOutcome::Done => return tracing::debug!(change = done.what, "brought over"),
+        ReintegratedOutcome::RenamedTo(path) => {
+            format!(
+                "{}: the name was taken on the share; yours is {path}",
+                done.what
+            )
+        }
+        ReintegratedOutcome::KeptThere => {
+            format!(
+                "{}: it was changed on the share meanwhile, and is kept",
+                done.what
+            )
+        }
+        ReintegratedOutcome::Dropped(why) => {
+            format!("{}: not possible on the share any more ({why})", done.what)
+        }
+    };
+    tracing::warn!(text, "changed on both sides");
+    progress.event(Event::Note { text });
 }
 
 fn state_of(policy: Policy) -> Result<vfs::State, UserError> {

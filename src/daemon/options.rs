@@ -30,6 +30,8 @@ pub struct DriveOptions {
     pub agent: Option<AgentOptions>,
     /// Let other users enter the drive.
     pub allow_other: bool,
+    /// Nothing else opens the PSTs on the share: no leases are asked for.
+    pub exclusive: bool,
     /// The policy to begin with: online, cached or offline.
     pub policy: Policy,
 }
@@ -72,6 +74,7 @@ impl DriveOptions {
             state_dir,
             agent,
             allow_other: args.allow_other,
+            exclusive: args.exclusive,
             policy,
         })
     }

@@ -10,7 +10,7 @@ use sync::{
     Destination, Options, Report, Sequencer, Source, SyncDatabase, SyncError, Verdict,
     sync_container,
 };
-use vfs::{ContainerStatus, Drive, Snapshot};
+use vfs::{ContainerStatus, Drive, PushOutcome, Snapshot};
 
 use super::validator::whole_though_abandoned;
 use crate::control::{Event, FileOutcome, FileReport, Progress};
@@ -106,6 +106,10 @@ impl Syncer {
         }
         let snapshot = self.moment(path, progress)?;
         let drive = &self.drive;
+        if container.attached && is_physical(container) {
+            let outcome = drive.push_epoch(path, snapshot, &today(), &host())?;
+            return Ok(push_report(container, &outcome));
+        }
         let is_base = || {
             snapshot.attached
                 && !snapshot.flipped
@@ -116,6 +120,7 @@ impl Syncer {
             reader: Arc::clone(&snapshot.reader),
             lineage: snapshot.lineage,
             epoch: snapshot.epoch,
+            written: &snapshot.written,
             is_base: &is_base,
         };
         let mut sequencer = Journaled { drive, path };
@@ -152,6 +157,22 @@ impl Syncer {
             "synced and verified"
         );
         Ok(file_report(container, &report))
+    }
+
+    /// Brings an opaque file's own bytes to the share.
+    pub fn push(&self, file: &ContainerStatus) -> FileReport {
+        let _one = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.drive.push_opaque(&file.path, &today(), &host()) {
+            Ok(outcome) => push_report(file, &outcome),
+            Err(error) => {
+                let failure = Failure::Drive(error);
+                FileReport {
+                    outcome: outcome_of(&failure),
+                    error: Some(explain(&file.path, &failure)),
+                    ..empty_report(file)
+                }
+            }
+        }
     }
 
     /// A frozen view at a moment at which the container is whole.
@@ -303,6 +324,61 @@ fn file_report(container: &ContainerStatus, report: &Report) -> FileReport {
             .and_then(|ms| Timestamp::from_millisecond(ms).ok()),
         ..empty_report(container)
     }
+}
+
+/// The share may be in the middle of the application's own commit, or holds nothing yet: then
+/// bytes are sent, not objects (DESIGN 6).
+fn is_physical(container: &ContainerStatus) -> bool {
+    container.flipped
+        || container
+            .stamp
+            .is_none_or(|stamp| stamp.size < SMALLEST_PST)
+}
+
+/// Bytes of a PST's header: a shorter file on the share holds no objects.
+const SMALLEST_PST: u64 = 564;
+
+fn push_report(file: &ContainerStatus, outcome: &PushOutcome) -> FileReport {
+    let report = FileReport {
+        verified_at: Some(Timestamp::now()),
+        ..empty_report(file)
+    };
+    match outcome {
+        PushOutcome::Clean => FileReport {
+            outcome: FileOutcome::Unchanged,
+            ..report
+        },
+        PushOutcome::Pushed(bytes) => FileReport {
+            outcome: FileOutcome::Synced,
+            shipped_bytes: *bytes,
+            ..report
+        },
+        PushOutcome::Conflict(kept_as) => FileReport {
+            outcome: FileOutcome::Conflict,
+            error: Some(UserError::new(
+                "changed-on-both-sides",
+                format!(
+                    "{} was changed on the share too; yours is kept as {kept_as}",
+                    file.path
+                ),
+                "compare the two files and remove the one you do not need",
+            )),
+            ..report
+        },
+    }
+}
+
+/// How our side of a conflict is named.
+pub fn today() -> String {
+    Timestamp::now().strftime("%Y-%m-%d").to_string()
+}
+
+/// This machine's name, for the same.
+pub fn host() -> String {
+    rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned()
 }
 
 fn now_ms() -> u64 {

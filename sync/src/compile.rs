@@ -57,14 +57,11 @@ pub fn compile(source: &Pst, changes: Vec<(Change, Nid)>) -> Result<Package> {
                 tx.add_message(messages, None, &data, associated)?
             }
             ObjectKind::Raw => {
-                let entry = source
-                    .ndb()
-                    .node(nid)?
-                    .ok_or_else(|| SyncError::WrongBase {
-                        what: "raw node",
-                        nid,
-                        detail: "it is not in the source",
-                    })?;
+                let entry = source.ndb().node(nid)?.ok_or(SyncError::WrongBase {
+                    what: "raw node",
+                    nid,
+                    detail: "it is not in the source",
+                })?;
                 let content = raw::content(source.ndb(), &entry)?;
                 let placed = tx.alloc_nid(NidType::INTERNAL)?;
                 tx.put_raw_node(placed, Nid(0), &content)?;

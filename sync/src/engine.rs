@@ -18,7 +18,7 @@ use std::sync::Arc;
 use pst::inventory::Inventory;
 use pst::{Nid, Pst};
 use serde::{Deserialize, Serialize};
-use storage::ReadAt;
+use storage::{RangeSet, ReadAt};
 
 use crate::base::{Base, Renumbered as _, stand_ins};
 use crate::change_list::{Action, Change, Counts, ObjectKind};
@@ -43,6 +43,8 @@ pub struct Source<'a> {
     pub lineage: u64,
     /// The epoch of the snapshot.
     pub epoch: u64,
+    /// Bytes written since the epoch that was last marked as synced, in any state.
+    pub written: &'a RangeSet,
     /// Asked after the destination was read: does it still hold the very bytes that the local
     /// file started from? Only then is what is missing here known to have been deleted here.
     pub is_base: &'a dyn Fn() -> bool,
@@ -121,8 +123,17 @@ pub fn sync_container(
 ) -> Result<Report> {
     let pst = Pst::open(Arc::clone(&source.reader))?;
     let stored = database.load(container, destination.name())?;
-    // NIDs of another lineage say nothing about this one.
-    let before = stored.as_ref().filter(|b| b.head.lineage == source.lineage);
+    // NIDs of another lineage say nothing about this one. And an epoch older than the one that was
+    // synced: this side lost something, and what is missing here was not deleted here (R2).
+    let before = stored
+        .as_ref()
+        .filter(|b| b.head.lineage == source.lineage && b.head.epoch <= source.epoch);
+    if stored.is_some() && before.is_none() {
+        tracing::warn!(
+            container,
+            "this side is another or older than what was synced"
+        );
+    }
     let local = local_inventory(&pst, source, before)?;
     let read = || Base::read(container, before, source.is_base, &local, destination);
     let mut base = match before {
@@ -176,15 +187,30 @@ pub fn sync_container(
     })
 }
 
-/// The local inventory; fingerprints of the last sync are reused where the lineage is unbroken.
+/// The local inventory. A fingerprint of the last sync is reused where the lineage is unbroken,
+/// the BIDs are the same, and the blocks that they name were not written since: another PST that
+/// is copied over this one may well hand out the same BIDs.
 fn local_inventory(pst: &Pst, source: &Source<'_>, before: Option<&Synced>) -> Result<Inventory> {
-    let same_life = before.filter(|b| {
-        b.head.lineage == source.lineage && b.head.bid_next <= pst.ndb().header().bid_next_block.0
+    let bid_next = pst.ndb().header().bid_next_block.0;
+    let same_life =
+        before.filter(|b| b.head.lineage == source.lineage && b.head.bid_next <= bid_next);
+    let Some(synced) = same_life else {
+        return Ok(Inventory::read(pst)?);
+    };
+    let mut touched = BTreeSet::new();
+    for block in pst.ndb().blocks() {
+        let block = block?;
+        let space = pst.ndb().format().block_space(usize::from(block.cb)) as u64;
+        let end = block.bref.ib.saturating_add(space);
+        if source.written.intersects(block.bref.ib..end) {
+            touched.insert(block.bref.bid.key());
+        }
+    }
+    let mut known = synced.ours();
+    known.rows.retain(|_, row| {
+        !touched.contains(&row.bid_data.key()) && !touched.contains(&row.bid_sub.key())
     });
-    Ok(match same_life {
-        Some(synced) => Inventory::update(pst, &synced.ours())?,
-        None => Inventory::read(pst)?,
-    })
+    Ok(Inventory::update(pst, &known)?)
 }
 
 impl Plan {

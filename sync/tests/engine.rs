@@ -12,7 +12,7 @@ use pst::inventory::Inventory;
 use pst::ltp::PropValue;
 use pst::messaging::tags;
 use pst::{Nid, Pst};
-use storage::ReadAt;
+use storage::{ReadAt, WriteAt};
 use sync::{Options, SyncError, apply, compare, compile};
 
 #[test]
@@ -283,4 +283,33 @@ fn a_folder_into_which_others_put_mail_is_not_deleted_with_it() {
     base.add("theirs");
     let error = apply(Arc::clone(&base.0) as Arc<dyn ReadAt>, &package).expect_err("refused");
     assert!(matches!(error, SyncError::WrongBase { .. }), "{error}");
+}
+
+#[test]
+fn another_pst_copied_over_this_one_is_seen_as_it_is() {
+    let (mut near, far) = pair(3);
+    near.sync(&far).expect("syncs");
+    // Made by the same steps, so every NID and BID is the same; only the mail is another.
+    let other = Mailbox::with_subjects(&["x0", "x1", "x2"]);
+    near.mailbox.0.set_len(0).expect("cuts");
+    near.mailbox
+        .0
+        .write_all_at(0, &other.0.to_vec())
+        .expect("writes");
+    near.sync(&far).expect("syncs");
+    assert_eq!(far.mailbox.subjects(), ["x0", "x1", "x2"]);
+}
+
+#[test]
+fn a_side_that_lost_its_latest_epoch_deletes_nothing() {
+    let (mut near, far) = pair(3);
+    let older = near.mailbox.twin();
+    near.mailbox.add("new");
+    near.sync(&far).expect("syncs");
+    // The disk forgot: the file and its epoch are those of before.
+    near.mailbox = older;
+    near.epoch = 5;
+    let report = near.sync(&far).expect("syncs");
+    assert_eq!(report.counts.deleted, 0, "{report:?}");
+    assert_eq!(far.mailbox.subjects(), ["m0", "m1", "m2", "new"]);
 }

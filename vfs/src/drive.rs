@@ -1,20 +1,21 @@
 //! The platform-neutral drive: what frontends call, and what the daemon steers.
 //!
-//! Frontends (FUSE, WinFsp) translate; all behaviour is here. The pieces: `names` (the tree),
-//! `content` (open files), `route` (which physical file a handle sees, R1), `fill` (filling the
+//! Frontends (FUSE, WinFsp) translate; all behaviour is here. The pieces: `names` and `change` (the
+//! tree), `content` (open files), `route` (which physical file a handle sees, R1), `fill` (filling the
 //! cache), `checkpoint`, `desk` (what the sync engine needs), `reintegrate` (bringing changes made
 //! here to the share).
 //!
 //! No lock that another file's operation needs is held across a share call or a flush (R11).
 
+mod change;
 mod checkpoint;
 mod content;
 mod desk;
 mod fill;
 mod names;
-//XXmod push;
+mod push;
 mod recover;
-//XXmod reintegrate;
+mod reintegrate;
 mod route;
 
 use std::collections::HashMap;
@@ -31,7 +32,7 @@ use crate::error::{Error, Result};
 use crate::file::FileNode;
 use crate::journal::Journal;
 use crate::journal::record::{MetaRecord, Record};
-use crate::link::Link;
+use crate::link::{InDoubt, Link};
 use crate::path::Patterns;
 use crate::share::Share;
 use crate::tree::Tree;
@@ -39,8 +40,8 @@ use crate::tree::Tree;
 pub use content::Opened;
 pub use desk::{ContainerStatus, DriveStatus, Exclusive};
 pub use names::{DirEntry, NodeAttr};
-//XXpub use push::PushOutcome;
-//XXpub use reintegrate::{Reintegrated, ReintegratedOutcome};
+pub use push::PushOutcome;
+pub use reintegrate::{Reintegrated, ReintegratedOutcome};
 
 /// What the drive may use of the link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,6 +157,8 @@ pub struct Drive {
     checkpoint: Mutex<()>,
     /// Held while pending changes are brought to the share.
     reintegrating: Mutex<()>,
+    /// Changes of the tree whose share calls were left behind.
+    tree_doubt: InDoubt,
     bell: Arc<Bell>,
     listeners: Mutex<Vec<mpsc::Sender<Event>>>,
 }
@@ -233,7 +236,7 @@ impl Drive {
             self.bell.want_fill.store(true, Ordering::SeqCst);
         }
         self.bell.ring();
-        self.emit(Event::State(state));
+        self.emit(&Event::State(state));
     }
 
     /// Events from now on. A receiver that is dropped is forgotten.
@@ -247,7 +250,7 @@ impl Drive {
         rx
     }
 
-    pub(crate) fn emit(&self, event: Event) {
+    pub(crate) fn emit(&self, event: &Event) {
         let mut listeners = self
             .listeners
             .lock()

@@ -406,7 +406,13 @@ impl FileState {
         self.lsn = lsn;
     }
 
+    /// `epoch` 0: only the share's stamp is news, by a change of ours that was not content.
     pub fn note_pushed(&mut self, epoch: u64, stamp: Stamp, lsn: u64) {
+        self.lsn = lsn;
+        if epoch == 0 {
+            self.stamp = Some(stamp);
+            return;
+        }
         self.dirty.drop_through(epoch);
         self.synced_epoch = self.synced_epoch.max(epoch);
         self.stamp = Some(stamp);
@@ -416,7 +422,6 @@ impl FileState {
         if self.dirty.is_empty() {
             self.mtime = None;
         }
-        self.lsn = lsn;
     }
 }
 
@@ -447,6 +452,12 @@ impl FileNode {
             doubt: InDoubt::default(),
             fetch: Mutex::default(),
         }
+    }
+
+    /// Names this physical life among those of all files: another file that takes this one's path
+    /// must never pass for it.
+    pub fn lineage(&self, st: &FileState) -> u64 {
+        (self.id << 24) | (st.lineage & 0xFF_FFFF)
     }
 
     pub fn read(&self) -> RwLockReadGuard<'_, FileState> {

@@ -460,9 +460,9 @@ impl Filesystem for Frontend {
 
     fn listxattr(&self, _: &Request, _: INodeNo, size: u32, reply: ReplyXattr) {
         if size == 0 {
-            reply.size(0)
+            reply.size(0);
         } else {
-            reply.data(&[])
+            reply.data(&[]);
         }
     }
 }

@@ -174,9 +174,10 @@ impl Link {
         let counter = doubt.0.clone();
         counter.fetch_add(1, Ordering::SeqCst);
         self.pool.submit(move || {
-            // Counted down also when the call panics.
-            let _count = CountDown(counter);
+            // Counted down also when the call panics, and before the caller hears of its end.
+            let count = CountDown(counter);
             let answer = work(&*share);
+            drop(count);
             let _ = tx.send(answer);
         });
         match rx.recv_timeout(budget) {

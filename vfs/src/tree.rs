@@ -172,13 +172,6 @@ impl Tree {
         names.join("/")
     }
 
-    /// The node at a (normalised) path.
-    pub fn find(&self, path: &str) -> Option<u64> {
-        path.split('/')
-            .filter(|p| !p.is_empty())
-            .try_fold(ROOT, |at, name| self.child(at, name))
-    }
-
     /// Path on the share, if the node is there.
     pub fn share_path(&self, id: u64) -> Option<String> {
         let mut names = Vec::new();
@@ -197,10 +190,26 @@ impl Tree {
 
     /// Path on the share of a name in a directory, if nothing else of ours owns that place.
     pub fn share_place(&self, parent: u64, name: &str) -> Option<String> {
-        if self.places.contains_key(&(parent, name.to_owned())) {
+        if self.claimed(parent, name) {
             return None;
         }
         Some(join(&self.share_path(parent)?, name))
+    }
+
+    /// Whether a place on the share is that of a node which is elsewhere, or nowhere, here: also
+    /// where a waiting change may have reached the share without its answer.
+    fn claimed(&self, parent: u64, name: &str) -> bool {
+        let waits = |p: &Pending| match &p.op {
+            TreeOp::Create(r) => r.parent == parent && r.name == name,
+            TreeOp::Rename {
+                parent: to,
+                name: n,
+                ..
+            } => *to == parent && n == name,
+            TreeOp::Remove { .. } | TreeOp::SetAttr { .. } => false,
+        };
+        self.places.contains_key(&(parent, name.to_owned()))
+            || (self.child(parent, name).is_none() && self.pending.iter().any(waits))
     }
 
     /// Whether `above` is `id` or one of its ancestors.
@@ -310,6 +319,17 @@ impl Tree {
             && here.as_ref() != Some(&place)
         {
             self.places.insert(place, id);
+        }
+    }
+
+    /// What the share has at a node's place now. Content that is ours keeps its own length and
+    /// times; a node without content looks as it does there.
+    pub fn seen(&mut self, id: u64, attr: Option<Attr>) {
+        if let (Some(node), Some(attr)) = (self.nodes.get_mut(&id), attr) {
+            node.attr.file_id = attr.file_id;
+            if node.file.is_none() {
+                node.attr = attr;
+            }
         }
     }
 
@@ -424,9 +444,27 @@ impl Tree {
         })
     }
 
+    /// Whether the node, or a directory above it, waits for the share: its place there is in doubt.
+    pub fn place_in_doubt(&self, id: u64) -> bool {
+        if self.pending.is_empty() {
+            return false;
+        }
+        let mut at = id;
+        for _ in 0..MAX_DEPTH {
+            if self.is_pending(at) {
+                return true;
+            }
+            match self.nodes.get(&at) {
+                Some(n) if at != ROOT => at = n.parent,
+                _ => return false,
+            }
+        }
+        true
+    }
+
     /// What the share says about one name. Returns the node, unless the place is another's.
     pub fn merge(&mut self, parent: u64, name: &str, attr: Attr, now: Instant) -> Option<u64> {
-        if self.places.contains_key(&(parent, name.to_owned())) {
+        if self.claimed(parent, name) {
             return None;
         }
         if let Some(id) = self.child(parent, name) {

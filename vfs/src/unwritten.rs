@@ -298,14 +298,14 @@ mod tests {
                     }
                     Op::Begin => if batch.is_none() { batch = Some(over.batch(lsn.max(2) - 2)); },
                     Op::Apply => if let Some(b) = &batch {
-                        if let Some((c, _)) = b.cut {
-                            if base.len().unwrap() > c { base.set_len(c).unwrap(); }
+                        if let Some((c, _)) = b.cut && base.len().unwrap() > c {
+                            base.set_len(c).unwrap();
                         }
                         for (o, d) in b.writes() { base.write_all_at(o, d).unwrap(); }
                     },
                     Op::Finish => if let Some(b) = batch.take() {
-                        if let Some((c, _)) = b.cut {
-                            if base.len().unwrap() > c { base.set_len(c).unwrap(); }
+                        if let Some((c, _)) = b.cut && base.len().unwrap() > c {
+                            base.set_len(c).unwrap();
                         }
                         for (o, d) in b.writes() { base.write_all_at(o, d).unwrap(); }
                         over.written(&b);

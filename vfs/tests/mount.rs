@@ -1,4 +1,5 @@
 //! The drive through the kernel: a real FUSE mount.
+#![allow(clippy::unwrap_used)]
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -247,4 +248,122 @@ fn mounting_on_nothing_is_an_error() {
         )
         .is_err()
     );
+}
+
+/// Several programs write and read their files through the mount, with everything in the
+/// background running, while the state flips and the share fails now and then.
+#[test]
+fn programs_work_on_while_the_state_flips() {
+    if fuse_missing() {
+        return;
+    }
+    const FILES: u8 = 3;
+    let rig = Rig::new();
+    for i in 0..FILES {
+        rig.put(&format!("m{i}.pst"), &pattern(300_000, i));
+    }
+    let mut config = rig.config(State::Online);
+    config.background = true;
+    config.unwritten_limit = 256 << 10;
+    config.direct_append = 16 << 10;
+    let drive = vfs::Drive::open(config).unwrap();
+    drive.fill().unwrap();
+    let at = rig.tmp.path().join("mnt");
+    fs::create_dir(&at).unwrap();
+    let handle = mount(drive.clone(), &at, &MountOptions::default()).unwrap();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let ends: Vec<Vec<u8>> = std::thread::scope(|s| {
+        let programs: Vec<_> = (0..FILES)
+            .map(|i| {
+                let path = at.join(format!("m{i}.pst"));
+                s.spawn(move || program(&path, i))
+            })
+            .collect();
+        let flips = s.spawn(|| {
+            let mut n = 0_u64;
+            while !done.load(std::sync::atomic::Ordering::SeqCst) {
+                n += 1;
+                let states = [State::Cached, State::Offline, State::Online, State::Online];
+                drive.set_state(states[n as usize % 4]);
+                rig.faults
+                    .at(n % 5 + 1, Fault::Fail(std::io::ErrorKind::TimedOut));
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+            n
+        });
+        let ends = programs.into_iter().map(|p| p.join().unwrap()).collect();
+        done.store(true, std::sync::atomic::Ordering::SeqCst);
+        println!("{} flips", flips.join().unwrap());
+        ends
+    });
+    rig.faults.heal();
+    for (i, end) in ends.iter().enumerate() {
+        assert!(
+            fs::read(at.join(format!("m{i}.pst"))).unwrap() == *end,
+            "file {i}"
+        );
+    }
+    handle.unmount().unwrap();
+    drive.set_state(State::Online);
+    for (i, end) in ends.iter().enumerate() {
+        let name = format!("m{i}.pst");
+        let pushed = drive.push_opaque(&name, "d", "h").unwrap();
+        assert!(
+            !matches!(pushed, vfs::PushOutcome::Conflict(_)),
+            "{pushed:?}"
+        );
+        assert!(rig.get(&name) == *end, "file {i} on the share");
+    }
+}
+
+fn program(path: &std::path::Path, seed: u8) -> Vec<u8> {
+    let mut model = pattern(300_000, seed);
+    let mut x = u64::from(seed) + 1;
+    let mut f = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .unwrap();
+    for i in 0..1500_u64 {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        let at = (x >> 8) as usize % model.len();
+        let len = 1 + (x >> 32) as usize % 6000;
+        match x % 16 {
+            0 => f.sync_data().unwrap(),
+            1 => {
+                let size = 200_000 + at % 200_000;
+                f.set_len(size as u64).unwrap();
+                model.resize(size, 0);
+            }
+            2 => {
+                let data = pattern(20_000, i as u8);
+                f.write_all_at(&data, model.len() as u64).unwrap();
+                model.extend_from_slice(&data);
+            }
+            3 => {
+                f = OpenOptions::new()
+                    .read(true)
+                    .write(true)
+                    .open(path)
+                    .unwrap();
+            }
+            4..=8 => {
+                let len = len.min(model.len() - at);
+                let mut got = vec![0; len];
+                f.read_exact_at(&mut got, at as u64).unwrap();
+                assert!(got == model[at..at + len], "read {i} at {at}");
+            }
+            _ => {
+                let data = pattern(len, i as u8);
+                f.write_all_at(&data, at as u64).unwrap();
+                if model.len() < at + len {
+                    model.resize(at + len, 0);
+                }
+                model[at..at + len].copy_from_slice(&data);
+            }
+        }
+    }
+    model
 }

@@ -1,8 +1,9 @@
 //! What the integration tests share: finding the corpus, and a storage over bytes in memory.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod mail;
 #[path = "../../../tests/support/skip.rs"]
-mod skip;
+pub mod skip;
 
 use std::path::PathBuf;
 use std::sync::Arc;

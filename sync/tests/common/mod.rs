@@ -8,7 +8,7 @@ use pst::inventory::Inventory;
 use pst::ltp::{PropValue, TableContext};
 use pst::messaging::{MessageData, Transaction, tags};
 use pst::{Nid, NidType, Pst};
-use storage::{Generation, MemStorage, ReadAt};
+use storage::{Generation, MemStorage, RangeSet, ReadAt};
 use sync::kv::KvStore;
 use sync::{
     ApplyAnswer, ApplyJob, ApplyOutcome, Destination, Options, Package, RemoteInventory, Report,
@@ -21,8 +21,13 @@ use tempfile::TempDir;
 pub struct Mailbox(pub Arc<MemStorage>);
 
 impl Mailbox {
-    /// A folder with `count` messages.
+    /// A folder with the messages m0, m1 and so on.
     pub fn new(count: u32) -> Self {
+        let subjects: Vec<String> = (0..count).map(|i| format!("m{i}")).collect();
+        Self::with_subjects(&subjects)
+    }
+
+    pub fn with_subjects<S: AsRef<str>>(subjects: &[S]) -> Self {
         let this = Self(Arc::new(MemStorage::from(
             pst::create_empty(&[7; 16]).expect("empty"),
         )));
@@ -32,8 +37,8 @@ impl Mailbox {
                 .into_iter()
                 .collect();
             let inbox = tx.create_folder(root, None, &name).expect("folder");
-            for i in 0..count {
-                tx.add_message(inbox, None, &message(&format!("m{i}")), false)
+            for subject in subjects {
+                tx.add_message(inbox, None, &message(subject.as_ref()), false)
                     .expect("adds");
             }
         });
@@ -227,6 +232,9 @@ pub struct Near {
     pub lineage: u64,
     /// The bytes that the near file started from, if they are known.
     pub started_from: Option<Generation>,
+    /// The bytes as of the last mark.
+    marked: Vec<u8>,
+    pub epoch: u64,
     _dir: TempDir,
 }
 
@@ -234,6 +242,7 @@ impl Near {
     pub fn new(mailbox: Mailbox) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let started_from = Some(mailbox.generation());
+        let marked = mailbox.0.to_vec();
         let store = KvStore::open(&dir.path().join("db")).expect("opens");
         let database = SyncDatabase::new(store);
         Self {
@@ -242,6 +251,8 @@ impl Near {
             sequence: Counter(0),
             lineage: 1,
             started_from,
+            marked,
+            epoch: 10,
             _dir: dir,
         }
     }
@@ -260,18 +271,34 @@ impl Near {
 
     pub fn sync_with(&mut self, far: &Far, options: Options) -> sync::Result<Report> {
         let started_from = self.started_from;
+        let now = self.mailbox.0.to_vec();
+        let written = differing(&self.marked, &now);
         let source = Source {
-            reader: Arc::new(MemStorage::from(self.mailbox.0.to_vec())),
+            reader: Arc::new(MemStorage::from(now.clone())),
             lineage: self.lineage,
-            epoch: 1,
+            epoch: self.epoch,
+            written: &written,
             is_base: &|| started_from == Some(far.mailbox.generation()),
         };
         let mut quiet = |_, _| {};
         let (database, sequence) = (&self.database, &mut self.sequence);
-        sync_container(
+        let report = sync_container(
             "a.pst", &source, far, database, sequence, options, &mut quiet,
-        )
+        )?;
+        self.marked = now;
+        Ok(report)
     }
+}
+
+/// What a drive would have seen written between two versions.
+fn differing(old: &[u8], new: &[u8]) -> RangeSet {
+    let mut set = RangeSet::default();
+    for (i, unit) in new.chunks(64).enumerate() {
+        if old.get(i * 64..i * 64 + unit.len()) != Some(unit) {
+            set.insert(i as u64 * 64..(i * 64 + unit.len()) as u64);
+        }
+    }
+    set
 }
 
 pub fn pair(count: u32) -> (Near, Far) {

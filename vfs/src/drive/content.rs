@@ -556,7 +556,7 @@ impl Drive {
     fn emit_for(&self, node: u64, event: impl FnOnce(String) -> Event) {
         let path = self.tree().path(node);
         if self.is_container(&path) {
-            self.emit(event(path));
+            self.emit(&event(path));
         }
     }
 

@@ -162,7 +162,7 @@ impl Drive {
         if !was_full {
             let path = self.tree().path(node);
             if self.is_container(&path) {
-                self.emit(Event::Cached(path));
+                self.emit(&Event::Cached(path));
             }
         }
         Ok(())

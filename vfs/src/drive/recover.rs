@@ -11,7 +11,7 @@ use crate::file::{FileNode, FileState};
 use crate::journal::Journal;
 use crate::journal::record::{MetaRecord, Record};
 use crate::journal::store::DirStore;
-use crate::link::Link;
+use crate::link::{InDoubt, Link};
 use crate::path::Patterns;
 use crate::share::{Attr, Kind};
 use crate::tree::{ROOT, Tree};
@@ -62,6 +62,7 @@ impl Drive {
             unwritten_limit: config.unwritten_limit.max(1),
             checkpoint: Mutex::default(),
             reintegrating: Mutex::default(),
+            tree_doubt: InDoubt::default(),
             bell: Arc::new(Bell::default()),
             listeners: Mutex::default(),
         });
@@ -204,9 +205,10 @@ impl<'a> Recovery<'a> {
                 }
                 return Ok(());
             }
-            M::Placed { id, share } => {
+            M::Placed { id, share, attr } => {
                 if lsn > self.tree.lsn {
                     self.tree.place(id, share);
+                    self.tree.seen(id, attr);
                     self.tree.lsn = lsn;
                 }
                 return Ok(());
@@ -259,7 +261,11 @@ impl<'a> Recovery<'a> {
             }
             M::OnlineTruncate { size, .. } if fresh => {
                 st.note_online_truncate(size, lsn);
+                // Zeros need no copying: a file that was whole stays so.
+                let old = st.size;
+                st.tee = st.valid.contains_range(0..old);
                 st.online_truncated(size, now());
+                st.tee = false;
             }
             M::OnlineFlushed { stamp, .. } if fresh => {
                 st.note_flushed(stamp, lsn);

@@ -15,15 +15,19 @@ use crate::share::{ShareFile, Stamp};
 impl Drive {
     /// Chooses what a first open sees. `FileNode::open` is held.
     pub(crate) fn choose(&self, node: u64, file: &Arc<FileNode>, write: bool) -> Result<Binding> {
-        let (path, share_path) = {
+        let (path, share_path, in_doubt) = {
             let tree = self.tree();
-            (tree.path(node), tree.share_path(node))
+            (
+                tree.path(node),
+                tree.share_path(node),
+                tree.place_in_doubt(node),
+            )
         };
         let (ours, full) = {
             let st = file.read();
             (!st.attached || st.is_dirty(), st.fully_cached())
         };
-        if ours && full {
+        if (ours || in_doubt) && full {
             return Ok(Binding::Cache);
         }
         let state = self.state();
@@ -152,7 +156,7 @@ impl Drive {
         }
         // A write that failed half-way was not copied: its bytes in the cache are the old ones,
         // which is what the operation done again starts from.
-        if !(st.attached && st.fully_cached()) || st.unlinked {
+        if !(st.attached && st.fully_cached()) {
             return Err(error);
         }
         let lsn = self.log(MetaRecord::Flip { file: file.id })?;
@@ -161,7 +165,7 @@ impl Drive {
         drop(st);
         let path = self.tree().path(node);
         tracing::warn!(path, %error, "the share failed: the file is served from the cache now");
-        self.emit(Event::Flipped(path));
+        self.emit(&Event::Flipped(path));
         Ok(())
     }
 

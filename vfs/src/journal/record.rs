@@ -177,6 +177,8 @@ pub enum MetaRecord {
         id: u64,
         /// Directory and name on the share.
         share: Option<(u64, String)>,
+        /// What was found or made there, where it was looked at.
+        attr: Option<Attr>,
     },
     /// What was written so far belongs to the epoch that is this record's LSN.
     Epoch {

@@ -82,7 +82,7 @@ proptest! {
         r.encode(&mut out);
         prop_assert_eq!(Record::decode(&out).unwrap(), r);
         out.clear();
-        let r = Record::Meta(MetaRecord::Placed { id: file, share: Some((offset, name)) });
+        let r = Record::Meta(MetaRecord::Placed { id: file, share: Some((offset, name)), attr: None });
         r.encode(&mut out);
         prop_assert_eq!(Record::decode(&out).unwrap(), r);
         out.push(0);

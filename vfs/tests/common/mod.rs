@@ -1,5 +1,9 @@
 //! Shared by the drive's tests.
+#![allow(clippy::unwrap_used)]
 #![allow(dead_code)]
+
+#[path = "../../../tests/support/skip.rs"]
+mod skip;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -35,6 +39,7 @@ impl Rig {
         c.background = false;
         c.attr_life = Duration::ZERO;
         c.stall_budget = self.budget;
+        c.flush_budget = self.budget;
         c.segment_len = 1 << 16;
         c
     }
@@ -82,7 +87,7 @@ pub fn fuse_missing() -> bool {
     if Path::new("/dev/fuse").exists() {
         return false;
     }
-    println!("skipped: no /dev/fuse");
+    skip::skipped("fuse", "no /dev/fuse");
     true
 }
 

@@ -1,0 +1,410 @@
+//! Bringing a file's own bytes to the share: opaque files, and containers that are still attached.
+//!
+//! Only ranges that changed are written, only over the very file they belong to, and what was
+//! written is read back before it counts (R5). A file that someone else changed meanwhile is never
+//! overwritten: both are kept, ours under a name that says so (R9).
+
+use std::io;
+use std::sync::{Arc, PoisonError};
+
+use storage::{RangeSet, ReadAt};
+
+use super::{Drive, State};
+use crate::error::{Error, Result};
+use crate::file::FileNode;
+use crate::journal::record::{MetaRecord, TreeOp};
+use crate::path::conflict_name;
+use crate::share::{SetAttr, Share, ShareFile, Stamp};
+use crate::snapshot::Snapshot;
+
+/// What became of a push.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PushOutcome {
+    /// There was nothing to push.
+    Clean,
+    /// The share has it now; so many bytes were written and read back.
+    Pushed(u64),
+    /// Someone else had changed the share's file: ours is kept beside it under this path.
+    Conflict(String),
+}
+
+/// Bytes per share call.
+const STEP: usize = 1 << 20;
+
+impl Drive {
+    /// Pushes a file's unsynced bytes to the share. `date` and `host` name our side, should the
+    /// share's file have been changed by someone else.
+    ///
+    /// # Errors
+    /// [`Error::NotCached`] offline or for a file whose making still waits for
+    /// [`Drive::reintegrate`]; [`Error::Busy`] while earlier share calls are in doubt, or while a
+    /// conflicting file is open; [`Error::Invalid`] for a detached container; what the share says.
+    pub fn push_opaque(&self, path: &str, date: &str, host: &str) -> Result<PushOutcome> {
+        self.push(path, None, date, host)
+    }
+
+    /// As [`Drive::push_opaque`], for a container that is still attached: pushes what it was at
+    /// the epoch of `snapshot`, a moment that its validator accepted. This is the physical sync
+    /// after a flip (DESIGN 6).
+    ///
+    /// # Errors
+    /// As [`Drive::push_opaque`].
+    pub fn push_epoch(
+        &self,
+        path: &str,
+        snapshot: Snapshot,
+        date: &str,
+        host: &str,
+    ) -> Result<PushOutcome> {
+        self.push(path, Some(snapshot), date, host)
+    }
+
+    fn push(
+        &self,
+        path: &str,
+        epoch: Option<Snapshot>,
+        date: &str,
+        host: &str,
+    ) -> Result<PushOutcome> {
+        let node = self.find(path)?;
+        let file = self.file(node)?;
+        if self.state() == State::Offline {
+            return Err(Error::NotCached(path.to_owned()));
+        }
+        {
+            let st = file.read();
+            if !st.attached {
+                return Err(Error::Invalid("a detached container is synced by objects"));
+            }
+            if !st.is_dirty() {
+                return Ok(PushOutcome::Clean);
+            }
+        }
+        if file.doubt.count() > 0 {
+            return Err(Error::Busy(
+                "an earlier write to the share may still take effect",
+            ));
+        }
+        let Some(at) = self.tree().share_path(node) else {
+            return Err(Error::NotCached(path.to_owned()));
+        };
+        let there = match self.open_on_share(&at, true) {
+            Ok((share_file, stamp, _)) => Some((share_file, stamp)),
+            // Removed by someone else: ours is kept, under its own name.
+            Err(Error::NotFound(_)) => None,
+            Err(e) => return Err(e),
+        };
+        let Some((share_file, stamp)) = there else {
+            return self.push_beside(node, &file, path, date, host, &at);
+        };
+        let (expected, flipped, begun) = {
+            let st = file.read();
+            (st.stamp, st.flipped, st.push)
+        };
+        let snapshot = match epoch.map_or_else(|| self.snapshot_of(path, &file), Ok) {
+            Ok(s) => s,
+            Err(Error::NotCached(_)) => {
+                return self.push_partial(node, &file, &at, share_file, stamp);
+            }
+            Err(e) => return Err(e),
+        };
+        // Our own hand was there without an answer: then the bytes themselves must tell whether
+        // another's was too.
+        let ours_maybe = flipped || begun.is_some_and(|(_, id)| id == stamp.file_id);
+        let unchanged = match expected {
+            Some(e) if e == stamp => true,
+            Some(e) if ours_maybe && e.file_id == stamp.file_id => {
+                self.equal_outside(&share_file, stamp.size, &snapshot)?
+            }
+            _ => false,
+        };
+        if !unchanged {
+            file.write().share_changed = true;
+            return self.push_beside(node, &file, path, date, host, &at);
+        }
+        let written = self.push_ranges(node, &file, &at, share_file, &snapshot, stamp.file_id)?;
+        Ok(PushOutcome::Pushed(written))
+    }
+
+    /// Whether the share's file equals the snapshot wherever nothing of ours is unsynced.
+    fn equal_outside(
+        &self,
+        share_file: &Arc<dyn ShareFile>,
+        size: u64,
+        snapshot: &Snapshot,
+    ) -> Result<bool> {
+        let len = snapshot
+            .reader
+            .len()
+            .map_err(|e| Error::from_io("reading a snapshot", e))?;
+        for gap in snapshot.dirty.gaps(0..len.min(size)) {
+            let mut at = gap.start;
+            while at < gap.end {
+                let n = (gap.end - at).min(STEP as u64) as usize;
+                let mut ours = vec![0; n];
+                snapshot
+                    .reader
+                    .read_exact_at(at, &mut ours)
+                    .map_err(|e| Error::from_io("reading a snapshot", e))?;
+                if self.read_share(share_file, at, n)? != ours {
+                    return Ok(false);
+                }
+                at += n as u64;
+            }
+        }
+        Ok(true)
+    }
+
+    fn read_share(&self, f: &Arc<dyn ShareFile>, at: u64, n: usize) -> Result<Vec<u8>> {
+        let f = f.clone();
+        self.link.call("reading back", move |_| {
+            let mut buf = vec![0; n];
+            let got = f.read_at(at, &mut buf)?;
+            buf.truncate(got);
+            Ok(buf)
+        })
+    }
+
+    fn push_ranges(
+        &self,
+        node: u64,
+        file: &Arc<FileNode>,
+        at: &str,
+        share_file: Arc<dyn ShareFile>,
+        snapshot: &Snapshot,
+        file_id: u64,
+    ) -> Result<u64> {
+        let lsn = {
+            let mut st = file.write();
+            let epoch = snapshot.epoch;
+            let lsn = self.log(MetaRecord::PushBegin {
+                file: file.id,
+                epoch,
+                file_id,
+            })?;
+            st.push = Some((epoch, file_id));
+            st.lsn = lsn;
+            lsn
+        };
+        self.journal.sync(lsn)?;
+        let len = snapshot
+            .reader
+            .len()
+            .map_err(|e| Error::from_io("reading a snapshot", e))?;
+        let mut dirty = snapshot.dirty.clone();
+        dirty.truncate(len);
+        let f = share_file.clone();
+        self.call(file, at, move || {
+            if f.stat()?.size > len {
+                f.set_len(len)
+            } else {
+                Ok(())
+            }
+        })?;
+        let mut written = 0;
+        for (start, bytes) in pieces(&*snapshot.reader, &dirty) {
+            let bytes: Arc<[u8]> = bytes?.into();
+            written += bytes.len() as u64;
+            let f = share_file.clone();
+            self.call(file, at, move || f.write_all_at(start, &bytes))?;
+        }
+        let mtime = file.read().mtime;
+        let (f, path) = (share_file.clone(), at.to_owned());
+        self.link
+            .call_for(at, self.flush_budget, &file.doubt, move |share| {
+                if f.stat()?.size < len {
+                    f.set_len(len)?;
+                }
+                f.sync()?;
+                if mtime.is_some() {
+                    // A nicety: shares may refuse it.
+                    let _ = share.set_attr(
+                        &path,
+                        &SetAttr {
+                            mtime,
+                            ..SetAttr::default()
+                        },
+                    );
+                }
+                Ok(())
+            })?;
+        for (start, bytes) in pieces(&*snapshot.reader, &dirty) {
+            let bytes = bytes?;
+            if self.read_share(&share_file, start, bytes.len())? != bytes {
+                return Err(Error::Link(format!(
+                    "{at}: the share did not keep what was written"
+                )));
+            }
+        }
+        let stamp = self.link.call(at, move |_| share_file.stamp())?;
+        self.pushed(node, file, snapshot.epoch, stamp)?;
+        Ok(written)
+    }
+
+    fn call(
+        &self,
+        file: &FileNode,
+        context: &str,
+        work: impl FnOnce() -> io::Result<()> + Send + 'static,
+    ) -> Result<()> {
+        let budget = self.flush_budget;
+        self.link
+            .call_for(context, budget, &file.doubt, move |_: &dyn Share| work())
+    }
+
+    /// A file of which the cache has only parts: what is missing is fetched first, which works
+    /// only from the file it belongs to.
+    fn push_partial(
+        &self,
+        node: u64,
+        file: &Arc<FileNode>,
+        at: &str,
+        share_file: Arc<dyn ShareFile>,
+        stamp: Stamp,
+    ) -> Result<PushOutcome> {
+        self.fill_node_for_push(node, file)?;
+        let path = self.tree().path(node);
+        let snapshot = self.snapshot_of(&path, file)?;
+        let id = stamp.file_id;
+        let written = self.push_ranges(node, file, at, share_file, &snapshot, id)?;
+        Ok(PushOutcome::Pushed(written))
+    }
+
+    fn fill_node_for_push(&self, node: u64, file: &Arc<FileNode>) -> Result<()> {
+        loop {
+            let gap = {
+                let st = file.read();
+                let size = st.size;
+                st.valid.gaps(0..size).into_iter().next()
+            };
+            match gap {
+                None => return Ok(()),
+                Some(g) => {
+                    self.fetch(node, file, g.start..g.end.min(g.start + STEP as u64))?;
+                }
+            }
+        }
+    }
+
+    /// Keeps both: our whole file goes to the share under a conflict name (or its own, if that is
+    /// free), and our node moves there; the other's file shows under the old name.
+    fn push_beside(
+        &self,
+        node: u64,
+        file: &Arc<FileNode>,
+        path: &str,
+        date: &str,
+        host: &str,
+        at: &str,
+    ) -> Result<PushOutcome> {
+        // Handles stay with the file they opened (R1) and our node takes another name: an
+        // application would not find what it saves next.
+        let _open = file.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if file.read().opens > 0 {
+            return Err(Error::Busy(
+                "changed on both sides: kept apart once it is closed",
+            ));
+        }
+        let snapshot = self.snapshot_of(path, file)?;
+        let (parent, name, share_parent) = {
+            let tree = self.tree();
+            let n = tree.node(node)?;
+            let share_parent = n.share.as_ref().map_or(n.parent, |s| s.0);
+            (n.parent, n.name.clone(), share_parent)
+        };
+        let dir = crate::path::split(at).map_or("", |s| s.0).to_owned();
+        let mode = self.tree().node(node)?.attr.mode;
+        let mut attempt = 0;
+        let (new_name, made) = loop {
+            let candidate = if attempt == 0 {
+                name.clone()
+            } else {
+                conflict_name(&name, date, host, attempt)
+            };
+            let place = crate::path::join(&dir, &candidate);
+            let path = place.clone();
+            let made = self.link.call(&place, move |share| {
+                share
+                    .create(&path, mode)
+                    .map(|f| -> Arc<dyn ShareFile> { Arc::from(f) })
+            });
+            match made {
+                Ok(f) => break (candidate, f),
+                Err(Error::Exists(_)) if attempt < 1000 => attempt += 1,
+                Err(e) => return Err(e),
+            }
+        };
+        let place = crate::path::join(&dir, &new_name);
+        let len = snapshot
+            .reader
+            .len()
+            .map_err(|e| Error::from_io("reading a snapshot", e))?;
+        let whole: RangeSet = std::iter::once(0..len).collect();
+        for (start, bytes) in pieces(&*snapshot.reader, &whole) {
+            let bytes: Arc<[u8]> = bytes?.into();
+            let f = made.clone();
+            self.call(file, &place, move || f.write_all_at(start, &bytes))?;
+        }
+        let f = made.clone();
+        self.call(file, &place, move || f.sync())?;
+        for (start, bytes) in pieces(&*snapshot.reader, &whole) {
+            let bytes = bytes?;
+            if self.read_share(&made, start, bytes.len())? != bytes {
+                return Err(Error::Link(format!("{place}: the share did not keep it")));
+            }
+        }
+        let stamp = self.link.call(&place, move |_| made.stamp())?;
+        {
+            let mut tree = self.tree_mut();
+            if new_name != name {
+                let op = TreeOp::Rename {
+                    id: node,
+                    parent,
+                    name: new_name.clone(),
+                    replaced: None,
+                };
+                let lsn = self.log(MetaRecord::Tree {
+                    op: op.clone(),
+                    pending: false,
+                })?;
+                tree.apply(&op, false, lsn);
+            }
+            let share = Some((share_parent, new_name.clone()));
+            let lsn = self.log(MetaRecord::Placed {
+                id: node,
+                share: share.clone(),
+                attr: None,
+            })?;
+            tree.place(node, share);
+            tree.lsn = lsn;
+            // The other's file shows at the next look.
+            if let Some(dir) = tree.nodes.get_mut(&parent) {
+                dir.listed = None;
+            }
+        }
+        self.pushed(node, file, snapshot.epoch, stamp)?;
+        Ok(if new_name == name {
+            PushOutcome::Pushed(len)
+        } else {
+            PushOutcome::Conflict(self.tree().path(node))
+        })
+    }
+}
+
+/// The bytes of a set, in steps.
+fn pieces<'a>(
+    reader: &'a dyn ReadAt,
+    set: &'a RangeSet,
+) -> impl Iterator<Item = (u64, Result<Vec<u8>>)> + 'a {
+    set.iter().flat_map(move |r| {
+        (r.start..r.end).step_by(STEP).map(move |at| {
+            let mut buf = vec![0; (r.end - at).min(STEP as u64) as usize];
+            let read = reader.read_exact_at(at, &mut buf);
+            (
+                at,
+                read.map(|()| buf)
+                    .map_err(|e| Error::from_io("reading a snapshot", e)),
+            )
+        })
+    })
+}
