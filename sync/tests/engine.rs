@@ -4,11 +4,16 @@
 
 mod common;
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use common::*;
-use storage::WriteAt;
-use sync::{Options, SyncError};
+use pst::inventory::Inventory;
+use pst::ltp::PropValue;
+use pst::messaging::tags;
+use pst::{Nid, Pst};
+use storage::{ReadAt, WriteAt};
+use sync::{Options, SyncError, apply, compare, compile};
 
 #[test]
 fn changes_reach_the_far_side_once() {
@@ -171,6 +176,113 @@ fn a_wave_of_deletes_needs_a_word() {
     };
     near.sync_with(&far, options).expect("it is meant");
     assert!(far.mailbox.subjects().is_empty());
+}
+
+#[test]
+fn what_others_edited_or_moved_is_left_alone_until_it_changes_here() {
+    let (mut near, far) = pair(3);
+    near.sync(&far).expect("syncs");
+    far.mailbox.change("m1", "edited there");
+    near.mailbox.add("ours");
+    let report = near.sync(&far).expect("syncs");
+    assert_eq!((report.drift, report.counts.updated), (1, 0), "{report:?}");
+    assert_eq!(far.mailbox.subjects(), ["edited there", "m0", "m2", "ours"]);
+    // Remembered, not only noticed once.
+    near.mailbox.add("more");
+    assert_eq!(near.sync(&far).expect("syncs").drift, 1);
+    near.mailbox.change("m1", "edited here");
+    near.sync(&far).expect("syncs");
+    assert_eq!(
+        far.mailbox.subjects(),
+        ["edited here", "m0", "m2", "more", "ours"]
+    );
+}
+
+#[test]
+fn folders_made_on_both_sides_under_one_number_stay_two() {
+    let (mut near, far) = pair(1);
+    near.sync(&far).expect("syncs");
+    let make = |mailbox: &Mailbox, name: &str, mail: &str| {
+        let root = mailbox.pst().ipm_subtree().expect("a subtree");
+        let props = [PropValue::string(tags::DISPLAY_NAME, name)]
+            .into_iter()
+            .collect();
+        let mut given = Nid(0);
+        mailbox.edit(|tx| {
+            given = tx.create_folder(root, None, &props).expect("creates");
+            tx.add_message(given, None, &message(mail), false)
+                .expect("adds");
+        });
+        given
+    };
+    let ours = make(&near.mailbox, "Ours", "our mail");
+    let theirs = make(&far.mailbox, "Theirs", "their mail");
+    assert_eq!(ours, theirs);
+    near.sync(&far).expect("syncs");
+    // The next folder here gets the number that ours was given there.
+    make(&near.mailbox, "Next", "next mail");
+    near.mailbox.edit(|tx| {
+        tx.add_message(ours, None, &message("more of ours"), false)
+            .expect("adds");
+    });
+    near.sync(&far).expect("syncs");
+    let pst = far.mailbox.pst();
+    let index = pst.index().expect("an index");
+    let mut found: Vec<(String, Vec<String>)> = Vec::new();
+    for nid in index.folders.keys() {
+        let name = pst.folder(*nid).expect("reads").props;
+        let list = index.messages.get(nid).into_iter().flatten();
+        let subject = |nid| pst.message(nid).expect("reads").props.str(tags::SUBJECT);
+        let mut mail: Vec<String> = list.filter_map(|m| subject(m.nid)).collect();
+        mail.sort();
+        if !mail.is_empty() {
+            found.push((name.str(tags::DISPLAY_NAME).unwrap_or_default(), mail));
+        }
+    }
+    found.sort();
+    let want = [
+        ("Inbox", vec!["m0"]),
+        ("Next", vec!["next mail"]),
+        ("Ours", vec!["more of ours", "our mail"]),
+        ("Theirs", vec!["their mail"]),
+    ];
+    let want = want.map(|(n, m)| (n.to_owned(), m.into_iter().map(str::to_owned).collect()));
+    assert_eq!(found, want);
+}
+
+#[test]
+fn a_file_taken_over_from_there_brings_its_numbers() {
+    let (mut near, far) = pair(2);
+    near.sync(&far).expect("syncs");
+    near.mailbox.add("ours");
+    far.mailbox.add("theirs");
+    near.sync(&far).expect("syncs");
+    // Reattached: the near file is the far one, byte for byte, and what was remapped is so no more.
+    near.mailbox = far.mailbox.twin();
+    near.started_from = Some(far.mailbox.generation());
+    near.lineage = 2;
+    near.mailbox.change("theirs", "theirs, read here");
+    let report = near.sync(&far).expect("syncs");
+    let c = report.counts;
+    assert_eq!((c.added, c.updated, c.moved, c.deleted), (0, 1, 0, 0));
+    assert_eq!(lines(&far.mailbox.pst()), lines(&near.mailbox.pst()));
+}
+
+#[test]
+fn a_folder_into_which_others_put_mail_is_not_deleted_with_it() {
+    let base = Mailbox::new(2);
+    let edited = base.twin();
+    let inbox = base.inbox();
+    edited.edit(|tx| tx.delete_folder(inbox).expect("deletes"));
+    let (old, new) = (base.pst(), edited.pst());
+    let read = |pst: &Pst| Inventory::read(pst).expect("reads");
+    let changes = compare(&read(&old), &read(&new));
+    let list = changes.into_iter().map(|c| (c.clone(), c.nid())).collect();
+    let package = compile(&new, list).expect("compiles");
+    // No generation guards a package that is applied by hand.
+    base.add("theirs");
+    let error = apply(Arc::clone(&base.0) as Arc<dyn ReadAt>, &package).expect_err("refused");
+    assert!(matches!(error, SyncError::WrongBase { .. }), "{error}");
 }
 
 #[test]

@@ -231,6 +231,8 @@ pub struct Near {
     pub mailbox: Mailbox,
     pub database: SyncDatabase,
     pub sequence: Counter,
+    /// The life of the near file.
+    pub lineage: u64,
     /// The bytes that the near file started from, if they are known.
     pub started_from: Option<Generation>,
     /// The bytes as of the last mark.
@@ -250,6 +252,7 @@ impl Near {
             mailbox,
             database,
             sequence: Counter(0),
+            lineage: 1,
             started_from,
             marked,
             epoch: 10,
@@ -275,7 +278,7 @@ impl Near {
         let written = differing(&self.marked, &now);
         let source = Source {
             reader: Arc::new(MemStorage::from(now.clone())),
-            lineage: 1,
+            lineage: self.lineage,
             epoch: self.epoch,
             written: &written,
             is_base: &|| started_from == Some(far.mailbox.generation()),
