@@ -199,7 +199,16 @@ fn other_user(path: &Path) -> Option<u32> {
             continue;
         };
         for entry in open.flatten() {
-            if fs::metadata(entry.path()).is_ok_and(|m| (m.dev(), m.ino()) == wanted) {
+            // The kernel tells the inode by itself; asking the file system waits as long as that
+            // does not answer, and any process may hold a file of one that hangs.
+            let info = process.path().join("fdinfo").join(entry.file_name());
+            let inode = fs::read_to_string(info).ok().and_then(|text| {
+                let line = text.lines().find_map(|l| l.strip_prefix("ino:"))?;
+                line.trim().parse::<u64>().ok()
+            });
+            if inode == Some(wanted.1)
+                && fs::metadata(entry.path()).is_ok_and(|m| (m.dev(), m.ino()) == wanted)
+            {
                 return Some(pid);
             }
         }
