@@ -198,7 +198,7 @@ fn a_full_disk_leaves_the_container_as_it_was() {
         .arg(&root)
         .status();
     if !mount.is_ok_and(|s| s.success()) {
-        return skip::skipped("full disk", "no right to mount a file system");
+        return skip::skipped("full-disk", "no right to mount a file system");
     }
     std::fs::write(root.join("box"), fresh()).unwrap();
     let _mounted = Mounted(root);

@@ -6,6 +6,7 @@
 //! the file, nothing is written.
 
 use std::fs::{self, TryLockError};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -183,10 +184,9 @@ fn open_alone(path: &Path) -> Result<Arc<FileStorage>, UserError> {
 }
 
 /// A process, not ours, that has the file open. Programs that lock nothing are seen here, as far as this
-/// user may see them; Samba holds real descriptors for its clients. Only the names of open files are
-/// looked at: asking for more would hang on a file of a dead share.
+/// user may see them; Samba holds real descriptors for its clients.
 fn other_user(path: &Path) -> Option<u32> {
-    let wanted = path.canonicalize().ok()?;
+    let wanted = fs::metadata(path).ok().map(|m| (m.dev(), m.ino()))?;
     for process in fs::read_dir("/proc").ok()?.flatten() {
         let pid = process
             .file_name()
@@ -199,7 +199,16 @@ fn other_user(path: &Path) -> Option<u32> {
             continue;
         };
         for entry in open.flatten() {
-            if fs::read_link(entry.path()).is_ok_and(|name| name == wanted) {
+            // The kernel tells the inode by itself; asking the file system waits as long as that
+            // does not answer, and any process may hold a file of one that hangs.
+            let info = process.path().join("fdinfo").join(entry.file_name());
+            let inode = fs::read_to_string(info).ok().and_then(|text| {
+                let line = text.lines().find_map(|l| l.strip_prefix("ino:"))?;
+                line.trim().parse::<u64>().ok()
+            });
+            if inode == Some(wanted.1)
+                && fs::metadata(entry.path()).is_ok_and(|m| (m.dev(), m.ino()) == wanted)
+            {
                 return Some(pid);
             }
         }
