@@ -9,11 +9,11 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, mpsc};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::share::Share;
+use crate::share::{Attr, Share, ShareFile, Stamp};
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -249,6 +249,79 @@ impl Link {
                 }
             }
         });
+    }
+}
+
+/// A file of the share whose closing keeps nobody: on a dead share `close` hangs as any call does.
+struct Held {
+    file: Option<Box<dyn ShareFile>>,
+    closing: Arc<AtomicUsize>,
+}
+
+/// Longest wait for a close. Where the share answers it is awaited, so that a file counts as closed
+/// at the share when its last handle is.
+const CLOSE: Duration = Duration::from_secs(2);
+
+/// Wraps an open file of the share so that dropping it never waits longer than [`CLOSE`].
+pub(crate) fn hold(file: Box<dyn ShareFile>) -> Arc<dyn ShareFile> {
+    static CLOSING: OnceLock<Arc<AtomicUsize>> = OnceLock::new();
+    Arc::new(Held {
+        file: Some(file),
+        closing: CLOSING.get_or_init(Arc::default).clone(),
+    })
+}
+
+impl Held {
+    fn file(&self) -> io::Result<&dyn ShareFile> {
+        self.file
+            .as_deref()
+            .ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        static CLOSERS: OnceLock<Pool> = OnceLock::new();
+        let Some(file) = self.file.take() else { return };
+        let (tx, rx) = mpsc::sync_channel(1);
+        // While another close hangs, this one is not awaited either.
+        let hanging = self.closing.fetch_add(1, Ordering::SeqCst) > 0;
+        let count = CountDown(self.closing.clone());
+        CLOSERS
+            .get_or_init(|| Pool::new("share-close", 512))
+            .submit(move || {
+                drop(file);
+                drop(count);
+                let _ = tx.send(());
+            });
+        let budget = if hanging { CLOSE / 20 } else { CLOSE };
+        let _ = rx.recv_timeout(budget);
+    }
+}
+
+impl ShareFile for Held {
+    fn stat(&self) -> io::Result<Attr> {
+        self.file()?.stat()
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        self.file()?.read_at(offset, buf)
+    }
+
+    fn write_all_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.file()?.write_all_at(offset, data)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.file()?.set_len(len)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.file()?.sync()
+    }
+
+    fn stamp(&self) -> io::Result<Stamp> {
+        self.file()?.stamp()
     }
 }
 

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::file::{Binding, FileNode, FileState};
 use crate::journal::record::{MetaRecord, NodeRecord, TreeOp};
 use crate::path::check_name;
-use crate::share::{Attr, Kind, SetAttr, Share, ShareFile};
+use crate::share::{Attr, Kind, SetAttr, Share};
 use crate::tree::{ROOT, Tree};
 
 impl Drive {
@@ -83,7 +83,7 @@ impl Drive {
                 let path = place.clone();
                 let own = owner.filter(|o| *o != crate::own_ids());
                 let answer = self.change(&place, move |share| {
-                    let file: Arc<dyn ShareFile> = Arc::from(share.create(&path, mode)?);
+                    let file = crate::link::hold(share.create(&path, mode)?);
                     if let Some((uid, gid)) = own {
                         let set = SetAttr {
                             uid: Some(uid),

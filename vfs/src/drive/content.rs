@@ -586,19 +586,28 @@ impl Drive {
                 tracing::warn!(path = self.tree().path(h.node), %error, "flush at close failed");
             }
         }
-        {
+        let bound = {
             let mut st = file.write();
             st.opens = st.opens.saturating_sub(1);
             if st.opens == 0 {
-                st.binding = None;
+                st.binding.take()
+            } else {
+                None
             }
-        }
+        };
+        // The share's file is closed without the lock: that is a share call too (R11).
+        drop(bound);
         if last && file.read().unlinked {
             let mut tree = self.tree_mut();
             self.after_removal(&mut tree, h.node);
         }
         if last {
-            *file.fetch.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            let fetched = file
+                .fetch
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take();
+            drop(fetched);
             self.emit_for(h.node, Event::Closed);
         }
         Ok(())

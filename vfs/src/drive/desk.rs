@@ -176,8 +176,13 @@ impl Drive {
         for (node, file) in self.files() {
             let st = file.read();
             if st.is_dirty() && !st.unlinked {
-                unsynced_bytes += st.dirty.total().total();
+                let bytes = st.dirty.total().total();
                 drop(st);
+                // Removed here, it only waits for its place in the queue of changes.
+                if self.tree().nodes.get(&node).is_none_or(|n| !n.linked) {
+                    continue;
+                }
+                unsynced_bytes += bytes;
                 let path = self.tree().path(node);
                 if !self.is_container(&path) {
                     dirty_opaque.push(path);

@@ -324,9 +324,7 @@ impl Drive {
             let place = crate::path::join(&dir, &candidate);
             let path = place.clone();
             let made = self.link.call(&place, move |share| {
-                share
-                    .create(&path, mode)
-                    .map(|f| -> Arc<dyn ShareFile> { Arc::from(f) })
+                share.create(&path, mode).map(crate::link::hold)
             });
             match made {
                 Ok(f) => break (candidate, f),

@@ -10,6 +10,7 @@ use super::{Drive, Event, State};
 use crate::error::{Error, Result};
 use crate::file::{Binding, FileNode};
 use crate::journal::record::MetaRecord;
+use crate::link::hold;
 use crate::share::{ShareFile, Stamp};
 
 impl Drive {
@@ -92,7 +93,7 @@ impl Drive {
                 (share.open(&path, false)?, false)
             };
             let stamp = file.stamp()?;
-            Ok((Arc::from(file), stamp, writable))
+            Ok((hold(file), stamp, writable))
         })
     }
 
