@@ -55,6 +55,7 @@ impl Root {
     pub fn container(&self, path: &str, write: bool) -> Result<Place, Fault> {
         wire::check_path(path)
             .map_err(|e| Fault::new(ErrorCode::BadPath, format!("{path}: {e}")))?;
+        self.check_in_place()?;
         let (parent, name) = path.rsplit_once('/').unwrap_or((".", path));
         let dir = self
             .beneath(parent, OFlags::RDONLY | OFlags::DIRECTORY)
@@ -74,6 +75,23 @@ impl Root {
             dir,
             name: name.to_owned(),
         })
+    }
+
+    /// Refuses to work on a directory that was moved away or mounted over since it was opened:
+    /// nobody would find there what is called synced.
+    fn check_in_place(&self) -> Result<(), Fault> {
+        let ours = rustix::fs::fstat(&self.dir).map(|s| (s.st_dev, s.st_ino));
+        let there = rustix::fs::stat(&self.path).map(|s| (s.st_dev, s.st_ino));
+        if ours.is_ok() && ours == there {
+            return Ok(());
+        }
+        let message = format!(
+            "{} is not the directory any more that it was at the start",
+            self.path.display()
+        );
+        let mut fault = Fault::new(ErrorCode::Storage, message);
+        fault.next = "put it back, or start again with the right one";
+        Err(fault)
     }
 
     fn beneath(&self, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {

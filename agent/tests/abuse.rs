@@ -230,3 +230,23 @@ impl Drop for Mounted {
         assert!(done.is_ok_and(|s| s.success()) || std::thread::panicking());
     }
 }
+
+#[test]
+fn a_root_that_was_moved_away_is_not_worked_on() {
+    let world = World::new();
+    let bytes = world.file();
+    let (root, aside) = (
+        world.dir.path().join("root"),
+        world.dir.path().join("aside"),
+    );
+    std::fs::rename(&root, &aside).unwrap();
+    std::fs::create_dir(&root).unwrap();
+    let expected = digest(&after(&bytes, &[(2, 2)]));
+    let send = || world.send(1, &package(&[(2, 2)]), Some(generation(&bytes)), expected);
+    assert_eq!(code(send()), ErrorCode::Storage);
+    assert_eq!(std::fs::read(aside.join("box")).unwrap(), bytes);
+    std::fs::remove_dir(&root).unwrap();
+    std::fs::rename(&aside, &root).unwrap();
+    send().unwrap();
+    assert_eq!(world.file(), after(&bytes, &[(2, 2)]));
+}

@@ -182,6 +182,35 @@ fn r4_a_full_disk_refuses_early_and_loses_nothing() {
 }
 
 #[test]
+fn r12_a_full_disk_is_no_reason_to_refuse_a_read() {
+    let rig = Rig::new();
+    let content = pattern(700_000, 3);
+    rig.put("big.bin", &content);
+    let mut c = rig.config(State::Cached);
+    c.available = Some(Arc::new(|| 1 << 30));
+    let d = Drive::open(c).unwrap();
+    let h = open_rw(&d, "big.bin");
+    // Some of it is kept, and some is ours alone.
+    assert_eq!(d.read(h, 300_000, 10).unwrap(), content[300_000..300_010]);
+    d.write(h, 100, b"ours").unwrap();
+    drop(d);
+
+    let mut c = rig.config(State::Cached);
+    c.available = Some(Arc::new(|| 0));
+    let d = Drive::open(c).unwrap();
+    let mut expected = content;
+    expected[100..104].copy_from_slice(b"ours");
+    assert_eq!(read_all(&d, "big.bin").unwrap(), expected);
+    let h = open_rw(&d, "big.bin");
+    assert_eq!(d.read(h, 90, 20).unwrap(), expected[90..110]);
+    assert_eq!(
+        d.read(h, 299_990, 400_000).unwrap(),
+        expected[299_990..699_990]
+    );
+    assert_eq!(d.read(h, 699_990, 100).unwrap(), expected[699_990..]);
+}
+
+#[test]
 fn r7_sequences_rise_and_survive() {
     let rig = Rig::new();
     rig.put("m.pst", b"mail");

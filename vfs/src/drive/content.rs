@@ -208,11 +208,56 @@ impl Drive {
                 }
                 missing
             };
+            let mut loose = Vec::new();
             for gap in missing {
-                self.fetch(node, file, gap)?;
+                let start = gap.start;
+                if let Some(bytes) = self.fetch_for_reader(node, file, gap)? {
+                    loose.push((start, bytes));
+                }
+            }
+            if let Some(data) = self.read_with(file, offset, len, &loose)? {
+                return Ok(data);
             }
         }
         Err(Error::Busy("the file keeps changing"))
+    }
+
+    /// Reads cache and journal, with `loose` bytes from the share where these have none; `None`
+    /// where neither does.
+    fn read_with(
+        &self,
+        file: &Arc<FileNode>,
+        offset: u64,
+        len: usize,
+        loose: &[(u64, Vec<u8>)],
+    ) -> Result<Option<Vec<u8>>> {
+        if loose.is_empty() {
+            return Ok(None);
+        }
+        let st = file.read();
+        let end = offset.saturating_add(len as u64).min(st.size).max(offset);
+        let mut buf = vec![0; (end - offset) as usize];
+        let mut at = offset;
+        let gaps = st.valid.gaps(offset..end);
+        for gap in gaps.iter().cloned().chain([end..end]) {
+            let kept = (at - offset) as usize..(gap.start - offset) as usize;
+            if let Some(part) = buf.get_mut(kept).filter(|part| !part.is_empty()) {
+                file.content(&st, at, part)
+                    .map_err(|e| Error::from_io("reading the cache", e))?;
+            }
+            let room = (gap.start - offset) as usize..(gap.end - offset) as usize;
+            let found = loose.iter().find_map(|(start, bytes)| {
+                let from = usize::try_from(gap.start.checked_sub(*start)?).ok()?;
+                bytes.get(from..from + room.len())
+            });
+            match (buf.get_mut(room), found) {
+                (Some(part), Some(bytes)) => part.copy_from_slice(bytes),
+                (Some([]), None) => {}
+                _ => return Ok(None),
+            }
+            at = gap.end;
+        }
+        Ok(Some(buf))
     }
 
     /// Writes all of `data`.

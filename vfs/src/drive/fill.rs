@@ -21,6 +21,20 @@ const RECORD: u64 = 64 << 20;
 impl Drive {
     /// Fetches what the cache misses of `gap` (and a little more) from the share.
     pub(crate) fn fetch(&self, node: u64, file: &Arc<FileNode>, gap: Range<u64>) -> Result<()> {
+        match self.fetch_for_reader(node, file, gap)? {
+            None => Ok(()),
+            Some(_) => Err(Error::NoSpace("the state directory's volume is full")),
+        }
+    }
+
+    /// As [`Drive::fetch`]; where the cache has no room the bytes of `gap` are handed over instead
+    /// of kept: a full disk is no reason to refuse a read that the share can answer (R12).
+    pub(crate) fn fetch_for_reader(
+        &self,
+        node: u64,
+        file: &Arc<FileNode>,
+        gap: Range<u64>,
+    ) -> Result<Option<Vec<u8>>> {
         let path = self.tree().path(node);
         if !self.may_ask() {
             return Err(Error::NotCached(path));
@@ -72,13 +86,21 @@ impl Drive {
             return Err(Error::ShareChanged(path));
         }
         if st.cuts != cuts || st.size < size {
-            return Ok(()); // Cut meanwhile: the caller looks again.
+            return Ok(None); // Cut meanwhile: the caller looks again.
         }
         let have = want.start..(want.start + buf.len() as u64).min(st.size);
         if have.end < gap.end.min(stamp.size.min(st.size)) {
             return Err(Error::ShareChanged(path));
         }
-        self.check_space(have.end.saturating_sub(have.start))?;
+        match self.check_space(have.end.saturating_sub(have.start)) {
+            Ok(()) => {}
+            Err(Error::NoSpace(_)) => {
+                let from = (gap.start - want.start) as usize;
+                let to = from + (gap.end - gap.start) as usize;
+                return Ok(buf.get(from..to).map(<[u8]>::to_vec));
+            }
+            Err(e) => return Err(e),
+        }
         for part in st.valid.gaps(have) {
             let from = (part.start - want.start) as usize..(part.end - want.start) as usize;
             let bytes = buf.get(from).unwrap_or(&[]);
@@ -88,7 +110,7 @@ impl Drive {
             st.fetched.insert(part.clone());
             st.valid.insert(part);
         }
-        Ok(())
+        Ok(None)
     }
 
     fn fetch_handle(&self, node: u64, file: &Arc<FileNode>) -> Result<Arc<dyn ShareFile>> {
