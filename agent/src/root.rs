@@ -8,12 +8,28 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use sync::wire::{self, ErrorCode, REDO_SUFFIX};
 
 use crate::error::{AgentError, Fault};
+
+/// A lease of our own lasts until the last copy of its open file is closed, and a process that is
+/// just being started holds copies for a moment: what is refused is asked for again a few times.
+fn patiently<T>(mut open: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+    let mut wait = Duration::from_millis(10);
+    loop {
+        match open() {
+            Err(Errno::AGAIN) if wait < Duration::from_millis(300) => {
+                std::thread::sleep(wait);
+                wait *= 2;
+            }
+            answer => return answer,
+        }
+    }
+}
 
 /// The directory whose containers are served.
 pub struct Root {
@@ -50,8 +66,8 @@ impl Root {
 
     /// Opens a container.
     ///
-    /// Never waits: where another program holds a lease on the file, the kernel tells it that
-    /// somebody wants it, and the answer here is [`ErrorCode::InUse`].
+    /// Hardly waits: where another program holds a lease on the file, the kernel tells it that
+    /// somebody wants it, and the answer here is [`ErrorCode::InUse`] after half a second.
     pub fn container(&self, path: &str, write: bool) -> Result<Place, Fault> {
         wire::check_path(path)
             .map_err(|e| Fault::new(ErrorCode::BadPath, format!("{path}: {e}")))?;
@@ -62,7 +78,7 @@ impl Root {
             .map_err(|e| refused(path, e))?;
         let access = if write { OFlags::RDWR } else { OFlags::RDONLY };
         let flags = access | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let file = rustix::fs::openat2(&dir, name, flags, Mode::empty(), RESOLVE)
+        let file = patiently(|| rustix::fs::openat2(&dir, name, flags, Mode::empty(), RESOLVE))
             .map_err(|e| refused(path, e))?;
         let file = File::from(file);
         if !file.metadata().map_err(|e| Fault::io(path, &e))?.is_file() {

@@ -239,7 +239,7 @@ impl Drive {
         let mut buf = vec![0; (end - offset) as usize];
         let mut at = offset;
         let gaps = st.valid.gaps(offset..end);
-        for gap in gaps.iter().cloned().chain([end..end]) {
+        for gap in gaps.iter().cloned().chain(std::iter::once(end..end)) {
             let kept = (at - offset) as usize..(gap.start - offset) as usize;
             if let Some(part) = buf.get_mut(kept).filter(|part| !part.is_empty()) {
                 file.content(&st, at, part)
