@@ -14,9 +14,11 @@ mod desk;
 mod fill;
 mod names;
 mod push;
+mod read;
 mod recover;
 mod reintegrate;
 mod route;
+mod write;
 
 use std::collections::HashMap;
 use std::path::PathBuf;

@@ -1,0 +1,320 @@
+//! Writing and cutting: through to the share with a copy for the cache, or into the journal.
+
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use super::{Drive, Handle, now};
+use crate::error::{Error, Result};
+use crate::file::{Binding, FileNode, FileState};
+use crate::journal::MAX_PAYLOAD;
+use crate::journal::record::{MetaRecord, Record};
+
+impl Drive {
+    /// Writes all of `data`.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`] early, before anything was taken; [`Error::Poisoned`]; what the share
+    /// says, where the file is passed through and not fully cached.
+    pub fn write(&self, handle: u64, offset: u64, data: &[u8]) -> Result<()> {
+        let h = self.handle(handle)?;
+        if !h.write {
+            return Err(Error::BadHandle);
+        }
+        if offset
+            .checked_add(data.len() as u64)
+            .is_none_or(|end| end > i64::MAX as u64)
+        {
+            return Err(Error::Invalid("write beyond the largest file"));
+        }
+        if data.is_empty() {
+            return Ok(());
+        }
+        loop {
+            let cached = match h.file.read().binding {
+                Some(Binding::Share(..)) => false,
+                Some(Binding::Cache) => true,
+                None => return Err(Error::BadHandle),
+            };
+            if cached {
+                return self.write_cached(&h.file, offset, data);
+            }
+            if self.write_through(&h, offset, data)? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Journals a write and lays it over the cache file.
+    pub(crate) fn write_cached(&self, file: &FileNode, offset: u64, data: &[u8]) -> Result<()> {
+        let mut at = offset;
+        for part in data.chunks(MAX_PAYLOAD) {
+            self.wait_for_room()?;
+            self.check_space(part.len() as u64)?;
+            let mut st = file.write();
+            self.write_part(file, &mut st, at, part)?;
+            at += part.len() as u64;
+        }
+        Ok(())
+    }
+
+    fn write_part(
+        &self,
+        file: &FileNode,
+        st: &mut FileState,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<()> {
+        let range = offset..offset + data.len() as u64;
+        let time = now();
+        // Nothing of the file lies there yet, neither in the cache file nor waiting for it: the
+        // bytes may go to their place at once, and the journal needs their range only.
+        if data.len() >= self.direct_append
+            && offset >= st.size
+            && st.snaps.is_empty()
+            && !st.unwritten.reaches(offset)
+        {
+            file.data
+                .write_all_at(offset, data)
+                .map_err(|e| Error::from_io("writing a cache file", e))?;
+            let crc = crc32fast::hash(data);
+            let len = data.len() as u64;
+            let record = MetaRecord::Direct {
+                file: file.id,
+                offset,
+                len,
+                crc,
+                time,
+            };
+            let lsn = self
+                .journal
+                .append_direct(&Record::Meta(record), file.id, &file.data)?;
+            st.note_write(range, time, lsn);
+            return Ok(());
+        }
+        file.save_before(st, range.clone());
+        let record = Record::Write {
+            file: file.id,
+            offset,
+            time,
+            data,
+        };
+        let lsn = self.journal.append(&record)?;
+        let before = st.unwritten.bytes();
+        st.unwritten.write(offset, data, lsn);
+        self.unwritten
+            .fetch_add(st.unwritten.bytes(), Ordering::SeqCst);
+        self.sub_unwritten(before);
+        st.note_write(range, time, lsn);
+        Ok(())
+    }
+
+    pub(crate) fn sub_unwritten(&self, bytes: u64) {
+        self.unwritten.fetch_sub(bytes, Ordering::SeqCst);
+    }
+
+    /// Passes a write through to the share and copies it into the cache file. `false`: the file
+    /// is served from the cache now, do it there.
+    fn write_through(&self, h: &Handle, offset: u64, data: &[u8]) -> Result<bool> {
+        let file = &h.file;
+        let _io = file.io.lock().unwrap_or_else(PoisonError::into_inner);
+        let range = offset..offset + data.len() as u64;
+        let share_file = {
+            let mut st = file.write();
+            let share_file = match &st.binding {
+                Some(Binding::Share(f, true)) => f.clone(),
+                Some(Binding::Share(_, false)) => return Err(Error::BadHandle),
+                _ => return Ok(false),
+            };
+            // The journal knows before the share does, so that after a crash the bytes in doubt
+            // are known.
+            if !st.online_written.contains_range(range.clone()) || range.end > st.size {
+                let (len, teed) = (data.len() as u64, st.tee);
+                let record = MetaRecord::OnlineWrite {
+                    file: file.id,
+                    offset,
+                    len,
+                    teed,
+                };
+                let lsn = self.log(record)?;
+                st.note_online_write(range.clone(), lsn);
+            } else {
+                st.written.insert(range.clone());
+            }
+            share_file
+        };
+        let bytes: Arc<[u8]> = data.into();
+        let answer = if self.may_ask() {
+            let budget = self.stall_budget();
+            self.link.call_for("write", budget, &file.doubt, move |_| {
+                share_file.write_all_at(offset, &bytes)
+            })
+        } else {
+            Err(Error::Link("the drive is offline".to_owned()))
+        };
+        match answer {
+            Ok(()) => {
+                let mut st = file.write();
+                self.copy_through(file, &mut st, range.clone(), |f| {
+                    f.data.write_all_at(offset, data)
+                });
+                st.online_written_through(range, now());
+                Ok(true)
+            }
+            Err(e) if e.is_link() => {
+                self.flip_locked(h.node, file, e)?;
+                Ok(false)
+            }
+            Err(e) => {
+                // Part of it may be there.
+                file.write().valid.remove(range);
+                Err(e)
+            }
+        }
+    }
+
+    /// Copies a pass-through change into the cache file; if that fails, the cache is given up
+    /// (it can be filled again), never the application's write.
+    fn copy_through(
+        &self,
+        file: &FileNode,
+        st: &mut FileState,
+        range: Range<u64>,
+        copy: impl FnOnce(&FileNode) -> std::io::Result<()>,
+    ) {
+        if !st.tee {
+            return;
+        }
+        file.save_before(st, range.clone());
+        let done = match self.check_space(range.end - range.start) {
+            Ok(()) => copy(file).map_err(|e| Error::from_io("writing a cache file", e)),
+            Err(e) => Err(e),
+        };
+        if let Err(error) = done {
+            tracing::warn!(%error, "cannot copy a write into the cache: its file is not cached");
+            st.tee = false;
+            st.valid.clear();
+            st.fetched.clear();
+            file.lose_snapshots(st);
+        }
+    }
+
+    pub(crate) fn stall_budget(&self) -> Duration {
+        self.link.budget()
+    }
+
+    /// Sets the length of a file, open or not.
+    ///
+    /// # Errors
+    /// As [`Drive::write`].
+    pub fn truncate(&self, node: u64, size: u64) -> Result<()> {
+        if size > i64::MAX as u64 {
+            return Err(Error::Invalid("length beyond the largest file"));
+        }
+        let opened = self.open_file(node, false, true)?;
+        let done = self
+            .handle(opened.handle)
+            .and_then(|h| self.truncate_open(&h, size));
+        let closed = self.release(opened.handle);
+        done.and(closed)
+    }
+
+    /// Sets the length of an open file.
+    ///
+    /// # Errors
+    /// As [`Drive::write`].
+    pub fn truncate_handle(&self, handle: u64, size: u64) -> Result<()> {
+        if size > i64::MAX as u64 {
+            return Err(Error::Invalid("length beyond the largest file"));
+        }
+        let h = self.handle(handle)?;
+        if !h.write {
+            return Err(Error::BadHandle);
+        }
+        self.truncate_open(&h, size)
+    }
+
+    fn truncate_open(&self, h: &Handle, size: u64) -> Result<()> {
+        loop {
+            let cached = match h.file.read().binding {
+                Some(Binding::Share(..)) => false,
+                Some(Binding::Cache) => true,
+                None => return Err(Error::BadHandle),
+            };
+            if cached {
+                return self.truncate_cached(&h.file, size);
+            }
+            if self.truncate_through(h, size)? {
+                return Ok(());
+            }
+        }
+    }
+
+    pub(crate) fn truncate_cached(&self, file: &FileNode, size: u64) -> Result<()> {
+        let mut st = file.write();
+        if size == st.size && st.stamp.is_some() {
+            return Ok(());
+        }
+        if size < st.size {
+            let end = st.size;
+            file.save_before(&mut st, size..end);
+        }
+        let time = now();
+        let lsn = self.log(MetaRecord::Truncate {
+            file: file.id,
+            size,
+            time,
+        })?;
+        let before = st.unwritten.bytes();
+        st.unwritten.truncate(size, lsn);
+        self.unwritten
+            .fetch_add(st.unwritten.bytes(), Ordering::SeqCst);
+        self.sub_unwritten(before);
+        st.note_truncate(size, time, lsn);
+        Ok(())
+    }
+
+    fn truncate_through(&self, h: &Handle, size: u64) -> Result<bool> {
+        let file = &h.file;
+        let _io = file.io.lock().unwrap_or_else(PoisonError::into_inner);
+        let (share_file, old) = {
+            let mut st = file.write();
+            let share_file = match &st.binding {
+                Some(Binding::Share(f, true)) => f.clone(),
+                Some(Binding::Share(_, false)) => return Err(Error::BadHandle),
+                _ => return Ok(false),
+            };
+            let lsn = self.log(MetaRecord::OnlineTruncate {
+                file: file.id,
+                size,
+            })?;
+            st.note_online_truncate(size, lsn);
+            (share_file, st.size)
+        };
+        let answer = if self.may_ask() {
+            let budget = self.stall_budget();
+            self.link
+                .call_for("truncate", budget, &file.doubt, move |_| {
+                    share_file.set_len(size)
+                })
+        } else {
+            Err(Error::Link("the drive is offline".to_owned()))
+        };
+        match answer {
+            Ok(()) => {
+                let mut st = file.write();
+                if size < old {
+                    self.copy_through(file, &mut st, size..old, |f| f.data.set_len(size));
+                }
+                st.online_truncated(size, now());
+                Ok(true)
+            }
+            Err(e) if e.is_link() => {
+                self.flip_locked(h.node, file, e)?;
+                Ok(false)
+            }
+            Err(e) => Err(e),
+        }
+    }
+}
