@@ -19,6 +19,7 @@ pub mod format;
 mod header;
 pub(crate) mod maps;
 mod page;
+mod patch;
 pub(crate) mod subnode;
 mod transaction;
 
@@ -32,7 +33,7 @@ pub use btree::{
     BbtEntry, BlockIter, BtEntry, BtIter, BtLeaf, BtPage, MAX_LEVEL, NbtEntry, NodeIter,
 };
 pub use bytes::{crc, signature};
-pub use content::{NodeContent, NodeData, Subnodes};
+pub use content::{DataPatch, NodeContent, NodeData, SubnodePatch, Subnodes};
 pub use crypt::CryptMethod;
 pub use data_tree::DataTree;
 pub use format::Format;
