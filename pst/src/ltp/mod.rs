@@ -6,9 +6,11 @@
 
 mod bag;
 mod bth;
+mod bth_edit;
 mod build;
 mod heap;
 mod heap_build;
+mod heap_edit;
 mod names;
 mod names_edit;
 mod node;
@@ -16,6 +18,7 @@ mod pc;
 mod prop;
 mod table;
 mod table_edit;
+mod table_patch;
 mod text;
 
 pub use bag::PropBag;
@@ -28,8 +31,9 @@ pub use names_edit::NameMapEdit;
 pub use node::NodeSource;
 pub use pc::PropertyContext;
 pub use prop::{ObjectValue, PropTag, PropType, PropValue, ValueData};
-pub use table::{Column, Layout, Row, TableContext};
+pub use table::{Column, Layout, Row, TableContext, TableLookup};
 pub use table_edit::{TableBuilder, TableEdit};
+pub use table_patch::{RowChange, TablePatch};
 pub use text::{Text, filetime_iso, utf16le};
 
 pub(crate) use heap_build::{fill_level, header_size};

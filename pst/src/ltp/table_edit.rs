@@ -17,7 +17,6 @@ use super::heap_build::MAX_ITEM;
 use super::node::{BLOCK_DATA, NodeSource};
 use super::prop::PropTag;
 use super::table::{Column, Layout, Row, TableContext};
-use crate::ndb::bytes::put;
 use crate::ndb::{Ndb, NodeContent, NodeData};
 use crate::{Bid, PstError, Result};
 
@@ -104,6 +103,7 @@ pub struct TableEdit {
     rows: Vec<Option<Row>>,
     by_id: HashMap<u32, usize>,
     version: u32,
+    lossy: bool,
 }
 
 impl TableEdit {
@@ -123,6 +123,7 @@ impl TableEdit {
             rows: Vec::new(),
             by_id: HashMap::new(),
             version: 0,
+            lossy: false,
         }
     }
 
@@ -211,27 +212,50 @@ impl TableEdit {
     /// # Errors
     /// [`PstError::Limit`] where the table is full; what comparing with the old row gives.
     pub fn put_row(&mut self, id: u32, props: &PropBag) -> Result<()> {
-        let props = self.storable(props);
-        let old = self.by_id.get(&id).copied();
-        if let Some(row) = old.and_then(|i| self.rows.get(i)?.as_ref())
-            && row.props.same_content(&props)?
-        {
-            return Ok(());
-        }
-        let version = self.version.checked_add(1).ok_or(PstError::Limit {
+        let next = self.version.checked_add(1).ok_or(PstError::Limit {
             what: "row versions",
             found: 1 << 32,
             limit: u32::MAX.into(),
         })?;
+        self.put_row_as(id, props, &mut |_| next)
+    }
+
+    /// As [`TableEdit::put_row`]; `version` makes the row's new version of its old one (0 for a new
+    /// row), and is asked only where the row changes.
+    ///
+    /// # Errors
+    /// What comparing with the old row gives.
+    pub fn put_row_as(
+        &mut self,
+        id: u32,
+        props: &PropBag,
+        version: &mut dyn FnMut(u32) -> u32,
+    ) -> Result<()> {
+        let props = self.storable(props);
+        let old = self.by_id.get(&id).copied();
+        let mut before = 0;
+        if let Some(row) = old.and_then(|i| self.rows.get(i)?.as_ref()) {
+            if row.props.same_content(&props)? {
+                return Ok(());
+            }
+            before = row.version;
+        }
+        let version = version(before);
         let row = Row { id, version, props };
         match old.and_then(|i| self.rows.get_mut(i)) {
             Some(slot) => {
-                self.version = version;
+                self.version = self.version.max(version);
                 *slot = Some(row);
             }
             None => self.push(row),
         }
         Ok(())
+    }
+
+    /// Whether cells for which a table has no room are left out: right for tables whose rows are
+    /// copies of what the objects themselves hold (a folder's), wrong for recipients.
+    pub const fn set_lossy(&mut self, lossy: bool) {
+        self.lossy = lossy;
     }
 
     /// Changes cells of the row with this id and keeps its others; adds the row if there is none.
@@ -297,7 +321,6 @@ impl TableEdit {
 
     fn encode_row(&self, sink: &mut ValueSink<'_>, row: &Row) -> Result<Vec<u8>> {
         let mut out = vec![0u8; self.layout.row_size()];
-        let bitmap = self.layout.bitmap_offset();
         for c in &self.layout.columns {
             let cell = match c.tag {
                 PropTag::LTP_ROW_ID => row.id.to_le_bytes().to_vec(),
@@ -305,13 +328,13 @@ impl TableEdit {
                 _ => match row.props.get_tag(c.tag) {
                     None => continue,
                     Some(p) if c.is_inline() => p.data.read(8)?,
-                    Some(p) => sink.put(c.tag.prop_type(), &p.data)?.to_le_bytes().to_vec(),
+                    Some(p) => match sink.put(c.tag.prop_type(), &p.data) {
+                        Err(PstError::Limit { .. }) if self.lossy => continue,
+                        hnid => hnid?.to_le_bytes().to_vec(),
+                    },
                 },
             };
-            put(&mut out, c.offset.into(), &cell);
-            if let Some(b) = out.get_mut(bitmap + usize::from(c.bit / 8)) {
-                *b |= 0x80 >> (c.bit % 8);
-            }
+            self.layout.set_cell(&mut out, c, Some(&cell));
         }
         Ok(out)
     }
