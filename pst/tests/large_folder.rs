@@ -184,7 +184,7 @@ fn one_edit_in_a_folder_of_a_hundred_thousand() {
     elsewhere.insert(moved);
     for at in [nids.len() / 5, nids.len() - 1, 0] {
         step("delete", 400, &mut |tx| {
-            tx.delete_message(nids[at]).unwrap()
+            tx.delete_message(nids[at]).unwrap();
         });
         expected.remove(&nids[at]);
     }

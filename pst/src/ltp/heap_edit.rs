@@ -4,11 +4,11 @@
 //! levels. A block that is touched is written tightly packed (2.6.2.1.3), with its page map and its
 //! count of freed items made anew; the place of a freed item is given to the next new one.
 //!
-//! New items go where a block is rewritten anyway, else into the last block, else where the fill
+//! New items go where a block is rewritten anyway or into the last block, else where the fill
 //! level maps promise room, else into a new block: so that one edit touches few blocks, and what
 //! was freed is found again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::heap::{Heap, Hid, MAX_BLOCKS};
 use super::heap_build::{
@@ -38,6 +38,8 @@ struct Page {
     free: usize,
     /// The block as it was; empty for a new one.
     before: Vec<u8>,
+    /// The room under which the block is listed in [`HeapEdit::roomy`].
+    listed: usize,
 }
 
 impl Page {
@@ -49,6 +51,16 @@ impl Page {
     fn has_room(&self, len: usize, block: usize, slack: usize) -> bool {
         let new_items = usize::from(self.free == 0);
         self.items.len() + new_items <= MAX_ITEMS && self.used(new_items, len) + slack <= block
+    }
+
+    /// How long an item can be that still fits.
+    fn room(&self, block: usize) -> usize {
+        let new_items = usize::from(self.free == 0);
+        if self.items.len() + new_items > MAX_ITEMS {
+            return 0;
+        }
+        // One byte may go to the padding before the map.
+        block.saturating_sub(self.used(new_items, 1))
     }
 
     fn pack(&self, block: usize, last: bool) -> Vec<u8> {
@@ -82,6 +94,8 @@ pub(crate) struct HeapEdit {
     count: usize,
     pages: BTreeMap<usize, Page>,
     recent: Vec<usize>,
+    /// The blocks that are rewritten anyway, by their room.
+    roomy: BTreeSet<(usize, usize)>,
     /// Blocks in which the fill level maps promise room, next one last; `None` until searched.
     candidates: Option<Vec<(usize, usize)>>,
 }
@@ -98,6 +112,7 @@ impl HeapEdit {
             block,
             pages: BTreeMap::new(),
             recent: Vec::new(),
+            roomy: BTreeSet::new(),
             candidates: None,
         }
     }
@@ -172,6 +187,7 @@ impl HeapEdit {
         if let Some(slot) = page.items.get_mut(at) {
             *slot = Item::Live(item);
         }
+        self.list(hid.block());
         Ok(None)
     }
 
@@ -184,7 +200,17 @@ impl HeapEdit {
             page.bytes -= old.len();
             page.free += 1;
         }
+        self.list(hid.block());
         Ok(())
+    }
+
+    /// Lists a block under the room that it has now.
+    fn list(&mut self, i: usize) {
+        if let Some(page) = self.pages.get_mut(&i) {
+            self.roomy.remove(&(page.listed, i));
+            page.listed = page.room(self.block);
+            self.roomy.insert((page.listed, i));
+        }
     }
 
     fn live(&mut self, hid: Hid) -> Result<(&mut Page, usize)> {
@@ -237,6 +263,7 @@ impl HeapEdit {
                 page.items.len()
             }
         };
+        self.list(at);
         match (u16::try_from(at), u16::try_from(index)) {
             (Ok(block), Ok(index)) => Ok(Hid::new(block, index)),
             _ => Err(odd(at, "not addressable")),
@@ -256,6 +283,12 @@ impl HeapEdit {
             && fits(self.page(last)?)
         {
             return Ok(last);
+        }
+        if let Some((room, i)) = self.roomy.last().copied()
+            && room >= len + slack
+            && i < limit
+        {
+            return Ok(i);
         }
         if self.candidates.is_none() {
             self.candidates = Some(self.promises()?);
@@ -293,6 +326,7 @@ impl HeapEdit {
                 bytes: 0,
                 free: 0,
                 before: Vec::new(),
+                listed: 0,
             },
         );
         self.count += 1;
@@ -393,6 +427,7 @@ fn load(heap: &Heap, i: usize) -> Result<Page> {
         bytes: at - header,
         free: if known { empty } else { 0 },
         before: data.clone(),
+        listed: 0,
     })
 }
 

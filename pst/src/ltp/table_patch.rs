@@ -308,13 +308,15 @@ impl TablePatch {
             }
         }
         self.check_sole(at, moving.iter().map(|(_, old, _)| *old))?;
+        // A value that is replaced where it lies leaves the row's own bytes as they were.
+        let changed = !moving.is_empty();
         for (c, old, new) in moving {
             let hnid = self.replace(old, c.tag.prop_type(), new)?;
             let cell = hnid.map(u32::to_le_bytes);
             let cell = cell.as_ref().map(<[u8; 4]>::as_slice);
             self.layout.set_cell(raw, c, cell);
         }
-        Ok(raw != before)
+        Ok(changed || raw != before)
     }
 
     /// Whether the value behind an HNID is this one.
@@ -327,8 +329,11 @@ impl TablePatch {
             Hnid::Heap(hid) => Ok(value.len() <= MAX_ITEM as u64
                 && value.bytes() == Some(self.heap.item(hid)?.as_slice())),
             Hnid::Sub(nid) => {
-                if self.subnodes.contains_key(&nid) {
-                    return Ok(false);
+                if let Some(new) = self.subnodes.get(&nid) {
+                    let data = new.as_ref().map(|c| &c.data);
+                    return Ok(
+                        matches!(data, Some(NodeData::Bytes(b)) if value.bytes() == Some(b)),
+                    );
                 }
                 match self.ndb.subnode(self.bid_sub, nid)? {
                     Some(e) => {
