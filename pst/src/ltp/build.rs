@@ -81,6 +81,8 @@ pub(crate) struct ValueSink<'a> {
     subnodes: BTreeMap<Nid, NodeContent>,
     reserved: Vec<Nid>,
     next: u32,
+    /// How many subnodes there may be.
+    pub most: usize,
     same: Option<&'a Arc<Ndb>>,
 }
 
@@ -91,8 +93,16 @@ impl<'a> ValueSink<'a> {
             subnodes: BTreeMap::new(),
             reserved: Vec::new(),
             next: FIRST_SUBNODE_INDEX,
+            most: MAX_SUBNODES,
             same,
         }
+    }
+
+    /// A sink whose heap and subnode tree are as good as full.
+    #[cfg(test)]
+    pub fn limit(&mut self, value_blocks: usize, subnodes: usize) {
+        self.heap.limit_values(value_blocks);
+        self.most = subnodes;
     }
 
     /// Objects bring their NIDs along: no value may be given one of them.
@@ -108,11 +118,11 @@ impl<'a> ValueSink<'a> {
     pub fn put_subnode(&mut self, data: NodeData) -> Result<Nid> {
         loop {
             let nid = Nid::new(NidType::LTP, self.next);
-            if self.subnodes.len() >= MAX_SUBNODES {
+            if self.subnodes.len() >= self.most {
                 return Err(PstError::Limit {
                     what: "subnodes of a node",
                     found: self.subnodes.len() as u64 + 1,
-                    limit: MAX_SUBNODES as u64,
+                    limit: self.most as u64,
                 });
             }
             self.next += 1;

@@ -117,6 +117,12 @@ impl HeapBuilder {
         }
     }
 
+    /// As `HeapEdit::limit_values`.
+    #[cfg(test)]
+    pub(crate) const fn limit_values(&mut self, n: usize) {
+        self.value_blocks = n;
+    }
+
     /// Adds an item of 1 to [`MAX_ITEM`] bytes.
     ///
     /// # Errors

@@ -92,6 +92,8 @@ pub(crate) struct HeapEdit {
     /// Bytes of a full block.
     block: usize,
     count: usize,
+    /// Values are put into blocks below this one.
+    value_blocks: usize,
     pages: BTreeMap<usize, Page>,
     recent: Vec<usize>,
     /// The blocks that are rewritten anyway, by their room.
@@ -110,11 +112,19 @@ impl HeapEdit {
             count: heap.block_count(),
             heap,
             block,
+            value_blocks: VALUE_BLOCKS,
             pages: BTreeMap::new(),
             recent: Vec::new(),
             roomy: BTreeSet::new(),
             candidates: None,
         }
+    }
+
+    /// Keeps values out of all but the first `n` blocks, as if the others were the last ones that a
+    /// HID can address.
+    #[cfg(test)]
+    pub(crate) const fn limit_values(&mut self, n: usize) {
+        self.value_blocks = n;
     }
 
     /// The bytes of an item as it is now.
@@ -139,7 +149,7 @@ impl HeapEdit {
     /// Adds a cell's value: 1 to [`MAX_ITEM`] bytes. `None` where only records may be added: the last
     /// blocks that a HID can address are kept for the row index.
     pub(crate) fn alloc_value(&mut self, item: Vec<u8>) -> Result<Option<Hid>> {
-        match self.place(item, VALUE_BLOCKS, SLACK) {
+        match self.place(item, self.value_blocks, SLACK) {
             Ok(hid) => Ok(Some(hid)),
             Err(PstError::Limit { .. }) => Ok(None),
             Err(e) => Err(e),

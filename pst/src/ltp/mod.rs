@@ -11,6 +11,7 @@ mod build;
 mod heap;
 mod heap_build;
 mod heap_edit;
+mod matrix_edit;
 mod names;
 mod names_edit;
 mod node;

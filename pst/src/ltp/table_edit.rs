@@ -279,7 +279,10 @@ impl TableEdit {
     /// # Errors
     /// [`PstError::Limit`] for more than a heap holds, and what reading other files gives.
     pub fn build(&self, same: Option<&Arc<Ndb>>) -> Result<NodeContent> {
-        let mut sink = ValueSink::new(ClientSig::TABLE, same);
+        self.build_into(ValueSink::new(ClientSig::TABLE, same))
+    }
+
+    fn build_into(&self, mut sink: ValueSink<'_>) -> Result<NodeContent> {
         self.rows().for_each(|r| sink.reserve_objects(&r.props));
         // The row index is item 1 and TCINFO item 2, as other writers have them.
         let index = sink.heap.alloc(&[0; 8])?;
@@ -313,6 +316,8 @@ impl TableEdit {
             if let Some((_, full)) = blocks.split_last_mut() {
                 full.iter_mut().for_each(|b| b.resize(BLOCK_DATA, 0));
             }
+            // The rows are worth more than any cell.
+            sink.most += 1;
             sink.put_subnode(NodeData::Blocks(blocks))?.0
         };
         sink.heap.set(info, &self.layout.encode(index.0, rows))?;
@@ -371,5 +376,65 @@ impl TableBuilder {
     /// As [`TableEdit::build`].
     pub fn build(&self, same: Option<&Arc<Ndb>>) -> Result<NodeContent> {
         self.0.build(same)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ltp::prop::{PropType, PropValue};
+    use crate::ndb::Subnodes;
+
+    const TEXT: PropTag = PropTag::new(0x3001, PropType::BINARY);
+
+    fn table(rows: u32) -> TableEdit {
+        let mut edit = TableEdit::new(&[TEXT]).unwrap();
+        for id in 0..rows {
+            let text = PropValue::binary(TEXT.id(), vec![id as u8; 300]);
+            edit.put_row(id, &PropBag::from_iter([text])).unwrap();
+        }
+        edit
+    }
+
+    fn sink(value_blocks: usize, subnodes: usize) -> ValueSink<'static> {
+        let mut sink = ValueSink::new(ClientSig::TABLE, None);
+        sink.limit(value_blocks, subnodes);
+        sink
+    }
+
+    /// A HID addresses 65,536 blocks: what comes after them goes to subnodes.
+    #[test]
+    fn values_for_which_the_heap_has_no_block_go_to_subnodes() {
+        let edit = table(400);
+        let content = edit.build_into(sink(5, 1000)).unwrap();
+        let Subnodes::Tree(subnodes) = &content.subnodes else {
+            panic!("no subnodes")
+        };
+        assert!(subnodes.len() > 200, "{}", subnodes.len());
+        let table = TableContext::open_source(&NodeSource::built(content)).unwrap();
+        assert_eq!(table.row_count(), 400);
+        for row in table.rows().map(Result::unwrap) {
+            let text = row.props.get_tag(TEXT).unwrap();
+            assert_eq!(text.data.bytes().unwrap(), vec![row.id as u8; 300]);
+        }
+    }
+
+    /// A folder's table may lack a cell, a recipient may not lack a name.
+    #[test]
+    fn where_subnodes_run_out_too_a_copy_is_left_out_and_an_original_is_refused() {
+        let mut edit = table(400);
+        assert!(matches!(
+            edit.build_into(sink(5, 50)),
+            Err(PstError::Limit { .. })
+        ));
+        edit.set_lossy(true);
+        let content = edit.build_into(sink(5, 50)).unwrap();
+        let table = TableContext::open_source(&NodeSource::built(content)).unwrap();
+        assert_eq!(table.row_count(), 400);
+        let texts = table
+            .rows()
+            .filter(|r| r.as_ref().unwrap().props.get_tag(TEXT).is_some());
+        let texts = texts.count();
+        assert!((150..250).contains(&texts), "{texts}");
     }
 }

@@ -16,7 +16,7 @@
 //! needs no more than that its rows can be read.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use super::bag::PropBag;
 use super::bth::BthHeader;
@@ -24,10 +24,11 @@ use super::bth_edit::BthEdit;
 use super::heap::Hnid;
 use super::heap_build::MAX_ITEM;
 use super::heap_edit::HeapEdit;
+use super::matrix_edit::MatrixEdit;
 use super::node::{Blocks, NodeSource};
 use super::prop::{PropTag, PropType, PropValue, ValueData};
-use super::table::{Column, Layout, Matrix, TableStore, check_index, row_place};
-use crate::ndb::bytes::{put, u32_at};
+use super::table::{Layout, Matrix, TableStore, check_index, row_place};
+use crate::ndb::bytes::u32_at;
 use crate::ndb::{DataPatch, Ndb, NodeContent, NodeData, SubnodePatch, Subnodes};
 use crate::{Bid, Nid, NidType, PstError, Result};
 
@@ -43,20 +44,6 @@ pub enum RowChange {
     Added,
     /// The row had other cells; these are the old ones that a row holds itself (numbers, times).
     Replaced(PropBag),
-}
-
-/// The rows of a stored matrix with uncommitted changes.
-struct MatrixEdit {
-    nid: Nid,
-    bid: Bid,
-    blocks: Blocks,
-    changed: BTreeMap<usize, Arc<Vec<u8>>>,
-    /// The unchanged block that was read last.
-    read: Mutex<Option<(usize, Arc<Vec<u8>>)>>,
-    row: usize,
-    per_block: usize,
-    stored_rows: usize,
-    rows: usize,
 }
 
 /// An open edit of a large stored table.
@@ -414,10 +401,11 @@ impl TablePatch {
                 .last_subnode(self.bid_sub)?
                 .map_or(0, |e| e.nid.index() + 1),
         };
-        // Each new one may begin an SLBLOCK; a table built anew packs them.
-        let most = self.ndb.format().max_siblock();
-        let full = self.ndb.subnode_leaves(self.bid_sub)? + self.subnodes.len() >= most;
-        if full || next >= 1 << 26 {
+        // New SLBLOCKs are at least half full; a table built anew packs them.
+        let format = self.ndb.format();
+        let most = format.max_siblock();
+        let new = self.subnodes.len() / (format.max_slblock() / 2).max(1) + 2;
+        if self.ndb.subnode_leaves(self.bid_sub)? + new > most || next >= 1 << 26 {
             return Err(PstError::Limit {
                 what: "subnodes of a table",
                 found: next.into(),
@@ -488,126 +476,108 @@ impl TablePatch {
     }
 }
 
-impl Layout {
-    /// Sets a cell in a row's bytes, or makes it one that does not exist.
-    pub(crate) fn set_cell(&self, raw: &mut [u8], c: &Column, cell: Option<&[u8]>) {
-        let zero = [0; 8];
-        let bytes = cell.or_else(|| zero.get(..c.size.into()));
-        put(raw, c.offset.into(), bytes.unwrap_or_default());
-        if let Some(b) = raw.get_mut(self.bitmap_offset() + usize::from(c.bit / 8)) {
-            let bit = 0x80 >> (c.bit % 8);
-            *b = if cell.is_some() { *b | bit } else { *b & !bit };
-        }
-    }
-}
+#[cfg(test)]
+mod tests {
+    use storage::MemStorage;
 
-impl MatrixEdit {
-    fn open(nid: Nid, bid: Bid, blocks: Blocks, row: usize, block: usize) -> Result<Self> {
-        let count = blocks.count();
-        let per_block = block.checked_div(row).unwrap_or(0);
-        if per_block == 0 || count == 0 {
-            return Err(odd("TCINFO.hnidRows", "no whole row in a block"));
-        }
-        let last = blocks.read(count - 1)?.len();
-        if count > 1 && blocks.read(0)?.len() != block {
-            return Err(odd("TCINFO.hnidRows", "a block that is not full"));
-        }
-        let in_last = last / row;
-        if in_last == 0 || in_last > per_block {
-            return Err(odd("TCINFO.hnidRows", "no whole row in the last block"));
-        }
-        let rows = (count - 1) * per_block + in_last;
-        Ok(Self {
-            nid,
-            bid,
-            blocks,
-            changed: BTreeMap::new(),
-            read: Mutex::default(),
-            row,
-            per_block,
-            stored_rows: rows,
-            rows,
-        })
+    use super::*;
+    use crate::ltp::{TableContext, TableEdit};
+    use crate::ndb::NdbTransaction;
+
+    const TEXT: PropTag = PropTag::new(0x3001, PropType::BINARY);
+    const NODE: Nid = Nid::new(NidType::CONTENTS_TABLE, 0x600);
+
+    fn text(id: u32, len: usize) -> PropBag {
+        PropBag::from_iter([PropValue::binary(TEXT.id(), vec![id as u8; len])])
     }
 
-    /// Block `b` as it is now: whole rows and perhaps padding.
-    fn block(&self, b: usize) -> Result<Arc<Vec<u8>>> {
-        if let Some(block) = self.changed.get(&b) {
-            return Ok(Arc::clone(block));
-        }
-        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*read {
-            Some((k, block)) if *k == b => Ok(Arc::clone(block)),
-            _ => {
-                let block = Arc::new(self.blocks.read(b)?);
-                *read = Some((b, Arc::clone(&block)));
-                Ok(block)
-            }
-        }
+    fn commit(ndb: Arc<Ndb>, content: &NodeContent) -> Arc<Ndb> {
+        let mut file = vec![0; usize::try_from(ndb.storage().len().unwrap()).unwrap()];
+        ndb.storage().read_exact_at(0, &mut file).unwrap();
+        let mut tx = NdbTransaction::begin(ndb).unwrap();
+        tx.put_node(NODE, Nid(0), content).unwrap();
+        let file = MemStorage::from(file);
+        tx.finish().unwrap().commit(&file).unwrap();
+        Arc::new(Ndb::open(Arc::new(file)).unwrap())
     }
 
-    fn get(&self, at: usize) -> Result<Vec<u8>> {
-        let start = at % self.per_block * self.row;
-        let block = self.block(at / self.per_block)?;
-        let row = block.get(start..start + self.row);
-        row.filter(|_| at < self.rows)
-            .map(<[u8]>::to_vec)
-            .ok_or_else(|| odd("dwRowIndex", format!("no row {at} in the matrix")))
+    fn open(ndb: &Arc<Ndb>) -> TablePatch {
+        let n = ndb.node(NODE).unwrap().unwrap();
+        let patch = TablePatch::open(ndb, n.bid_data, n.bid_sub).unwrap();
+        patch.unwrap()
     }
 
-    fn set(&mut self, at: usize, raw: &[u8]) -> Result<()> {
-        let b = at / self.per_block;
-        let start = at % self.per_block * self.row;
-        let mut block = if b * self.per_block >= self.rows {
-            self.changed.remove(&b).unwrap_or_default()
-        } else {
-            self.block(b)?
-        };
-        let bytes = Arc::make_mut(&mut block);
-        if bytes.len() < start + self.row {
-            bytes.resize(start + self.row, 0);
+    /// Where the heap has no block left for values, new ones go to subnodes and the row index still
+    /// finds room.
+    #[test]
+    fn a_full_heap_takes_rows_whose_values_lie_in_subnodes() {
+        let empty = crate::create_empty(&[1; 16]).unwrap();
+        let ndb = Arc::new(Ndb::open(Arc::new(MemStorage::from(empty))).unwrap());
+        let mut edit = TableEdit::new(&[TEXT]).unwrap();
+        for id in 0..1000 {
+            edit.put_row(id, &text(id, 100)).unwrap();
         }
-        put(bytes, start, raw);
-        self.changed.insert(b, block);
-        Ok(())
-    }
-
-    fn push(&mut self, raw: &[u8]) -> Result<()> {
-        self.set(self.rows, raw)?;
-        self.rows += 1;
-        Ok(())
-    }
-
-    /// The changed blocks, each of its final length: full, or exactly the rows of the last one.
-    fn finish(&mut self, full: usize) -> Result<Option<DataPatch>> {
-        let last = (self.rows - 1) / self.per_block;
-        let old_last = (self.stored_rows - 1) / self.per_block;
-        let mut changed: BTreeMap<usize, Arc<Vec<u8>>> = std::mem::take(&mut self.changed);
-        if self.rows != self.stored_rows {
-            for b in [last, old_last.min(last)] {
-                if let std::collections::btree_map::Entry::Vacant(v) = changed.entry(b) {
-                    v.insert(Arc::new(self.blocks.read(b)?));
-                }
-            }
+        let ndb = commit(Arc::clone(&ndb), &edit.build(None).unwrap());
+        let mut patch = open(&ndb);
+        patch.heap.limit_values(0);
+        for id in 900..1800 {
+            patch.put_row(id, &text(id, 200), &mut |v| v + 1).unwrap();
         }
-        if changed.is_empty() {
-            return Ok(None);
+        let ndb = commit(ndb, &patch.finish().unwrap());
+        // Once more on what now lies in subnodes: replaced, and deleted.
+        let mut patch = open(&ndb);
+        patch.heap.limit_values(0);
+        for id in 1000..1500 {
+            patch.put_row(id, &text(id, 300), &mut |v| v + 1).unwrap();
         }
-        let mut blocks = BTreeMap::new();
-        for (b, block) in changed.into_iter().filter(|(b, _)| *b <= last) {
-            let mut bytes = Arc::unwrap_or_clone(block);
-            let len = if b < last {
-                full
-            } else {
-                (self.rows - last * self.per_block) * self.row
+        for id in 1500..1600 {
+            assert!(patch.delete_row(id).unwrap().is_some());
+        }
+        let ndb = commit(ndb, &patch.finish().unwrap());
+        let n = ndb.node(NODE).unwrap().unwrap();
+        let table = TableContext::open(&ndb, n.bid_data, n.bid_sub).unwrap();
+        assert_eq!(table.row_count(), 1700);
+        for row in table.rows().map(Result::unwrap) {
+            let len = match row.id {
+                0..900 => 100,
+                1000..1500 => 300,
+                _ => 200,
             };
-            bytes.resize(len, 0);
-            blocks.insert(b, bytes);
+            let value = row.props.get_tag(TEXT).unwrap();
+            assert_eq!(value.data.read(1 << 20).unwrap(), vec![row.id as u8; len]);
         }
-        Ok(Some(DataPatch {
-            base: self.bid,
-            count: last + 1,
-            blocks,
-        }))
+        let subnodes = ndb.subnodes(n.bid_sub).unwrap();
+        // The new rows' values, those of changed rows that did not fit where they were, the matrix.
+        assert!((701..=801).contains(&subnodes.len()), "{}", subnodes.len());
+        let findings = crate::check::check(&ndb);
+        assert!(findings.is_empty(), "{findings:#?}");
+    }
+
+    /// Freeing a value that another row refers to would take it away from that row.
+    #[test]
+    fn a_table_whose_rows_share_values_is_built_anew() {
+        let empty = crate::create_empty(&[1; 16]).unwrap();
+        let ndb = Arc::new(Ndb::open(Arc::new(MemStorage::from(empty))).unwrap());
+        let mut edit = TableEdit::new(&[TEXT]).unwrap();
+        for id in 0..2000 {
+            edit.put_row(id, &text(id, 100)).unwrap();
+        }
+        let ndb = commit(Arc::clone(&ndb), &edit.build(None).unwrap());
+        // Row 7 refers to the value of row 8.
+        let mut patch = open(&ndb);
+        let c = *patch.layout.columns.iter().find(|c| c.tag == TEXT).unwrap();
+        let cell = patch.matrix.get(8).unwrap();
+        let cell = patch.layout.cell(&cell, &c).unwrap().unwrap().to_vec();
+        let mut row = patch.matrix.get(7).unwrap();
+        patch.layout.set_cell(&mut row, &c, Some(&cell));
+        patch.matrix.set(7, &row).unwrap();
+        let ndb = commit(ndb, &patch.finish().unwrap());
+        let mut patch = open(&ndb);
+        assert!(patch.put_row(9, &text(9, 50), &mut |v| v + 1).is_ok());
+        for id in [7, 8] {
+            let odd = patch.put_row(id, &text(id, 50), &mut |v| v + 1);
+            assert!(matches!(odd, Err(PstError::Corrupt { .. })), "{odd:?}");
+            assert!(open(&ndb).delete_row(id).is_err());
+        }
     }
 }
