@@ -7,6 +7,7 @@
 mod bag;
 mod bth;
 mod build;
+mod codepage;
 mod heap;
 mod heap_build;
 mod names;
@@ -21,6 +22,7 @@ mod text;
 pub use bag::PropBag;
 pub use bth::{BthEntry, BthHeader, build_bth, read_bth};
 pub use build::{build_pc, insert_subnode};
+pub use codepage::CodePage;
 pub use heap::{ClientSig, Heap, Hid, Hnid, PageMap};
 pub use heap_build::{HeapBuilder, MAX_ITEM};
 pub use names::{Guid, NameKind, NameMap, PropName};

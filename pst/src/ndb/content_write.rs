@@ -151,7 +151,7 @@ impl NdbTransaction {
     /// Whether a block exists, is whole and holds exactly these bytes.
     fn holds(&self, bid: Bid, bytes: &[u8]) -> Result<bool> {
         match self.block(bid)? {
-            Some(entry) if usize::from(entry.cb) == bytes.len() && entry.cref < u16::MAX => {
+            Some(entry) if usize::from(entry.cb_data) == bytes.len() && entry.cref < u16::MAX => {
                 match self.block_data(bid) {
                     Ok(data) => Ok(data == bytes),
                     Err(PstError::Io { offset, source }) => Err(PstError::Io { offset, source }),

@@ -6,13 +6,13 @@
 
 use std::collections::BTreeMap;
 
-use super::super::build::cells;
+use super::super::cells::cells_in;
 use super::super::schema::{self, is_table_only};
 use super::super::search::{self, SUD_LEN};
 use super::super::tags;
 use super::folders::with_zero_counts;
 use super::{MAX_SEARCH_NODE, Pending, Rows, Transaction};
-use crate::ltp::{PropBag, PropValue, TableContext, TableEdit};
+use crate::ltp::{PropBag, PropType, PropValue, TableContext, TableEdit};
 use crate::ndb::{NodeContent, NodeData, Subnodes};
 use crate::{Nid, NidType, Result};
 
@@ -207,6 +207,9 @@ impl Transaction {
         }
         let table = nid.with_kind(NidType::HIERARCHY_TABLE);
         let columns = self.columns(table)?;
+        // Folders name no code page: theirs is that of the store, which matters to 8-bit columns.
+        let narrow = columns.iter().any(|c| c.prop_type() == PropType::STRING8);
+        let page = if narrow { self.pst.code_page()? } else { None };
         let existing = if created {
             None
         } else {
@@ -234,7 +237,7 @@ impl Transaction {
                     .collect(),
                 None => PropBag::new(),
             };
-            row.extend(cells(&self.folder_props(child)?, &columns));
+            row.extend(cells_in(&self.folder_props(child)?, &columns, page));
             edit.put_row(child.0, &row)?;
         }
         self.put_table(table, &edit)
