@@ -143,7 +143,7 @@ impl Checker<'_> {
         let mut sum = 0;
         for bid in &x.bids {
             if x.level == 1 {
-                sum += u64::from(self.blocks.get(&bid.key())?.cb);
+                sum += u64::from(self.blocks.get(&bid.key())?.cb_data);
             } else {
                 let data = self.ndb.block_data(*bid).ok()?;
                 sum += u64::from(XBlock::parse(self.ndb.format(), *bid, &data).ok()?.total);

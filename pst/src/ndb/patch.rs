@@ -172,7 +172,7 @@ impl NdbTransaction {
             what: "block",
             id: bid.to_string(),
         })?;
-        Ok(entry.cb.into())
+        Ok(entry.cb_data.into())
     }
 
     fn checked_total(&self, sum: u64) -> Result<u32> {

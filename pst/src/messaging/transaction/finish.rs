@@ -6,13 +6,13 @@
 
 use std::collections::BTreeMap;
 
-use super::super::build::cells;
+use super::super::cells::cells_in;
 use super::super::schema::is_table_only;
 use super::super::search::{self, SUD_LEN};
 use super::super::tags;
 use super::folders::with_zero_counts;
 use super::{MAX_SEARCH_NODE, Pending, Rows, Transaction};
-use crate::ltp::{PropBag, PropValue};
+use crate::ltp::{PropBag, PropType, PropValue};
 use crate::ndb::{DataPatch, NodeContent, NodeData, Subnodes};
 use crate::{Bid, Nid, NidType, Result};
 
@@ -137,6 +137,9 @@ impl Transaction {
         }
         let table = nid.with_kind(NidType::HIERARCHY_TABLE);
         let columns = self.columns(table)?;
+        // Folders name no code page: theirs is that of the store, which matters to 8-bit columns.
+        let narrow = columns.iter().any(|c| c.prop_type() == PropType::STRING8);
+        let page = if narrow { self.pst.code_page()? } else { None };
         let mut rows: Rows = pending
             .iter()
             .flat_map(|p| &p.children)
@@ -152,7 +155,7 @@ impl Transaction {
                 let kept = old.props.into_iter().filter(|v| is_table_only(v.tag.id()));
                 row.extend(kept);
             }
-            row.extend(cells(&self.folder_props(child)?, &columns));
+            row.extend(cells_in(&self.folder_props(child)?, &columns, page));
             rows.insert(child.0, Some(row));
         }
         self.write_table(table, created, &rows, &PropBag::new())?;
