@@ -360,6 +360,10 @@ impl State {
             && next.is_none_or(|next| end <= next)
             && bytes.len() + data.len() <= EXTENT_LIMIT;
         if grows {
+            if bytes.len() >= EXTENT_LIMIT / 16 && bytes.capacity() < EXTENT_LIMIT {
+                // An extent that got this long is about to be filled: moved once, not each time.
+                bytes.reserve_exact(EXTENT_LIMIT - bytes.len());
+            }
             bytes.extend_from_slice(data);
             self.memory += data.len() as u64;
         }

@@ -25,9 +25,10 @@ use std::sync::{Arc, Weak};
 use storage::{Overlay, Payload, Phase, ReadAt, Scratch, WriteAt, WriteSet};
 
 use super::amap::Space;
-use super::block::seal_block;
+use super::block::{name_block, seal_block};
 use super::btree::{BbtEntry, BtLeaf, NbtEntry};
 use super::btree_write::{self, PageSpace};
+use super::crypt::CryptMethod;
 use super::data_tree::XBlock;
 use super::limits::SizeLimits;
 use super::maps::{map_writes, read_dlist};
@@ -290,33 +291,62 @@ impl NdbTransaction {
                 limit: format.max_data() as u64,
             });
         }
+        let bref = self.name_of_block(format.block_space(data.len()), internal)?;
+        let stored = seal_block(format, self.header.crypt, bref, data);
+        self.put_block(bref, data.len() as u16, &stored)
+    }
+
+    /// Writes a data block of another file as it is stored there, if that is how this file would
+    /// store it too. Gives the new BID and the bytes of data.
+    pub(super) fn copy_block(&mut self, from: &Ndb, bid: Bid) -> Result<Option<(Bid, u64)>> {
+        let format = self.base.format();
+        let crypt = self.header.crypt;
+        if from.format() != format || from.header().crypt != crypt || crypt == CryptMethod::Cyclic {
+            return Ok(None);
+        }
+        let Some(entry) = from.block(bid)?.filter(|e| e.cb == e.cb_data) else {
+            return Ok(None);
+        };
+        if bid.is_internal() || usize::from(entry.cb) > format.max_data() {
+            return Ok(None);
+        }
+        let mut stored = from.stored_block(&entry)?;
+        let bref = self.name_of_block(stored.len(), false)?;
+        name_block(format, &mut stored, bref);
+        let bid = self.put_block(bref, entry.cb, &stored)?;
+        Ok(Some((bid, u64::from(entry.cb))))
+    }
+
+    /// A new BID, and space for a block of `len` bytes as stored.
+    fn name_of_block(&mut self, len: usize, internal: bool) -> Result<Bref> {
+        let max = self.base.format().max_id() - 8;
         let limit = PstError::Limit {
             what: "bidNextB",
             found: self.header.bid_next_block.0,
-            limit: format.max_id() - 8,
+            limit: max,
         };
         let next = self.header.bid_next_block.0.checked_next_multiple_of(4);
-        let next = next.filter(|n| *n <= format.max_id() - 8).ok_or(limit)?;
-        let bid = Bid(next | if internal { 2 } else { 0 });
+        let next = next.filter(|n| *n <= max).ok_or(limit)?;
+        let ib = self.take(len, false)?;
         self.header.bid_next_block = Bid(next + 4);
-        let ib = self.take(format.block_space(data.len()), false)?;
-        let bref = Bref { bid, ib };
-        let stored = seal_block(format, self.header.crypt, bref, data);
-        self.write(ib, &stored)?;
+        let bid = Bid(next | if internal { 2 } else { 0 });
+        Ok(Bref { bid, ib })
+    }
+
+    fn put_block(&mut self, bref: Bref, cb: u16, stored: &[u8]) -> Result<Bid> {
+        self.write(bref.ib, stored)?;
         self.changed = true;
-        self.bbt.insert(
-            bid.key(),
-            Some(BbtEntry {
-                bref,
-                cb: data.len() as u16,
-                cb_data: data.len() as u16,
-                cref: 2,
-            }),
-        );
+        let entry = BbtEntry {
+            bref,
+            cb,
+            cb_data: cb,
+            cref: 2,
+        };
+        self.bbt.insert(bref.bid.key(), Some(entry));
         if self.bbt.len() >= MERGE_AT {
             self.merge()?;
         }
-        Ok(bid)
+        Ok(bref.bid)
     }
 
     /// The decoded data of a block as edited so far.
