@@ -62,14 +62,14 @@ fn made(count: u32) -> (Arc<MemStorage>, Nid, Nid, Vec<Nid>) {
 
 /// How many blocks and pages an edit wrote, by the counters that number them, with the allocation
 /// map pages that it changed; and the bytes of the whole write set.
-fn written(before: &Pst, after: &Pst, set: &WriteSet) -> (usize, usize, usize, usize) {
+fn written(before: &Pst, after: &Pst, set: &WriteSet) -> (usize, usize, usize, u64) {
     let (old, new) = (before.ndb().header(), after.ndb().header());
     let blocks = (new.bid_next_block.0 - old.bid_next_block.0) / 4;
     let pages = new.bid_next_page.0 - old.bid_next_page.0;
     let maps = set.phases.iter().filter(|p| p.name == "maps");
     let maps: usize = maps.map(|p| p.writes.len()).sum();
     let bytes = set.phases.iter().flat_map(|p| &p.writes);
-    let bytes = bytes.map(|(_, data)| data.len()).sum();
+    let bytes = bytes.map(|(_, data)| data.len() as u64).sum();
     (blocks as usize, pages as usize, maps, bytes)
 }
 
