@@ -33,4 +33,4 @@ pub use table_edit::{TableBuilder, TableEdit};
 pub use text::{Text, filetime_iso, utf16le};
 
 pub(crate) use heap_build::{fill_level, header_size};
-pub(crate) use names_edit::unlisted_names;
+pub(crate) use names_edit::{NameAudit, audit_names};

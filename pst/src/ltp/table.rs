@@ -269,11 +269,6 @@ impl TableContext {
         self.index.iter().copied()
     }
 
-    /// The row id that the row at matrix index `at` itself has.
-    pub(crate) fn raw_row_id(&self, at: u32) -> Result<u32> {
-        u32_at(&self.raw_row(at)?, 0, "dwRowID")
-    }
-
     /// How many whole rows the matrix has room for.
     pub(crate) fn matrix_rows(&self) -> Result<usize> {
         let size = self.layout.row_size();
@@ -292,7 +287,7 @@ impl TableContext {
     }
 
     /// The raw bytes of the row at matrix index `at`.
-    fn raw_row(&self, at: u32) -> Result<Vec<u8>> {
+    pub(crate) fn raw_row(&self, at: u32) -> Result<Vec<u8>> {
         let size = self.layout.row_size();
         let i = at as usize;
         let missing = || PstError::corrupt("dwRowIndex", 0, format!("no row {at} in the matrix"));

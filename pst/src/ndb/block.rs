@@ -87,6 +87,21 @@ impl Ndb {
         self.block_data_of(&entry)
     }
 
+    /// Reads the block that `entry` names and verifies it as it is stored, without decoding it.
+    ///
+    /// # Errors
+    /// As [`Ndb::block_data`].
+    pub(crate) fn verify_stored(&self, entry: &BbtEntry) -> Result<()> {
+        let format = self.format();
+        let cb = usize::from(entry.cb);
+        if cb > format.max_data() {
+            // The same refusal as for one who wants the data.
+            return self.block_data_of(entry).map(drop);
+        }
+        let stored = self.read(entry.bref.ib, format.block_space(cb))?;
+        verify_block(format, &stored, entry).map(drop)
+    }
+
     /// The decoded data of the block that `entry` names.
     ///
     /// # Errors

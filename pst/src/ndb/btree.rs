@@ -196,6 +196,17 @@ impl BtPage {
         self.count
     }
 
+    /// How many entries the page says that it has room for (cEntMax), and how many fit. Where the
+    /// page is of a format that keeps it elsewhere, both are the same.
+    pub(crate) fn capacity(&self) -> (usize, usize) {
+        let fit = self.format.btree_entries / self.stride.max(1);
+        let stated = match self.data.get(self.format.btree_entries + 1) {
+            Some(n) if self.format.page_size == 512 => usize::from(*n),
+            _ => fit,
+        };
+        (stated, fit)
+    }
+
     fn raw(&self, i: usize) -> Result<&[u8]> {
         slice(&self.data, i * self.stride, self.stride, "rgentries")
     }
