@@ -13,8 +13,8 @@ use crate::{Bid, Nid, NidType, PstError, Result};
 /// Deepest nesting of subnodes that is followed when content is copied. Embedded messages nest
 /// two levels each; Outlook itself stops far earlier.
 const MAX_SUBNODE_DEPTH: usize = 64;
-/// Data bytes per block of a data tree ([MS-PST] 2.2.2.8.3.1: 8192 less the trailer).
-pub(crate) const BLOCK_DATA: usize = 8176;
+/// Bytes by which data in memory is handed out; nothing depends on where it is cut.
+const BLOCK_DATA: usize = 8176;
 
 /// A node's data and subnodes, wherever they are.
 #[derive(Clone)]

@@ -20,8 +20,6 @@ use crate::{PstError, Result};
 const BYTES: usize = MAP_BYTES as usize;
 /// Slots that one AMap covers.
 pub(crate) const SLOTS: usize = BYTES * 8;
-/// The most AMaps that may exist: what 20 bits of page number in the density list address.
-const MAX_AMAPS: u64 = 1 << 20;
 
 /// The bits of one AMap. The first slot is the highest bit of the first byte.
 #[derive(Clone, PartialEq, Eq)]
@@ -270,11 +268,11 @@ impl Space {
         let most = span_count(len).max(1);
         let last = span_count(header.amap_last.saturating_add(1));
         let count = span_count(header.file_eof).max(last).clamp(1, most);
-        if count > MAX_AMAPS {
+        if count > ndb.format().max_amaps {
             return Err(PstError::Limit {
                 what: "AMaps",
                 found: count,
-                limit: MAX_AMAPS,
+                limit: ndb.format().max_amaps,
             });
         }
         let maps = rebuild(ndb, count, most, |ib, what| {
@@ -403,11 +401,11 @@ impl Space {
                 return Ok(ib);
             }
         }
-        if self.count >= MAX_AMAPS {
+        if self.count >= ndb.format().max_amaps {
             return Err(PstError::Limit {
                 what: "AMaps",
                 found: self.count + 1,
-                limit: MAX_AMAPS,
+                limit: ndb.format().max_amaps,
             });
         }
         let index = self.count;

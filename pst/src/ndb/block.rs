@@ -1,4 +1,4 @@
-//! Blocks and their trailers ([MS-PST] 2.2.2.8).
+//! Blocks and their trailers ([MS-PST] 2.2.2.8), and the deflated blocks of newer OSTs.
 
 use super::Ndb;
 use super::btree::BbtEntry;
@@ -49,6 +49,31 @@ pub fn verify_block<'a>(format: &Format, stored: &'a [u8], entry: &BbtEntry) -> 
         ));
     }
     Ok(data)
+}
+
+/// The data of a deflated block: exactly as many bytes as its entry says, or an error. No more memory
+/// than that is taken whatever the stream holds.
+fn inflate(deflated: &[u8], entry: &BbtEntry) -> Result<Vec<u8>> {
+    let bad = |detail: String| PstError::corrupt("deflated block", entry.bref.ib, detail);
+    let mut out = vec![0; usize::from(entry.cb_data)];
+    let mut stream = flate2::Decompress::new(true);
+    let status = stream
+        .decompress(deflated, &mut out, flate2::FlushDecompress::Finish)
+        .map_err(|e| bad(format!("block {}: {e}", entry.bref.bid)))?;
+    if status != flate2::Status::StreamEnd || stream.total_out() != out.len() as u64 {
+        return Err(bad(format!(
+            "block {}: {} bytes stated, the stream has {}{}",
+            entry.bref.bid,
+            entry.cb_data,
+            stream.total_out(),
+            if status == flate2::Status::StreamEnd {
+                ""
+            } else {
+                " and does not end"
+            },
+        )));
+    }
+    Ok(out)
 }
 
 /// Builds a block as stored: data (encoded if external), zero padding, trailer.
@@ -108,16 +133,20 @@ impl Ndb {
     /// As [`Ndb::block_data`].
     pub fn block_data_of(&self, entry: &BbtEntry) -> Result<Vec<u8>> {
         let format = self.format();
-        if usize::from(entry.cb) > format.max_data() {
+        let largest = entry.cb.max(entry.cb_data);
+        if usize::from(largest) > format.max_data() {
             return Err(PstError::corrupt(
                 "BBTENTRY.cb",
                 entry.bref.ib,
-                format!("{} > {}", entry.cb, format.max_data()),
+                format!("{largest} > {}", format.max_data()),
             ));
         }
         let mut stored = self.read(entry.bref.ib, format.block_space(usize::from(entry.cb)))?;
         verify_block(format, &stored, entry)?;
         stored.truncate(usize::from(entry.cb));
+        if entry.cb != entry.cb_data {
+            stored = inflate(&stored, entry)?;
+        }
         if !entry.bref.bid.is_internal() {
             self.header().crypt.decode(&mut stored, entry.bref.bid);
         }

@@ -28,7 +28,8 @@ pub enum NodeData {
     Blocks(Vec<Vec<u8>>),
     /// A data tree of the same file, shared: its reference count rises by one.
     Existing(Bid),
-    /// A data tree of another file, copied block by block with its block boundaries.
+    /// A data tree of another file, copied block by block: with its block boundaries from a file of the
+    /// same format, cut anew from one of another format (unless it is one block that fits).
     Copy(Arc<Ndb>, Bid),
 }
 

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use super::btree::NbtEntry;
 use super::content::{NodeContent, NodeData, Subnodes};
-use super::data_tree::{DataTree, XBlock};
+use super::data_tree::{DataTree, Pieces, XBlock};
 use super::subnode::{SBlock, SubnodeEntry};
 use super::transaction::NdbTransaction;
 use crate::{Bid, Nid, PstError, Result};
@@ -22,6 +22,7 @@ enum Source<'a> {
     Bytes(&'a [u8], usize),
     Blocks(&'a [Vec<u8>]),
     Copy(&'a super::Ndb, DataTree),
+    Recut(&'a super::Ndb, Pieces),
 }
 
 impl<'a> Source<'a> {
@@ -30,6 +31,7 @@ impl<'a> Source<'a> {
             Self::Bytes(b, size) => b.len().div_ceil(*size),
             Self::Blocks(b) => b.len(),
             Self::Copy(_, tree) => tree.block_count(),
+            Self::Recut(_, pieces) => pieces.count(),
         }
     }
 
@@ -49,6 +51,7 @@ impl<'a> Source<'a> {
                 .map(|b| Cow::Borrowed(b.as_slice()))
                 .ok_or_else(missing),
             Self::Copy(ndb, tree) => tree.read_block(ndb, i).map(Cow::Owned),
+            Self::Recut(ndb, pieces) => pieces.read(ndb, i).map(Cow::Owned),
         }
     }
 }
@@ -95,7 +98,16 @@ impl NdbTransaction {
             }
             NodeData::Bytes(bytes) => Source::Bytes(bytes, max),
             NodeData::Blocks(blocks) => Source::Blocks(blocks),
-            NodeData::Copy(ndb, bid) => Source::Copy(ndb, ndb.data(*bid)?),
+            NodeData::Copy(ndb, bid) => {
+                let tree = ndb.data(*bid)?;
+                // Blocks of a file of another format are full at another length.
+                let fits = tree.block_count() == 1 && tree.len() <= max as u64;
+                if fits || ndb.format() == self.base.format() {
+                    Source::Copy(ndb, tree)
+                } else {
+                    Source::Recut(ndb, Pieces::new(ndb, tree, max)?)
+                }
+            }
         };
         let count = source.count();
         if count == 0 {

@@ -14,8 +14,6 @@ use super::header::Header;
 use super::page::{PageType, seal_page, verify_page};
 use crate::{Bid, PstError, Result};
 
-/// The most entries in a density list: 476 bytes of them.
-const DLIST_MAX: usize = 476 / 4;
 /// DFL_BACKFILL_COMPLETE: no backfill is in progress.
 const BACKFILL_COMPLETE: u8 = 1;
 
@@ -24,11 +22,11 @@ pub(crate) fn read_dlist(ndb: &Ndb) -> Result<Vec<(u64, usize)>> {
     let page = ndb.read(DLIST_OFFSET, ndb.format().page_size)?;
     verify_page(ndb.format(), &page, PageType::DList, DLIST_OFFSET, None)?;
     let count = usize::from(u8_at(&page, 1, "cEntDList")?);
-    if count > DLIST_MAX {
+    if count > ndb.format().max_dlist() {
         return Err(PstError::corrupt(
             "cEntDList",
             DLIST_OFFSET,
-            format!("{count} entries, room for {DLIST_MAX}"),
+            format!("{count} entries, room for {}", ndb.format().max_dlist()),
         ));
     }
     let mut entries = Vec::with_capacity(count);
@@ -50,7 +48,7 @@ pub(super) fn dense_maps(ndb: &Ndb) -> Vec<u64> {
 pub(super) fn dlist_page(format: &Format, mut entries: Vec<(u64, usize)>, bid: Bid) -> Vec<u8> {
     entries.retain(|(index, free)| *free > 0 && *free <= SLOTS && *index < 1 << 20);
     entries.sort_by_key(|(index, free)| (std::cmp::Reverse(*free), *index));
-    entries.truncate(DLIST_MAX);
+    entries.truncate(format.max_dlist());
     let mut page = vec![0u8; format.page_size];
     put(&mut page, 0, &[BACKFILL_COMPLETE, entries.len() as u8]);
     let current = entries.first().map_or(0, |(index, _)| *index as u32);
@@ -123,7 +121,7 @@ pub(super) fn map_writes(base: &Ndb, space: &Space, header: &mut Header) -> Resu
         header.amap_free = header.amap_free.saturating_add_signed(space.free_change());
     }
     let bid = header.bid_next_page;
-    header.bid_next_page = Bid(bid.0.wrapping_add(1));
+    header.bid_next_page = format.next_page_bid(bid);
     writes.changed.insert(
         0,
         (

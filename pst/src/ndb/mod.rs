@@ -108,7 +108,7 @@ impl Ndb {
         if len < header.file_eof {
             return Err(PstError::corrupt(
                 "ibFileEof",
-                184,
+                header.eof_at(),
                 format!("the file is cut off: {len} bytes of {}", header.file_eof),
             ));
         }

@@ -65,7 +65,8 @@ impl NdbTransaction {
     /// block B-tree, unless the AMaps are marked invalid and must be recomputed.
     ///
     /// # Errors
-    /// [`PstError::Refused`] for a file too damaged to be edited; errors of reading.
+    /// [`PstError::Refused`] for a file too damaged to be edited, or of a format that is only read;
+    /// errors of reading.
     pub fn begin(base: Arc<Ndb>) -> Result<Self> {
         let trusted = base.header().maps_valid();
         Self::start(base, trusted)
@@ -83,15 +84,18 @@ impl NdbTransaction {
     }
 
     fn start(base: Arc<Ndb>, trusted: bool) -> Result<Self> {
+        base.format().require_writable()?;
         let io = |source| PstError::Io { offset: 0, source };
         let work: Work = Arc::new(Overlay::new(Arc::clone(base.storage())).map_err(io)?);
         let mut header = base.header().clone();
         // The counter may be behind the blocks: torn headers, and writers that forget it.
         if let Some(last) = base.last_entry::<BbtEntry>()? {
-            let least = (last.key() & !3).checked_add(4).ok_or(PstError::Limit {
+            let limit = base.format().max_id() - 4;
+            let least = (last.key() & !3).checked_add(4);
+            let least = least.filter(|n| *n <= limit).ok_or(PstError::Limit {
                 what: "bidNextB",
                 found: last.key(),
-                limit: u64::MAX - 4,
+                limit,
             })?;
             header.bid_next_block = Bid(header.bid_next_block.0.max(least));
         }
@@ -260,10 +264,10 @@ impl NdbTransaction {
         let limit = PstError::Limit {
             what: "bidNextB",
             found: self.header.bid_next_block.0,
-            limit: u64::MAX - 8,
+            limit: format.max_id() - 8,
         };
         let next = self.header.bid_next_block.0.checked_next_multiple_of(4);
-        let next = next.filter(|n| *n <= u64::MAX - 8).ok_or(limit)?;
+        let next = next.filter(|n| *n <= format.max_id() - 8).ok_or(limit)?;
         let bid = Bid(next | if internal { 2 } else { 0 });
         self.header.bid_next_block = Bid(next + 4);
         let ib = self.take(format.block_space(data.len()), false)?;
@@ -276,6 +280,7 @@ impl NdbTransaction {
             Some(BbtEntry {
                 bref,
                 cb: data.len() as u16,
+                cb_data: data.len() as u16,
                 cref: 2,
             }),
         );
@@ -553,7 +558,7 @@ impl PageSpace for NdbTransaction {
     fn alloc_page(&mut self) -> Result<Bref> {
         let ib = self.take(self.base.format().page_size, true)?;
         let bid = self.header.bid_next_page;
-        self.header.bid_next_page = Bid(bid.0.wrapping_add(1));
+        self.header.bid_next_page = self.base.format().next_page_bid(bid);
         Ok(Bref { bid, ib })
     }
 
