@@ -121,7 +121,7 @@ codes! {
     BlockBid "block-bid" Error Structure "2.2.2.6"
         "A block's BID is not below bidNextB: the next block could get the same." NEXT_EDIT;
     BlockAlignment "block-alignment" Error Structure "2.2.2.8"
-        "A block does not begin at a multiple of 64 bytes." SCANPST;
+        "A block does not begin at a multiple of 64 bytes (512 in an OST with 4 KiB pages)." SCANPST;
     BlockDamaged "block-damaged" Error Structure "2.2.2.8.1"
         "A block's checksum, signature or trailer is wrong, or it cannot be read." BACKUP;
     BlockMissing "block-missing" Error Structure "2.2.2.7.7.3"

@@ -55,8 +55,10 @@ impl Content<'_> {
                 }
             }
         }
-        // Blocks that cannot be read have been reported.
-        let _ = self.fill_levels(&heap, offset);
+        // Levels are for the next writer. Blocks that cannot be read have been reported.
+        if self.ndb.format().writable {
+            let _ = self.fill_levels(&heap, offset);
+        }
         let place = &self.place;
         match heap.client_sig() {
             found if found == sig && sig == ClientSig::PROPERTIES => self

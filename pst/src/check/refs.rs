@@ -173,7 +173,7 @@ impl Structure<'_> {
         let full = self.ndb.format().max_data();
         let last = x.bids.len().saturating_sub(1);
         let short = x.bids.iter().take(last).find_map(|b| {
-            let cb = self.block(*b)?.entry.cb;
+            let cb = self.block(*b)?.entry.cb_data;
             (x.level == 1 && usize::from(cb) != full).then_some((*b, cb))
         });
         if let Some((block, cb)) = short {
@@ -189,7 +189,7 @@ impl Structure<'_> {
         let mut sum = 0;
         for bid in &x.bids {
             sum += if x.level == 1 {
-                u64::from(self.block(*bid)?.entry.cb)
+                u64::from(self.block(*bid)?.entry.cb_data)
             } else if let Some(known) = totals.get(&bid.key()) {
                 (*known)?
             } else {

@@ -29,6 +29,9 @@ impl fmt::Display for Thing {
 
 impl Structure<'_> {
     pub(super) fn space(&mut self) {
+        if !self.ndb.format().writable {
+            return self.overlaps();
+        }
         let (eof, last) = {
             let h = self.ndb.header();
             (h.file_eof, h.amap_last)
@@ -65,9 +68,8 @@ impl Structure<'_> {
         }
     }
 
-    /// Marks what pages and blocks use; reports overlaps and what lies outside.
-    fn used(&mut self, spans: u64) -> BTreeMap<u64, Bits> {
-        let mut maps: BTreeMap<u64, Bits> = (0..spans).map(|i| (i, reserved(i))).collect();
+    /// What takes space, by offset, with its length in bytes.
+    fn things(&self) -> Vec<(u64, usize, Thing)> {
         let format = self.ndb.format();
         let pages = self
             .pages
@@ -79,7 +81,26 @@ impl Structure<'_> {
         });
         let mut things: Vec<(u64, usize, Thing)> = pages.chain(blocks).collect();
         things.sort_unstable();
-        for (ib, len, what) in things {
+        things
+    }
+
+    /// For files whose maps are not looked at because nothing is ever allocated in them.
+    fn overlaps(&mut self) {
+        let mut end = 0;
+        for (ib, len, what) in self.things() {
+            if ib < end {
+                self.out.add(Code::Overlap, ib, || {
+                    format!("{what} overlaps another structure")
+                });
+            }
+            end = end.max(ib.saturating_add(len as u64));
+        }
+    }
+
+    /// Marks what pages and blocks use; reports overlaps and what lies outside.
+    fn used(&mut self, spans: u64) -> BTreeMap<u64, Bits> {
+        let mut maps: BTreeMap<u64, Bits> = (0..spans).map(|i| (i, reserved(i))).collect();
+        for (ib, len, what) in self.things() {
             let place = ib
                 .checked_sub(FIRST_AMAP)
                 .map(|r| (r / AMAP_SPAN, r % AMAP_SPAN));

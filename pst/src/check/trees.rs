@@ -160,9 +160,10 @@ impl Structure<'_> {
                     format!("block {bid} is not below bidNextB {next}")
                 });
             }
-            if !at.is_multiple_of(64) {
+            let align = ndb.format().block_align;
+            if !at.is_multiple_of(align as u64) {
                 self.out.add(Code::BlockAlignment, at, || {
-                    format!("block {bid} is not aligned to 64 bytes")
+                    format!("block {bid} is not aligned to {align} bytes")
                 });
             }
             if let Err(e) = ndb.verify_stored(&block) {

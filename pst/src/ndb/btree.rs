@@ -214,15 +214,13 @@ impl BtPage {
         self.count
     }
 
-    /// How many entries the page says that it has room for (cEntMax), and how many fit. Where the
-    /// page is of a format that keeps it elsewhere, both are the same.
+    /// How many entries the page says that it has room for (cEntMax), and how many fit.
     pub(crate) fn capacity(&self) -> (usize, usize) {
-        let fit = self.format.btree_entries / self.stride.max(1);
-        let stated = match self.data.get(self.format.btree_entries + 1) {
-            Some(n) if self.format.page_size == 512 => usize::from(*n),
-            _ => fit,
-        };
-        (stated, fit)
+        let n = self.format.count_size;
+        let at = self.format.btree_entries + n;
+        let bytes = self.data.get(at..at + n).unwrap_or_default();
+        let stated = bytes.iter().rev().fold(0, |v, b| v << 8 | usize::from(*b));
+        (stated, self.format.btree_entries / self.stride.max(1))
     }
 
     fn raw(&self, i: usize) -> Result<&[u8]> {
