@@ -2,7 +2,7 @@
 
 use super::Ndb;
 use super::btree::BbtEntry;
-use super::bytes::{crc, put, signature, slice, u16_at, u32_at};
+use super::bytes::{crc, put, signature, signature_is, slice, sum_is, u16_at, u32_at};
 use super::crypt::CryptMethod;
 use super::format::Format;
 use crate::{Bid, Bref, PstError, Result};
@@ -33,7 +33,7 @@ pub fn verify_block<'a>(format: &Format, stored: &'a [u8], entry: &BbtEntry) -> 
         ));
     }
     let sum = u32_at(stored, t + format.trailer_crc, "dwCRC")?;
-    if sum != crc(data) {
+    if !sum_is(sum, data) {
         return Err(PstError::corrupt(
             "BLOCKTRAILER.dwCRC",
             ib,
@@ -41,7 +41,7 @@ pub fn verify_block<'a>(format: &Format, stored: &'a [u8], entry: &BbtEntry) -> 
         ));
     }
     let sig = u16_at(stored, t + 2, "wSig")?;
-    if sig != signature(ib, bid.0) {
+    if !signature_is(sig, signature(ib, bid.0)) {
         return Err(PstError::corrupt(
             "BLOCKTRAILER.wSig",
             ib,
