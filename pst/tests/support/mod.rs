@@ -1,6 +1,7 @@
 //! What the integration tests share: finding the corpus, and a storage over bytes in memory.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod doc;
 pub mod mail;
 #[path = "../../../tests/support/skip.rs"]
 pub mod skip;
