@@ -7,9 +7,11 @@
 use std::collections::BTreeMap;
 
 use crate::canonical::Record;
+use crate::delta::{Trust, since};
 use crate::derived::ObjectKind;
 pub use crate::derived::ObjectKind as Kind;
-use crate::messaging::Pst;
+use crate::ltp::PropertyContext;
+use crate::messaging::{Pst, read_message};
 use crate::ndb::NbtEntry;
 use crate::{Bid, Nid, Result};
 
@@ -35,6 +37,32 @@ pub struct Row {
 }
 
 impl Row {
+    /// Reads the row of a node.
+    pub(crate) fn read(pst: &Pst, kind: ObjectKind, entry: &NbtEntry) -> Result<Self> {
+        let (ndb, names) = (pst.ndb(), pst.names());
+        let (data, sub) = (entry.bid_data, entry.bid_sub);
+        let record = match kind {
+            ObjectKind::Folder => {
+                Record::folder(&PropertyContext::open(ndb, data, sub)?.bag()?, names)?
+            }
+            ObjectKind::Message | ObjectKind::Associated => {
+                let associated = kind == ObjectKind::Associated;
+                Record::message(&read_message(ndb, data, sub)?, associated, names)?
+            }
+            ObjectKind::Raw => Record::raw(ndb, names, entry)?,
+        };
+        Ok(Self {
+            nid: entry.nid,
+            parent: entry.nid_parent,
+            kind,
+            bid_data: data,
+            bid_sub: sub,
+            fingerprint: record.fingerprint(),
+            size: record.size(),
+            search_key: record.search_key(),
+        })
+    }
+
     /// The row that an object must have after a change, as far as that can be known beforehand: where
     /// it lies in the file and how large it is are not.
     #[must_use]
@@ -74,54 +102,13 @@ impl Inventory {
     /// # Errors
     /// As [`Inventory::read`].
     pub fn update(pst: &Pst, previous: &Self) -> Result<Self> {
-        let index = pst.index()?;
-        let mut rows = BTreeMap::new();
-        let mut add = |kind: ObjectKind, entry: &NbtEntry| -> Result<()> {
-            let row = match previous.rows.get(&entry.nid) {
-                Some(old)
-                    if old.kind == kind
-                        && old.bid_data.key() == entry.bid_data.key()
-                        && old.bid_sub.key() == entry.bid_sub.key() =>
-                {
-                    Row {
-                        parent: entry.nid_parent,
-                        ..old.clone()
-                    }
-                }
-                _ => Self::row(pst, kind, entry)?,
-            };
-            rows.insert(row.nid, row);
-            Ok(())
-        };
-        for folder in index.folders.values() {
-            add(ObjectKind::Folder, &folder.entry)?;
+        let delta = since(previous, pst, Trust::Lineage { bid_next: Bid(0) })?;
+        if previous.rows.is_empty() {
+            return Ok(Self { rows: delta.after });
         }
-        for message in index.messages.values().flatten() {
-            let kind = if message.associated {
-                ObjectKind::Associated
-            } else {
-                ObjectKind::Message
-            };
-            add(kind, &message.entry)?;
-        }
-        for entry in index.raw.values() {
-            add(ObjectKind::Raw, entry)?;
-        }
-        Ok(Self { rows })
-    }
-
-    fn row(pst: &Pst, kind: ObjectKind, entry: &NbtEntry) -> Result<Row> {
-        let record = pst.record(kind, entry.nid)?;
-        Ok(Row {
-            nid: entry.nid,
-            parent: entry.nid_parent,
-            kind,
-            bid_data: entry.bid_data,
-            bid_sub: entry.bid_sub,
-            fingerprint: record.fingerprint(),
-            size: record.size(),
-            search_key: record.search_key(),
-        })
+        let mut now = previous.clone();
+        delta.apply(&mut now);
+        Ok(now)
     }
 
     /// BLAKE3 over (NID, parent, kind, fingerprint) in NID order: two sides with the same digest hold

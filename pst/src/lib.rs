@@ -11,6 +11,7 @@
 
 pub mod canonical;
 pub mod check;
+pub mod delta;
 pub mod derived;
 pub mod dump;
 mod error;
@@ -18,6 +19,8 @@ pub mod inventory;
 pub mod ltp;
 pub mod messaging;
 pub mod ndb;
+mod parallel;
+pub mod scan;
 mod types;
 mod verify;
 

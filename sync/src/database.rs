@@ -19,7 +19,8 @@ use crate::rows::RowRecord;
 pub struct Head {
     /// The lineage of the local container that the rows' BIDs belong to.
     pub lineage: u64,
-    /// `bidNextB` of the local container then: a lower one now means another lineage.
+    /// [`Ndb::next_bid`](pst::ndb::Ndb::next_bid) of the local container then: a lower one now means
+    /// another lineage.
     pub bid_next: u64,
     /// The local epoch that was synced.
     pub epoch: u64,

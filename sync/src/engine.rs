@@ -15,8 +15,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use pst::delta::{Trust, since};
 use pst::inventory::Inventory;
-use pst::{Nid, Pst};
+use pst::{Bid, Nid, Pst};
 use serde::{Deserialize, Serialize};
 use storage::{RangeSet, ReadAt};
 
@@ -187,30 +188,24 @@ pub fn sync_container(
     })
 }
 
-/// The local inventory. A fingerprint of the last sync is reused where the lineage is unbroken,
-/// the BIDs are the same, and the blocks that they name were not written since: another PST that
-/// is copied over this one may well hand out the same BIDs.
+/// The local inventory: what the last sync knew, brought up to date by what was written since. Where
+/// nothing is known of this lineage everything is read.
+///
+/// Reading the file costs what was written; the rows of the last sync are in memory already, and are
+/// copied here.
 fn local_inventory(pst: &Pst, source: &Source<'_>, before: Option<&Synced>) -> Result<Inventory> {
-    let bid_next = pst.ndb().header().bid_next_block.0;
-    let same_life =
-        before.filter(|b| b.head.lineage == source.lineage && b.head.bid_next <= bid_next);
-    let Some(synced) = same_life else {
+    let Some(synced) = before else {
         return Ok(Inventory::read(pst)?);
     };
-    let mut touched = BTreeSet::new();
-    for block in pst.ndb().blocks() {
-        let block = block?;
-        let space = pst.ndb().format().block_space(usize::from(block.cb)) as u64;
-        let end = block.bref.ib.saturating_add(space);
-        if source.written.intersects(block.bref.ib..end) {
-            touched.insert(block.bref.bid.key());
-        }
-    }
     let mut known = synced.ours();
-    known.rows.retain(|_, row| {
-        !touched.contains(&row.bid_data.key()) && !touched.contains(&row.bid_sub.key())
-    });
-    Ok(Inventory::update(pst, &known)?)
+    let trust = Trust::Written {
+        bid_next: Bid(synced.head.bid_next),
+        ranges: source.written,
+    };
+    let delta = since(&known, pst, trust)?;
+    tracing::debug!(reach = ?delta.reach, changes = delta.changes.len(), "local inventory");
+    delta.apply(&mut known);
+    Ok(known)
 }
 
 impl Plan {
@@ -417,7 +412,7 @@ fn verify(
     Ok(Synced {
         head: Head {
             lineage: source.lineage,
-            bid_next: pst.ndb().header().bid_next_block.0,
+            bid_next: pst.ndb().next_bid()?.0,
             epoch: source.epoch,
             generation: outcome.generation,
             sequence: sent.sequence,

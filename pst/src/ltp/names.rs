@@ -246,6 +246,13 @@ impl NameMap {
         self.ids.get(name).copied()
     }
 
+    /// Whether every id that has a name here has the same one in `other`, and every name the same id.
+    pub(crate) fn extended_by(&self, other: &Self) -> bool {
+        let named = |(id, name)| other.names.get(id) == Some(name);
+        let found = |(name, id)| other.ids.get(name) == Some(id);
+        self.names.iter().all(named) && self.ids.iter().all(found)
+    }
+
     /// All (id, name) in id order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (u16, &PropName)> {
         self.names.iter().map(|(id, n)| (*id, n))

@@ -13,16 +13,19 @@ pub mod schema;
 mod search;
 pub mod tags;
 mod transaction;
+mod tree;
 mod value;
 
 pub use cells::{cells, cells_in, code_page};
 pub use create::{DELETED_ITEMS, IPM_SUBTREE, SEARCH_ROOT, create_empty, create_empty_as};
 pub(crate) use names::by_key;
-pub(crate) use read::not_found;
 pub use read::{
     AttachmentData, FolderData, FolderEntry, Index, MAX_EMBED_DEPTH, MAX_MESSAGE_PARTS,
     MessageData, MessageEntry, Pst,
 };
+pub(crate) use read::{not_found, read_message};
 pub(crate) use search::SUD_LEN;
 pub use transaction::Transaction;
+pub(crate) use tree::FolderLookup;
+pub use tree::{FolderTree, Step, TreeFolder};
 pub use value::{for_each_chunk, value_len};

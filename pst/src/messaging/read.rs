@@ -1,13 +1,13 @@
 //! Reading: [`Pst`], its one-pass index of objects, and folders and messages as property bags.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 use storage::ReadAt;
 
 use super::cells::code_page;
 use super::tags;
-use crate::derived::{ObjectKind, is_derived_node};
+use crate::derived::ObjectKind;
 use crate::ltp::{
     CodePage, NameMap, NodeSource, PropBag, PropValue, PropertyContext, TableContext, ValueData,
 };
@@ -267,62 +267,34 @@ impl Pst {
 
 impl Index {
     fn read(ndb: &Arc<Ndb>) -> Result<Self> {
-        let mut folders: BTreeMap<Nid, NbtEntry> = BTreeMap::new();
-        let mut messages = Vec::new();
+        let tree = super::tree::FolderTree::read(ndb)?;
         let mut index = Self::default();
         for entry in ndb.nodes() {
             let entry = entry?;
-            match entry.nid.kind() {
-                NidType::NORMAL_FOLDER => {
-                    folders.insert(entry.nid, entry);
-                }
-                NidType::NORMAL_MESSAGE | NidType::ASSOC_MESSAGE => messages.push(entry),
-                _ if is_derived_node(entry.nid) => {}
-                _ => {
+            let associated = match tree.kind(&entry) {
+                None | Some(ObjectKind::Folder) => continue,
+                Some(ObjectKind::Raw) => {
                     index.raw.insert(entry.nid, entry);
+                    continue;
                 }
-            }
+                Some(kind) => kind == ObjectKind::Associated,
+            };
+            index
+                .messages
+                .entry(entry.nid_parent)
+                .or_default()
+                .push(MessageEntry {
+                    nid: entry.nid,
+                    associated,
+                    entry,
+                });
         }
-        let mut children: BTreeMap<Nid, Vec<Nid>> = BTreeMap::new();
-        for (nid, entry) in &folders {
-            if *nid != Nid::ROOT_FOLDER {
-                children.entry(entry.nid_parent).or_default().push(*nid);
-            }
-        }
-        // Down from the root: what a parent cycle or a missing parent cuts off stays raw.
-        let mut queue = vec![Nid::ROOT_FOLDER];
-        let mut seen = BTreeSet::new();
-        while let Some(nid) = queue.pop() {
-            if let Some(entry) = folders.remove(&nid)
-                && seen.insert(nid)
-            {
-                let parent = entry.nid_parent;
-                index
-                    .folders
-                    .insert(nid, FolderEntry { nid, parent, entry });
-                if let Some(list) = children.remove(&nid) {
-                    queue.extend(list.iter().copied());
-                    index.children.insert(nid, list);
-                }
-            }
-        }
-        index.raw.extend(folders);
-        for entry in messages {
-            if index.folders.contains_key(&entry.nid_parent) {
-                let associated = entry.nid.kind() == NidType::ASSOC_MESSAGE;
-                index
-                    .messages
-                    .entry(entry.nid_parent)
-                    .or_default()
-                    .push(MessageEntry {
-                        nid: entry.nid,
-                        associated,
-                        entry,
-                    });
-            } else {
-                index.raw.insert(entry.nid, entry);
-            }
-        }
+        index.children = tree.children;
+        index.folders = tree
+            .folders
+            .into_iter()
+            .map(|(nid, f)| (nid, f.folder))
+            .collect();
         Ok(index)
     }
 

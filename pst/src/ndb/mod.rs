@@ -199,6 +199,17 @@ impl Ndb {
         BtIter::new(self, 0)
     }
 
+    /// A BID above those of all blocks: bidNextB, or one behind the last block where the writer forgot
+    /// to raise it. To be kept beside an inventory: it tells what was written later.
+    ///
+    /// # Errors
+    /// From the pages on the way to the last block.
+    pub fn next_bid(&self) -> Result<Bid> {
+        let last = self.last_entry::<BbtEntry>()?.map_or(0, |e| e.key());
+        let behind = (last & !3).saturating_add(4);
+        Ok(Bid(self.header.bid_next_block.0.max(behind)))
+    }
+
     /// Reads `len` bytes at `offset`.
     pub(crate) fn read(&self, offset: u64, len: usize) -> Result<Vec<u8>> {
         let mut buf = vec![0u8; len];
@@ -225,6 +236,16 @@ impl Ndb {
     /// The root page of a tree.
     pub(crate) fn bt_root<E: BtLeaf>(&self) -> Result<Arc<BtPage>> {
         self.bt_page::<E>(E::root(self))
+    }
+
+    /// The leaf page in which `key` would stand; an empty page above it where there is none.
+    pub(crate) fn leaf_of<E: BtLeaf>(&self, key: u64) -> Result<Arc<BtPage>> {
+        let mut page = self.bt_root::<E>()?;
+        while page.level > 0 && page.count() > 0 {
+            let i = page.upper_bound::<E>(key)?.saturating_sub(1);
+            page = self.bt_child::<E>(&page, i)?;
+        }
+        Ok(page)
     }
 
     /// The child page `i` of an intermediate page, one level below it.
