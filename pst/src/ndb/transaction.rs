@@ -31,7 +31,7 @@ use super::btree_write::{self, PageSpace};
 use super::crypt::CryptMethod;
 use super::data_tree::XBlock;
 use super::limits::SizeLimits;
-use super::maps::{map_writes, read_dlist};
+use super::maps::{dlist_hints, map_writes};
 use super::recompute::walk_pages;
 use super::subnode::SBlock;
 use super::{Header, Ndb, SharedCache};
@@ -129,8 +129,7 @@ impl NdbTransaction {
             })?;
             header.bid_next_block = Bid(header.bid_next_block.0.max(least));
         }
-        // A hint alone: one that cannot be read is as good as none.
-        let dense = read_dlist(&base).unwrap_or_default();
+        let dense = dlist_hints(&base)?;
         let limit = SizeLimits::of(base.format()).max;
         let mut space = Space::new(&base, dense, options.max_size.unwrap_or(limit))?;
         if !trusted {
