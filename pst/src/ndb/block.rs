@@ -88,14 +88,16 @@ pub(crate) fn seal_block(format: &Format, crypt: CryptMethod, bref: Bref, data: 
     out.resize(space, 0);
     let t = space - format.block_trailer;
     put(&mut out, t, &(data.len() as u16).to_le_bytes());
-    put(
-        &mut out,
-        t + 2,
-        &signature(bref.ib, bref.bid.0).to_le_bytes(),
-    );
     put(&mut out, t + format.trailer_crc, &sum.to_le_bytes());
-    format.put_id(&mut out, t + format.trailer_bid, bref.bid.0);
+    name_block(format, &mut out, bref);
     out
+}
+
+/// Gives a block as stored another BID and place. Its data must not be encoded with the BID.
+pub(crate) fn name_block(format: &Format, stored: &mut [u8], bref: Bref) {
+    let t = stored.len() - format.block_trailer;
+    put(stored, t + 2, &signature(bref.ib, bref.bid.0).to_le_bytes());
+    format.put_id(stored, t + format.trailer_bid, bref.bid.0);
 }
 
 impl Ndb {
@@ -132,6 +134,19 @@ impl Ndb {
     /// # Errors
     /// As [`Ndb::block_data`].
     pub fn block_data_of(&self, entry: &BbtEntry) -> Result<Vec<u8>> {
+        let mut stored = self.stored_block(entry)?;
+        stored.truncate(usize::from(entry.cb));
+        if entry.cb != entry.cb_data {
+            stored = inflate(&stored, entry)?;
+        }
+        if !entry.bref.bid.is_internal() {
+            self.header().crypt.decode(&mut stored, entry.bref.bid);
+        }
+        Ok(stored)
+    }
+
+    /// The verified bytes of a block as they lie in the file: encoded data, padding, trailer.
+    pub(super) fn stored_block(&self, entry: &BbtEntry) -> Result<Vec<u8>> {
         let format = self.format();
         let largest = entry.cb.max(entry.cb_data);
         if usize::from(largest) > format.max_data() {
@@ -141,15 +156,8 @@ impl Ndb {
                 format!("{largest} > {}", format.max_data()),
             ));
         }
-        let mut stored = self.read(entry.bref.ib, format.block_space(usize::from(entry.cb)))?;
+        let stored = self.read(entry.bref.ib, format.block_space(usize::from(entry.cb)))?;
         verify_block(format, &stored, entry)?;
-        stored.truncate(usize::from(entry.cb));
-        if entry.cb != entry.cb_data {
-            stored = inflate(&stored, entry)?;
-        }
-        if !entry.bref.bid.is_internal() {
-            self.header().crypt.decode(&mut stored, entry.bref.bid);
-        }
         Ok(stored)
     }
 }

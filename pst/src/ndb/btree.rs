@@ -263,7 +263,7 @@ impl BtPage {
     }
 
     /// How many entries have a key not greater than `key`. Also verifies the order.
-    fn upper_bound<E: BtLeaf>(&self, key: u64) -> Result<usize> {
+    pub(super) fn upper_bound<E: BtLeaf>(&self, key: u64) -> Result<usize> {
         let (mut low, mut high) = (0, self.count);
         while low < high {
             let mid = low + (high - low) / 2;

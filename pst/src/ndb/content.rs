@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use storage::Payload;
+
 use super::Ndb;
 use crate::{Bid, Nid};
 
@@ -23,6 +25,8 @@ pub enum NodeData {
     None,
     /// Bytes, cut into blocks by the transaction: every block but the last is full.
     Bytes(Vec<u8>),
+    /// As `Bytes`, but read block by block from where they lie when the node is written.
+    Payload(Payload),
     /// Data blocks kept exactly as given (a heap's pages), each at most
     /// [`Format::max_data`](super::Format::max_data) bytes.
     Blocks(Vec<Vec<u8>>),

@@ -7,6 +7,8 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use storage::Payload;
+
 use super::btree::NbtEntry;
 use super::content::{NodeContent, NodeData, Subnodes};
 use super::data_tree::{DataTree, Pieces, XBlock};
@@ -23,6 +25,7 @@ enum Source<'a> {
     Blocks(&'a [Vec<u8>]),
     Copy(&'a super::Ndb, DataTree),
     Recut(&'a super::Ndb, Pieces),
+    Payload(&'a Payload, usize),
 }
 
 impl<'a> Source<'a> {
@@ -32,6 +35,9 @@ impl<'a> Source<'a> {
             Self::Blocks(b) => b.len(),
             Self::Copy(_, tree) => tree.block_count(),
             Self::Recut(_, pieces) => pieces.count(),
+            Self::Payload(p, size) => {
+                usize::try_from(p.len().div_ceil(*size as u64)).unwrap_or(usize::MAX)
+            }
         }
     }
 
@@ -52,6 +58,14 @@ impl<'a> Source<'a> {
                 .ok_or_else(missing),
             Self::Copy(ndb, tree) => tree.read_block(ndb, i).map(Cow::Owned),
             Self::Recut(ndb, pieces) => pieces.read(ndb, i).map(Cow::Owned),
+            Self::Payload(p, size) => {
+                let at = i as u64 * *size as u64;
+                let n = p.len().saturating_sub(at).min(*size as u64);
+                let mut out = vec![0; n as usize];
+                p.read_exact_at(at, &mut out)
+                    .map_err(|source| PstError::Io { offset: at, source })?;
+                Ok(Cow::Owned(out))
+            }
         }
     }
 }
@@ -98,6 +112,7 @@ impl NdbTransaction {
             }
             NodeData::Bytes(bytes) => Source::Bytes(bytes, max),
             NodeData::Blocks(blocks) => Source::Blocks(blocks),
+            NodeData::Payload(payload) => Source::Payload(payload, max),
             NodeData::Copy(ndb, bid) => {
                 let tree = ndb.data(*bid)?;
                 // Blocks of a file of another format are full at another length.
@@ -110,6 +125,15 @@ impl NdbTransaction {
             }
         };
         let count = source.count();
+        let width = self.base.format().max_xblock();
+        if count > width * width {
+            // Said before gigabytes are written, not after.
+            return Err(PstError::Limit {
+                what: "data blocks of a node",
+                found: count as u64,
+                limit: (width * width) as u64,
+            });
+        }
         if count == 0 {
             return Ok(Bid::NONE);
         }
@@ -124,6 +148,15 @@ impl NdbTransaction {
         let mut lengths = Vec::with_capacity(count);
         let mut shared = 0;
         for i in 0..count {
+            if let Source::Copy(from, tree) = &source
+                && old_blocks.get(i).is_none()
+                && let Some(bid) = tree.block_bids().get(i)
+                && let Some((bid, len)) = self.copy_block(from, *bid)?
+            {
+                lengths.push(len);
+                blocks.push(bid);
+                continue;
+            }
             let bytes = source.block(i)?;
             lengths.push(bytes.len() as u64);
             match old_blocks.get(i) {
@@ -193,13 +226,6 @@ impl NdbTransaction {
                 limit: u64::from(u32::MAX),
             })
         };
-        if blocks.len() > width * width {
-            return Err(PstError::Limit {
-                what: "data blocks of a node",
-                found: blocks.len() as u64,
-                limit: (width * width) as u64,
-            });
-        }
         total(lengths)?;
         let mut parts = Vec::new();
         for (bids, lengths) in blocks.chunks(width).zip(lengths.chunks(width)) {
