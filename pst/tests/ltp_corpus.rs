@@ -12,18 +12,18 @@ use pst::ltp::{
     TableContext, TableEdit, build_pc,
 };
 use pst::ndb::Ndb;
-use support::{UNICODE_FILES, bytes, shared};
+use support::{bytes, readable_files, shared};
 
-/// The whole Unicode files of the corpus.
+/// The whole files of the corpus.
 fn corpus() -> Vec<(&'static str, Arc<Ndb>)> {
     let Some(dir) = shared() else {
         return Vec::new();
     };
-    let open = |name: &&'static str| {
+    let open = |name: &'static str| {
         let data = std::fs::read(dir.join("corpus").join(name)).unwrap();
-        (*name, Arc::new(Ndb::open(bytes(data)).unwrap()))
+        (name, Arc::new(Ndb::open(bytes(data)).unwrap()))
     };
-    UNICODE_FILES.iter().map(open).collect()
+    readable_files().map(open).collect()
 }
 
 /// Every node and subnode of a file that is a heap, with a word about where it is.

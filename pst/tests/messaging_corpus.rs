@@ -1,4 +1,4 @@
-//! Real files: every object of each Unicode PST of the corpus is read, listed and hashed, and the
+//! Real files: every object of each PST and OST of the corpus is read, listed and hashed, and the
 //! numbers are those that libpff gives (the corpus's README).
 #![allow(clippy::unwrap_used)]
 
@@ -15,7 +15,7 @@ use storage::FileStorage;
 
 /// File; folders without the root but with search folders, as libpff counts; normal
 /// messages; attachments, without those inside embedded messages.
-const FILES: [(&str, usize, usize, usize); 12] = [
+const FILES: [(&str, usize, usize, usize); 15] = [
     ("enron.pst", 10, 71, 70),
     ("tika-testPST.pst", 6, 7, 1),
     ("aspose-outlook.pst", 26, 17, 34),
@@ -28,6 +28,9 @@ const FILES: [(&str, usize, usize, usize); 12] = [
     ("unicode-two-messages.pst", 5, 2, 0),
     ("empty.pst", 5, 0, 0),
     ("outlook2003-ost.ost", 44, 92, 39),
+    ("ansi-32bit.pst", 4, 1, 0),
+    ("ansi-contacts.pst", 7, 1, 0),
+    ("ost2013-4k.ost", 56, 183, 34),
 ];
 
 fn attachments(m: &MessageData) -> usize {

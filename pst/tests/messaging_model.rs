@@ -9,7 +9,9 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use pst::ltp::{PropBag, PropValue};
 use pst::messaging::{IPM_SUBTREE, MessageData, Pst, Transaction, tags};
+use pst::ndb::Format;
 use pst::{Nid, NidType, PstError};
+use support::FORMATS;
 use support::mail::*;
 
 /// What the file must hold.
@@ -195,8 +197,8 @@ fn edit(tx: &mut Transaction, model: &mut Model, (op, a, b, seed): (u8, u32, u32
 
 type Edit = (u8, u32, u32, u32);
 
-fn run(batches: &[Vec<Edit>]) {
-    let file = empty();
+fn run(batches: &[Vec<Edit>], format: &'static Format) {
+    let file = empty_as(format);
     let mut model = Model::new(&open(&file));
     for batch in batches {
         let before = file.clone();
@@ -226,8 +228,9 @@ proptest! {
 
     #[test]
     fn random_edits_leave_what_a_plain_model_leaves(
-        batches in prop::collection::vec(prop::collection::vec(any::<Edit>(), 0..12), 1..8)
+        batches in prop::collection::vec(prop::collection::vec(any::<Edit>(), 0..12), 1..8),
+        format in 0..FORMATS.len(),
     ) {
-        run(&batches);
+        run(&batches, FORMATS[format]);
     }
 }

@@ -1,6 +1,7 @@
 //! Our own reader must not be the judge of our own writer: a PST that the engine wrote is read by
 //! libpff (pffexport), libpst (readpst) and the `outlook-pst` crate, and what they find is what was
-//! written. A tool that is not installed is skipped, and says so.
+//! written: in both formats, with every encoding, and in ANSI stores with either type of text. A tool
+//! that is not installed is skipped, and says so.
 #![allow(clippy::unwrap_used)]
 
 #[path = "../../tests/support/skip.rs"]
@@ -22,9 +23,75 @@ use outlook_pst::messaging::message::{Message as _, UnicodeMessage};
 use outlook_pst::messaging::store::{Store as _, UnicodeStore};
 use outlook_pst::ndb::node_id::NodeId;
 use pst::Nid;
-use pst::ltp::{Guid, PropBag, PropName, PropTag, PropType, PropValue, utf16le};
-use pst::messaging::{AttachmentData, IPM_SUBTREE, MessageData, Transaction, create_empty, tags};
+use pst::ltp::{CodePage, Guid, PropBag, PropName, PropTag, PropType, PropValue, utf16le};
+use pst::messaging::{
+    AttachmentData, IPM_SUBTREE, MessageData, Transaction, create_empty_as, tags,
+};
+use pst::ndb::format::{ANSI, UNICODE};
+use pst::ndb::{CryptMethod, Format};
 use storage::{MemStorage, ReadAt};
+
+/// A kind of file to write.
+#[derive(Clone, Copy)]
+struct Kind {
+    format: &'static Format,
+    crypt: CryptMethod,
+    /// PtypString or PtypString8.
+    text: PropType,
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {:?} {:?}", self.format.name, self.crypt, self.text)
+    }
+}
+
+const KINDS: [Kind; 6] = [
+    kind(&UNICODE, CryptMethod::Permute, PropType::UNICODE),
+    kind(&UNICODE, CryptMethod::None, PropType::UNICODE),
+    kind(&UNICODE, CryptMethod::Cyclic, PropType::UNICODE),
+    kind(&ANSI, CryptMethod::Permute, PropType::STRING8),
+    kind(&ANSI, CryptMethod::Cyclic, PropType::STRING8),
+    kind(&ANSI, CryptMethod::None, PropType::UNICODE),
+];
+
+const fn kind(format: &'static Format, crypt: CryptMethod, text: PropType) -> Kind {
+    Kind {
+        format,
+        crypt,
+        text,
+    }
+}
+
+/// Properties with the kind's type of text, in Windows-1252 where that is 8-bit.
+fn with_text(props: &PropBag, kind: Kind) -> PropBag {
+    let of = |value: &PropValue| match value.tag.prop_type() {
+        PropType::UNICODE if kind.text == PropType::STRING8 => {
+            let bytes = CodePage::WESTERN.encode(&value.as_str().unwrap()).unwrap();
+            PropValue::new(PropTag::new(value.tag.id(), kind.text), bytes)
+        }
+        _ => value.clone(),
+    };
+    props.iter().map(of).collect()
+}
+
+fn message_with_text(m: &MessageData, kind: Kind) -> MessageData {
+    MessageData {
+        props: with_text(&m.props, kind),
+        recipients: m.recipients.iter().map(|r| with_text(r, kind)).collect(),
+        attachments: m
+            .attachments
+            .iter()
+            .map(|a| AttachmentData {
+                props: with_text(&a.props, kind),
+                embedded: a
+                    .embedded
+                    .as_ref()
+                    .map(|m| Box::new(message_with_text(m, kind))),
+            })
+            .collect(),
+    }
+}
 
 /// What one message says, as every reader can tell it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -108,7 +175,8 @@ fn message(mail: &Mail, n: usize, tx: &mut Transaction) -> MessageData {
             PropValue::binary(tags::SEARCH_KEY, key.as_bytes()[..16].to_vec()),
             PropValue::string(0x1000, &mail.body),
             PropValue::binary(0x1013, mail.html.clone().into_bytes()),
-            PropValue::i32(0x3FDE, 65_001),
+            PropValue::i32(tags::INTERNET_CODEPAGE, 65_001),
+            PropValue::i32(tags::MESSAGE_CODEPAGE, 1252),
             PropValue::new(
                 PropTag::new(named, PropType::UNICODE),
                 utf16le("named value"),
@@ -162,8 +230,9 @@ fn message(mail: &Mail, n: usize, tx: &mut Transaction) -> MessageData {
 }
 
 /// Writes the file in several transactions, with edits that leave holes behind.
-fn written(dir: &Path) -> PathBuf {
-    let file = Arc::new(MemStorage::from(create_empty(b"the readers test").unwrap()));
+fn written(dir: &Path, kind: Kind) -> PathBuf {
+    let empty = create_empty_as(b"the readers test", kind.format, kind.crypt).unwrap();
+    let file = Arc::new(MemStorage::from(empty));
     let begin = || Transaction::begin(Arc::clone(&file) as Arc<dyn ReadAt>).unwrap();
     let mut tx = begin();
     let mut folders = BTreeMap::new();
@@ -179,7 +248,8 @@ fn written(dir: &Path) -> PathBuf {
         ]);
         folders.insert(
             name.clone(),
-            tx.create_folder(parent, None, &props).unwrap(),
+            tx.create_folder(parent, None, &with_text(&props, kind))
+                .unwrap(),
         );
     }
     tx.finish().unwrap().commit(&*file).unwrap();
@@ -192,11 +262,11 @@ fn written(dir: &Path) -> PathBuf {
                 body: "x".repeat(n * 3_000),
                 ..mail.clone()
             };
-            let m = message(&wrong, n, &mut tx);
+            let m = message_with_text(&message(&wrong, n, &mut tx), kind);
             let nid = tx.add_message(folders["Empty"], None, &m, false).unwrap();
             tx.finish().unwrap().commit(&*file).unwrap();
             let mut tx = begin();
-            let m = message(mail, n, &mut tx);
+            let m = message_with_text(&message(mail, n, &mut tx), kind);
             tx.update_message(nid, &m).unwrap();
             tx.move_message(nid, folders[&name]).unwrap();
             tx.finish().unwrap().commit(&*file).unwrap();
@@ -210,6 +280,7 @@ fn written(dir: &Path) -> PathBuf {
     ));
     fai.props
         .insert(PropValue::i32(tags::MESSAGE_FLAGS, 0x40 | tags::FLAG_READ));
+    let fai = message_with_text(&fai, kind);
     tx.add_message(folders["Inbox"], None, &fai, true).unwrap();
     tx.finish().unwrap().commit(&*file).unwrap();
 
@@ -295,11 +366,15 @@ fn pff_message(dir: &Path) -> Mail {
 
 #[test]
 fn pffexport_reads_what_was_written() {
-    if !have("pffexport") {
-        return;
+    if have("pffexport") {
+        KINDS.into_iter().for_each(pffexport_reads);
     }
+}
+
+fn pffexport_reads(kind: Kind) {
+    println!("{kind}");
     let dir = tempfile::tempdir().unwrap();
-    let path = written(dir.path());
+    let path = written(dir.path(), kind);
     let info = run(Command::new("pffinfo").arg(&path));
     assert!(info.contains("Personal Storage Tables"), "{info}");
     let target = dir.path().join("out");
@@ -368,8 +443,14 @@ fn binary(value: Option<&PropertyValue>) -> Vec<u8> {
 
 #[test]
 fn the_outlook_pst_crate_reads_what_was_written() {
+    let unicode = KINDS.into_iter().filter(|k| *k.format == UNICODE);
+    unicode.for_each(the_outlook_pst_crate_reads);
+}
+
+fn the_outlook_pst_crate_reads(kind: Kind) {
+    println!("{kind}");
     let dir = tempfile::tempdir().unwrap();
-    let path = written(dir.path());
+    let path = written(dir.path(), kind);
     let file = Rc::new(UnicodePstFile::open(&path).unwrap());
     let store = UnicodeStore::read(file).unwrap();
     assert_eq!(
@@ -488,11 +569,15 @@ fn crate_message(message: &Rc<UnicodeMessage>) -> Mail {
 
 #[test]
 fn readpst_reads_what_was_written() {
-    if !have("readpst") {
-        return;
+    if have("readpst") {
+        KINDS.into_iter().for_each(readpst_reads);
     }
+}
+
+fn readpst_reads(kind: Kind) {
+    println!("{kind}");
     let dir = tempfile::tempdir().unwrap();
-    let path = written(dir.path());
+    let path = written(dir.path(), kind);
     let target = dir.path().join("out");
     std::fs::create_dir(&target).unwrap();
     // -S: a file per message, attachments beside it; -D: deleted items too.

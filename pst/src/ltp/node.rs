@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crate::ndb::{DataTree, Ndb, NodeContent, NodeData, SubnodeEntry, Subnodes};
@@ -102,6 +103,7 @@ impl NodeSource {
         SubnodeMap {
             source: self.clone(),
             stored: OnceLock::new(),
+            asked: AtomicU32::new(0),
         }
     }
 }
@@ -153,10 +155,11 @@ fn stored_content(
     Ok(NodeContent { data, subnodes })
 }
 
-/// The subnodes of one node, read once when first asked for.
+/// The subnodes of one node; the whole tree is read once where many of them are asked for.
 pub(crate) struct SubnodeMap {
     source: NodeSource,
     stored: OnceLock<BTreeMap<Nid, SubnodeEntry>>,
+    asked: AtomicU32,
 }
 
 impl SubnodeMap {
@@ -169,6 +172,12 @@ impl SubnodeMap {
                 }
                 let map = match self.stored.get() {
                     Some(m) => m,
+                    // Few are looked up one by one: a table of many long cells has many subnodes.
+                    None if self.asked.fetch_add(1, Ordering::Relaxed) < 8 => {
+                        return Ok(ndb
+                            .subnode(*bid_sub, nid)?
+                            .map(|e| NodeSource::stored(ndb, e.bid_data, e.bid_sub)));
+                    }
                     None => {
                         let m = ndb.subnodes(*bid_sub)?;
                         self.stored.get_or_init(|| m)
@@ -181,7 +190,7 @@ impl SubnodeMap {
             NodeSource::Built(c) => match &c.subnodes {
                 Subnodes::Tree(t) => Ok(t.get(&nid).cloned().map(NodeSource::built)),
                 Subnodes::None => Ok(None),
-                Subnodes::Existing(_) => Err(PstError::Refused(
+                Subnodes::Existing(_) | Subnodes::Patched(_) => Err(PstError::Refused(
                     "content in memory with subnodes of a file cannot be read back".into(),
                 )),
             },
@@ -293,7 +302,7 @@ impl Blocks {
                 NodeData::Copy(ndb, bid) => {
                     Ok(Self::Stored(Arc::clone(ndb), *bid, ndb.data(*bid)?))
                 }
-                NodeData::Existing(_) => Err(PstError::Refused(
+                NodeData::Existing(_) | NodeData::Patched(_) => Err(PstError::Refused(
                     "content in memory with data of a file cannot be read back".into(),
                 )),
             },

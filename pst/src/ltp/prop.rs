@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use storage::Payload;
 
+use super::codepage::CodePage;
 use super::node::NodeSource;
 use super::text::{Text, utf16le};
 use crate::ndb::{Ndb, NodeData};
@@ -454,6 +455,15 @@ impl PropValue {
             PropType::UNICODE => Some(Text::from_utf16le(bytes)),
             PropType::STRING8 => Some(Text::from_string8(bytes)),
             _ => None,
+        }
+    }
+
+    /// As [`PropValue::as_text`], with PtypString8 in the code page that is known to be its own.
+    #[must_use]
+    pub fn as_text_in(&self, page: CodePage) -> Option<Text> {
+        match self.tag.prop_type() {
+            PropType::STRING8 => Some(page.decode(self.data.bytes()?)),
+            _ => self.as_text(),
         }
     }
 

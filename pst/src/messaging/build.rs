@@ -4,9 +4,10 @@
 //! attachment table and the attachments (where there are any). Where an old version of the message
 //! lies in the same file, equal large values and equal attachments share its blocks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::cells::{cells_in, code_page};
 use super::read::{AttachmentData, MAX_EMBED_DEPTH, MAX_MESSAGE_PARTS, MessageData};
 use super::tags;
 use super::value::reuse_streams;
@@ -71,7 +72,7 @@ impl Builder<'_> {
         let mut subnodes = match std::mem::take(&mut content.subnodes) {
             Subnodes::None => BTreeMap::new(),
             Subnodes::Tree(tree) => tree,
-            Subnodes::Existing(_) => {
+            Subnodes::Existing(_) | Subnodes::Patched(_) => {
                 return Err(PstError::Refused(
                     "a built property context has foreign subnodes".into(),
                 ));
@@ -80,6 +81,7 @@ impl Builder<'_> {
         subnodes.insert(Nid::RECIPIENT_TABLE, self.recipients(&message.recipients)?);
         if !message.attachments.is_empty() {
             let mut table = TableBuilder::new(self.attachment_columns)?;
+            let page = code_page(&message.props);
             let mut reuse = old
                 .map(|o| self.old_attachments(o))
                 .transpose()?
@@ -100,7 +102,8 @@ impl Builder<'_> {
                     }
                 };
                 subnodes.insert(nid, node);
-                table.row(nid.0, &attachment.props)?;
+                let row = cells_in(&attachment.props, self.attachment_columns, page);
+                table.row(nid.0, &row)?;
             }
             subnodes.insert(Nid::ATTACHMENT_TABLE, table.build(Some(self.base))?);
         }
@@ -109,13 +112,19 @@ impl Builder<'_> {
     }
 
     fn recipients(&self, recipients: &[PropBag]) -> Result<NodeContent> {
-        // All columns of the template, and those that these recipients have beside (2.4.5.3.2).
-        let mut columns: BTreeMap<PropTag, ()> =
-            self.recipient_columns.iter().map(|t| (*t, ())).collect();
-        for value in recipients.iter().flat_map(PropBag::iter) {
-            columns.insert(value.tag, ());
-        }
-        let columns: Vec<PropTag> = columns.into_keys().collect();
+        // Those columns that these recipients have, and all of the template (2.4.5.3.2), but of no
+        // property two: the table is the one home of these properties, in the type they came with.
+        let used: BTreeSet<PropTag> = recipients
+            .iter()
+            .flat_map(PropBag::iter)
+            .map(|value| value.tag)
+            .collect();
+        let ids: BTreeSet<u16> = used.iter().map(|tag| tag.id()).collect();
+        let template = self.recipient_columns.iter().copied();
+        let columns: Vec<PropTag> = template
+            .filter(|tag| !ids.contains(&tag.id()))
+            .chain(used)
+            .collect();
         let mut table = TableBuilder::new(&columns)?;
         for (i, props) in recipients.iter().enumerate() {
             let id = u32::try_from(i).map_err(|_| too_many("recipients", i))?;
@@ -198,16 +207,6 @@ pub(super) fn normalised(message: &MessageData) -> PropBag {
         props.insert(PropValue::bool(tags::HAS_ATTACHMENTS, has));
     }
     props
-}
-
-/// The cells of a row: the properties that the table has a column for, by exact tag
-/// ([MS-PST] 2.4.4.2). Row id and version are the table's own.
-pub(super) fn cells(props: &PropBag, columns: &[PropTag]) -> PropBag {
-    columns
-        .iter()
-        .filter(|tag| !matches!(tag.id(), tags::LTP_ROW_ID | tags::LTP_ROW_VER))
-        .filter_map(|tag| props.get_tag(*tag).cloned())
-        .collect()
 }
 
 fn too_many(what: &'static str, n: usize) -> PstError {

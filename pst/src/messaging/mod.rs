@@ -5,6 +5,7 @@
 //! bytes of the file; nothing is lost by reading and writing an object back.
 
 mod build;
+mod cells;
 mod create;
 mod names;
 mod read;
@@ -14,6 +15,7 @@ pub mod tags;
 mod transaction;
 mod value;
 
+pub use cells::{cells, cells_in, code_page};
 pub use create::{DELETED_ITEMS, IPM_SUBTREE, SEARCH_ROOT, create_empty, create_empty_as};
 pub(crate) use names::by_key;
 pub(crate) use read::not_found;

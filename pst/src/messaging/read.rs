@@ -5,10 +5,11 @@ use std::sync::{Arc, OnceLock};
 
 use storage::ReadAt;
 
+use super::cells::code_page;
 use super::tags;
 use crate::derived::{ObjectKind, is_derived_node};
 use crate::ltp::{
-    NameMap, NodeSource, PropBag, PropValue, PropertyContext, TableContext, ValueData,
+    CodePage, NameMap, NodeSource, PropBag, PropValue, PropertyContext, TableContext, ValueData,
 };
 use crate::ndb::{NbtEntry, Ndb};
 use crate::{Bid, Nid, NidType, PstError, Result};
@@ -20,11 +21,15 @@ pub const MAX_EMBED_DEPTH: usize = 32;
 /// endless message.
 pub const MAX_MESSAGE_PARTS: usize = 1 << 20;
 
+/// How many messages are asked for their code page.
+const PAGE_SAMPLE: usize = 64;
+
 /// An open PST. Cheap to share: all reading is through `&self`.
 pub struct Pst {
     ndb: Arc<Ndb>,
     names: NameMap,
     index: OnceLock<Arc<Index>>,
+    page: OnceLock<Option<CodePage>>,
 }
 
 /// A folder as the node B-tree knows it.
@@ -111,6 +116,7 @@ impl Pst {
             ndb,
             names,
             index: OnceLock::new(),
+            page: OnceLock::new(),
         })
     }
 
@@ -136,6 +142,39 @@ impl Pst {
         }
         let index = Arc::new(Index::read(&self.ndb)?);
         Ok(self.index.get_or_init(|| index).clone())
+    }
+
+    /// The code page in which to read 8-bit text that names none itself, as names of folders: what the
+    /// first messages that name one agree on. `None` where none does; no file says it of itself.
+    ///
+    /// # Errors
+    /// If the node B-tree cannot be walked.
+    pub fn code_page(&self) -> Result<Option<CodePage>> {
+        if let Some(page) = self.page.get() {
+            return Ok(*page);
+        }
+        let index = self.index()?;
+        let mut pages: BTreeMap<u32, usize> = BTreeMap::new();
+        for entry in index.messages.values().flatten().take(PAGE_SAMPLE) {
+            let found = PropertyContext::open(&self.ndb, entry.entry.bid_data, entry.entry.bid_sub)
+                .and_then(|pc| {
+                    let mut props = PropBag::new();
+                    for id in [tags::MESSAGE_CODEPAGE, tags::INTERNET_CODEPAGE] {
+                        props.extend(pc.get(id)?);
+                    }
+                    Ok(code_page(&props))
+                });
+            match found {
+                Ok(Some(page)) => *pages.entry(page.0).or_default() += 1,
+                Ok(None) | Err(PstError::Corrupt { .. } | PstError::NotFound { .. }) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        // Of equally frequent ones the smallest number, so that the answer is always the same.
+        let most = pages.into_iter().rev().max_by_key(|(_, n)| *n);
+        Ok(*self
+            .page
+            .get_or_init(|| most.map(|(page, _)| CodePage(page))))
     }
 
     /// Properties of the message store ([MS-PST] 2.4.3).

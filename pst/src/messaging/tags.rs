@@ -67,6 +67,11 @@ pub const FLAG_READ: i32 = 0x01;
 /// `mfHasAttach` in PidTagMessageFlags.
 pub const FLAG_HAS_ATTACH: i32 = 0x10;
 
+/// PidTagInternetCodepage.
+pub const INTERNET_CODEPAGE: u16 = 0x3FDE;
+/// PidTagMessageCodepage.
+pub const MESSAGE_CODEPAGE: u16 = 0x3FFD;
+
 /// PtypInteger32.
 pub const PT_I32: u16 = 0x0003;
 /// PtypBoolean.

@@ -86,8 +86,8 @@ impl NdbTransaction {
     fn put(&mut self, nid: Nid, parent: Nid, content: &NodeContent) -> Result<NbtEntry> {
         let old = self.node(nid)?;
         let (old_data, old_sub) = old.map_or((Bid::NONE, Bid::NONE), |o| (o.bid_data, o.bid_sub));
-        let bid_data = self.put_data(&content.data, old_data)?;
-        let bid_sub = self.put_subnodes(&content.subnodes, old_sub, 0)?;
+        let bid_data = self.put_data(&content.data, old_data, true)?;
+        let bid_sub = self.put_subnodes(&content.subnodes, old_sub, true, 0)?;
         let entry = NbtEntry {
             nid,
             bid_data,
@@ -101,8 +101,9 @@ impl NdbTransaction {
         Ok(entry)
     }
 
-    /// Writes data; the BID returned carries one reference for the caller to store.
-    fn put_data(&mut self, data: &NodeData, old: Bid) -> Result<Bid> {
+    /// Writes data; the BID returned carries one reference for the caller to store. `owned`: the
+    /// caller holds a reference to `old` and drops it afterwards.
+    pub(super) fn put_data(&mut self, data: &NodeData, old: Bid, owned: bool) -> Result<Bid> {
         let max = self.base.format().max_data();
         let source = match data {
             NodeData::None => return Ok(Bid::NONE),
@@ -122,6 +123,9 @@ impl NdbTransaction {
                 } else {
                     Source::Recut(ndb, Pieces::new(ndb, tree, max)?)
                 }
+            }
+            NodeData::Patched(patch) => {
+                return self.put_patched_data(patch, owned && patch.base.key() == old.key());
             }
         };
         let count = source.count();
@@ -182,9 +186,9 @@ impl NdbTransaction {
     }
 
     /// Whether a block exists, is whole and holds exactly these bytes.
-    fn holds(&self, bid: Bid, bytes: &[u8]) -> Result<bool> {
+    pub(super) fn holds(&self, bid: Bid, bytes: &[u8]) -> Result<bool> {
         match self.block(bid)? {
-            Some(entry) if usize::from(entry.cb) == bytes.len() && entry.cref < u16::MAX => {
+            Some(entry) if usize::from(entry.cb_data) == bytes.len() && entry.cref < u16::MAX => {
                 match self.block_data(bid) {
                     Ok(data) => Ok(data == bytes),
                     Err(PstError::Io { offset, source }) => Err(PstError::Io { offset, source }),
@@ -247,8 +251,15 @@ impl NdbTransaction {
         self.write_block(&xx.encode(format), true)
     }
 
-    /// Writes subnodes; the BID returned carries one reference for the caller to store.
-    fn put_subnodes(&mut self, subnodes: &Subnodes, old: Bid, depth: usize) -> Result<Bid> {
+    /// Writes subnodes; the BID returned carries one reference for the caller to store. `owned` as
+    /// for [`NdbTransaction::put_data`].
+    pub(super) fn put_subnodes(
+        &mut self,
+        subnodes: &Subnodes,
+        old: Bid,
+        owned: bool,
+        depth: usize,
+    ) -> Result<Bid> {
         let tree = match subnodes {
             Subnodes::None => return Ok(Bid::NONE),
             Subnodes::Existing(bid) => {
@@ -257,14 +268,12 @@ impl NdbTransaction {
             }
             Subnodes::Tree(tree) if tree.is_empty() => return Ok(Bid::NONE),
             Subnodes::Tree(tree) => tree,
+            Subnodes::Patched(patch) => {
+                let owned = owned && patch.base.key() == old.key();
+                return self.put_patched_subnodes(patch, owned, depth);
+            }
         };
-        if depth >= MAX_DEPTH {
-            return Err(PstError::Limit {
-                what: "levels of subnodes",
-                found: depth as u64 + 1,
-                limit: MAX_DEPTH as u64,
-            });
-        }
+        check_depth(depth)?;
         let old_entries = match self.subnode_entries(old) {
             Ok(entries) => entries,
             Err(PstError::Io { offset, source }) => return Err(PstError::Io { offset, source }),
@@ -274,8 +283,8 @@ impl NdbTransaction {
         for (nid, content) in tree {
             let before = old_entries.get(nid);
             let (data, sub) = before.map_or((Bid::NONE, Bid::NONE), |e| (e.bid_data, e.bid_sub));
-            let bid_data = self.put_data(&content.data, data)?;
-            let bid_sub = self.put_subnodes(&content.subnodes, sub, depth + 1)?;
+            let bid_data = self.put_data(&content.data, data, false)?;
+            let bid_sub = self.put_subnodes(&content.subnodes, sub, false, depth + 1)?;
             entries.push(SubnodeEntry {
                 nid: *nid,
                 bid_data,
@@ -339,4 +348,16 @@ impl NdbTransaction {
         }
         self.write_block(&SBlock::Inner(parts).encode(format), true)
     }
+}
+
+/// Refuses subnodes nested deeper than any reader follows.
+pub(super) fn check_depth(depth: usize) -> Result<()> {
+    if depth >= MAX_DEPTH {
+        return Err(PstError::Limit {
+            what: "levels of subnodes",
+            found: depth as u64 + 1,
+            limit: MAX_DEPTH as u64,
+        });
+    }
+    Ok(())
 }

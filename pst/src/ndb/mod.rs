@@ -21,6 +21,7 @@ mod header;
 mod limits;
 pub(crate) mod maps;
 mod page;
+mod patch;
 mod proof;
 mod recompute;
 pub(crate) mod subnode;
@@ -36,7 +37,7 @@ pub use btree::{
     BbtEntry, BlockIter, BtEntry, BtIter, BtLeaf, BtPage, MAX_LEVEL, NbtEntry, NodeIter,
 };
 pub use bytes::{crc, signature};
-pub use content::{NodeContent, NodeData, Subnodes};
+pub use content::{DataPatch, NodeContent, NodeData, SubnodePatch, Subnodes};
 pub use crypt::CryptMethod;
 pub use data_tree::DataTree;
 pub use format::Format;

@@ -226,6 +226,14 @@ impl NdbTransaction {
         }
     }
 
+    /// Hands out the next value of dwUnique above `floor`: where Outlook takes the versions of table
+    /// rows from ([MS-PST] 2.2.2.6), so that no two rows of a file have the same.
+    pub fn next_unique(&mut self, floor: u32) -> u32 {
+        let next = self.header.unique.max(floor).wrapping_add(1).max(1);
+        self.header.unique = next;
+        next
+    }
+
     /// Raises rgnid so that [`NdbTransaction::alloc_nid`] does not hand out `nid`'s index again.
     pub(super) fn note_nid(&mut self, nid: Nid) {
         let counted = [
@@ -398,6 +406,18 @@ impl NdbTransaction {
             if bid.is_internal() {
                 leak_if_damaged(self.children(bid, &mut todo))?;
             }
+            self.bbt.insert(bid.key(), None);
+            let space = self.base.format().block_space(usize::from(entry.cb));
+            leak_if_damaged(self.give_back(entry.bref.ib, space))?;
+        }
+        Ok(())
+    }
+
+    /// Removes an internal block to which the caller has the only reference; the references that
+    /// it holds become the caller's.
+    pub(super) fn take_apart(&mut self, bid: Bid) -> Result<()> {
+        if let Some(entry) = self.block(bid)? {
+            self.changed = true;
             self.bbt.insert(bid.key(), None);
             let space = self.base.format().block_space(usize::from(entry.cb));
             leak_if_damaged(self.give_back(entry.bref.ib, space))?;

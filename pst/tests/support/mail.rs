@@ -6,14 +6,23 @@ use std::sync::Arc;
 
 use pst::dump::{DumpOptions, dump};
 use pst::ltp::{PropBag, PropTag, PropValue, PropertyContext, TableContext};
-use pst::messaging::{AttachmentData, MessageData, Pst, Transaction, create_empty, tags};
+use pst::messaging::{
+    AttachmentData, MessageData, Pst, Transaction, cells, cells_in, create_empty_as, tags,
+};
+use pst::ndb::format::UNICODE;
+use pst::ndb::{CryptMethod, Format};
 use pst::{Nid, NidType};
 use storage::{MemStorage, ReadAt, WriteSet};
 
 pub const SEED: [u8; 16] = *b"a seed for tests";
 
 pub fn empty() -> Arc<MemStorage> {
-    Arc::new(MemStorage::from(create_empty(&SEED).unwrap()))
+    empty_as(&UNICODE)
+}
+
+pub fn empty_as(format: &'static Format) -> Arc<MemStorage> {
+    let bytes = create_empty_as(&SEED, format, CryptMethod::Permute).unwrap();
+    Arc::new(MemStorage::from(bytes))
 }
 
 pub fn begin(file: &Arc<MemStorage>) -> Transaction {
@@ -161,11 +170,12 @@ pub fn consistent(pst: &Pst) {
             for row in t.rows() {
                 let row = row.unwrap();
                 let m = pst.message(Nid(row.id)).unwrap();
+                let want = cells(&m.props, &columns);
                 for tag in &columns {
                     if [tags::LTP_ROW_ID, tags::LTP_ROW_VER].contains(&tag.id()) {
                         continue;
                     }
-                    let (cell, prop) = (row.props.get_tag(*tag), m.props.get_tag(*tag));
+                    let (cell, prop) = (row.props.get_tag(*tag), want.get_tag(*tag));
                     match (cell, prop) {
                         (None, None) => {}
                         (Some(c), Some(p)) => {
@@ -198,13 +208,15 @@ pub fn consistent(pst: &Pst) {
                 .unwrap()
                 .bag()
                 .unwrap();
+            let columns: Vec<PropTag> = hierarchy.columns().iter().map(|c| c.tag).collect();
+            let want = cells_in(&child, &columns, pst.code_page().unwrap());
             for id in [
                 tags::DISPLAY_NAME,
                 tags::CONTENT_COUNT,
                 tags::CONTENT_UNREAD,
                 tags::SUBFOLDERS,
             ] {
-                let (a, b) = (row.props.get(id).unwrap(), child.get(id).unwrap());
+                let (a, b) = (row.props.get(id).unwrap(), want.get(id).unwrap());
                 assert!(
                     a.data.same_content(&b.data).unwrap(),
                     "{id:#x} of {}",

@@ -11,6 +11,7 @@ mod finish;
 mod folders;
 mod messages;
 mod raw;
+mod tables;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use super::read::{Index, MessageData, Pst, not_found};
 use super::schema;
 use super::search::{self, Change};
 use super::tags;
-use crate::ltp::{NameMap, NameMapEdit, PropBag, PropName, PropTag, TableContext};
+use crate::ltp::{NameMap, NameMapEdit, PropBag, PropName, PropTag, TableLookup};
 use crate::ndb::{EditOptions, NbtEntry, Ndb, NdbTransaction, NodeContent};
 use crate::{Nid, NidType, PstError, Result};
 
@@ -60,6 +61,10 @@ pub struct Transaction {
     /// Objects that were created, moved or deleted: where they are now.
     placed: BTreeMap<Nid, Option<Nid>>,
     columns: BTreeMap<Nid, Arc<Vec<PropTag>>>,
+    /// Tables of the base file in which rows were looked up.
+    lookups: BTreeMap<Nid, Arc<TableLookup>>,
+    /// Whether folders came to other places, so that nodes outside the hierarchy may be in it now.
+    linked: bool,
     /// The properties of folders as this transaction last wrote them.
     bags: BTreeMap<Nid, PropBag>,
     domain: BTreeSet<u32>,
@@ -118,6 +123,8 @@ impl Transaction {
             raw: BTreeSet::new(),
             placed: BTreeMap::new(),
             columns: BTreeMap::new(),
+            lookups: BTreeMap::new(),
+            linked: false,
             bags: BTreeMap::new(),
             domain,
             changes: Vec::new(),
@@ -217,8 +224,8 @@ impl Transaction {
         if let Some(columns) = self.columns.get(&table) {
             return Ok(Arc::clone(columns));
         }
-        let columns = match self.base.node(table)? {
-            Some(entry) => column_tags(&self.base, &entry)?,
+        let columns = match self.lookup(table)? {
+            Some(lookup) => lookup.layout().columns.iter().map(|c| c.tag).collect(),
             None => self.template(schema::template_of(table.kind()))?,
         };
         let columns = Arc::new(columns);
@@ -260,8 +267,8 @@ impl Transaction {
 const MAX_SEARCH_NODE: u64 = 64 << 20;
 
 fn column_tags(ndb: &Arc<Ndb>, entry: &NbtEntry) -> Result<Vec<PropTag>> {
-    let table = TableContext::open(ndb, entry.bid_data, entry.bid_sub)?;
-    Ok(table.columns().iter().map(|c| c.tag).collect())
+    let table = TableLookup::open(ndb, entry.bid_data, entry.bid_sub)?;
+    Ok(table.layout().columns.iter().map(|c| c.tag).collect())
 }
 
 /// A folder's properties without its counts and without what is derived.
