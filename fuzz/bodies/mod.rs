@@ -9,6 +9,7 @@
 mod packages;
 mod seeds;
 pub mod structures;
+#[path = "../../pst/tests/support/surgery.rs"]
 pub mod surgery;
 
 use std::sync::Arc;
@@ -20,7 +21,8 @@ use pst::inventory::Inventory;
 use storage::{MemStorage, ReadAt};
 
 pub use packages::apply;
-#[allow(unused_imports)] // The targets have no use for it; the seed writer and the smoke test do.
+#[allow(unused_imports)]
+// The targets have no use for it; the seed writer and the smoke test do.
 pub use seeds::seeds;
 pub use structures::structures;
 

@@ -6,8 +6,8 @@
 
 use std::sync::{Arc, OnceLock};
 
-use pst::inventory::Inventory;
 use pst::check::{Code, Options, Severity, check_storage};
+use pst::inventory::Inventory;
 use pst::ltp::{PropBag, PropValue};
 use pst::messaging::{Transaction, tags};
 use pst::{Nid, NidType, Pst};
@@ -36,14 +36,19 @@ fn real() -> &'static [u8] {
         added.recipients.push(recipient("new"));
         added.attachments.push(attachment("new.bin", &[9; 5_000]));
         tx.add_message(new, None, &added, false).expect("adds");
-        tx.add_message(new, None, &message(10, 20), true).expect("adds");
-        tx.update_message(messages[0], &message(11, 60)).expect("updates");
+        tx.add_message(new, None, &message(10, 20), true)
+            .expect("adds");
+        tx.update_message(messages[0], &message(11, 60))
+            .expect("updates");
         tx.move_message(messages[1], sub).expect("moves");
         tx.delete_message(messages[2]).expect("deletes");
         let raw = pst::ltp::build_pc(&props, None).expect("builds");
         tx.put_raw_node(Nid(0x0F01), Nid(0), &raw).expect("puts");
         tx.put_raw_node(Nid(0x0F21), Nid(0), &raw).expect("puts");
-        tx.finish().expect("finishes").commit(&*file).expect("commits");
+        tx.finish()
+            .expect("finishes")
+            .commit(&*file)
+            .expect("commits");
         let old = Pst::open(super::memory(store())).expect("opens");
         let new = Pst::open(file).expect("opens");
         let (from, to) = (
@@ -106,9 +111,20 @@ pub fn apply(data: &[u8]) {
     let report = check_storage(file.clone(), &Options::default()).expect("opens");
     // Raw nodes travel as they are: what a carrier put into one is its own.
     let raw = [
-        Code::Heap, Code::HeapBlock, Code::HeapMap, Code::BthOrder, Code::Properties,
-        Code::PropertyValue, Code::Table, Code::TableRow, Code::TableRowTwice, Code::TableRowId,
-        Code::TableCell, Code::Subnodes, Code::EmbeddedMissing, Code::AttachmentRowMissing,
+        Code::Heap,
+        Code::HeapBlock,
+        Code::HeapMap,
+        Code::BthOrder,
+        Code::Properties,
+        Code::PropertyValue,
+        Code::Table,
+        Code::TableRow,
+        Code::TableRowTwice,
+        Code::TableRowId,
+        Code::TableCell,
+        Code::Subnodes,
+        Code::EmbeddedMissing,
+        Code::AttachmentRowMissing,
     ];
     let bad: Vec<_> = report
         .findings
@@ -117,7 +133,10 @@ pub fn apply(data: &[u8]) {
         .filter(|f| !raw.iter().any(|c| c.name() == f.code))
         .collect();
     assert!(bad.is_empty(), "apply made {bad:#?}");
-    Pst::open(file).expect("opens").ipm_subtree().expect("has a top folder");
+    Pst::open(file)
+        .expect("opens")
+        .ipm_subtree()
+        .expect("has a top folder");
 }
 
 pub fn seeds() -> Vec<(String, Vec<u8>)> {
@@ -126,6 +145,9 @@ pub fn seeds() -> Vec<(String, Vec<u8>)> {
     vec![
         ("package".to_owned(), whole),
         ("unedited".to_owned(), vec![1]),
-        ("edited".to_owned(), vec![1, 0, 128, 4, 1, 2, 3, 4, 0, 240, 2, 9, 9]),
+        (
+            "edited".to_owned(),
+            vec![1, 0, 128, 4, 1, 2, 3, 4, 0, 240, 2, 9, 9],
+        ),
     ]
 }

@@ -20,7 +20,10 @@ pub fn build(empty: Vec<u8>, rich: bool) -> Vec<u8> {
     let file = Arc::new(MemStorage::from(empty));
     let mut tx = Transaction::begin(Arc::clone(&file) as Arc<dyn ReadAt>).expect("begins");
     fill(&mut tx, rich);
-    tx.finish().expect("finishes").commit(&*file).expect("commits");
+    tx.finish()
+        .expect("finishes")
+        .commit(&*file)
+        .expect("commits");
     file.to_vec()
 }
 
@@ -29,15 +32,18 @@ fn fill(tx: &mut Transaction, rich: bool) {
     let named = |name: &str| PropBag::from_iter([PropValue::string(tags::DISPLAY_NAME, name)]);
     let inbox = tx.create_folder(top, None, &named("Inbox")).expect("makes");
     let sub = tx.create_folder(inbox, None, &named("Sub")).expect("makes");
-    tx.add_message(inbox, None, &message(1, 40), false).expect("adds");
+    tx.add_message(inbox, None, &message(1, 40), false)
+        .expect("adds");
     if !rich {
         return;
     }
     let mut full = message(2, 6_000);
     full.recipients.push(recipient("to"));
     full.recipients.push(recipient("cc"));
-    full.attachments.push(attachment("small.txt", b"some bytes"));
-    full.attachments.push(attachment("long.bin", &[0x5A; 9_000]));
+    full.attachments
+        .push(attachment("small.txt", b"some bytes"));
+    full.attachments
+        .push(attachment("long.bin", &[0x5A; 9_000]));
     let mut inner = message(3, 100);
     inner.attachments.push(attachment("deep.txt", b"deep"));
     full.attachments.push(AttachmentData {
@@ -49,8 +55,10 @@ fn fill(tx: &mut Transaction, rich: bool) {
         embedded: Some(Box::new(inner)),
     });
     tx.add_message(inbox, None, &full, false).expect("adds");
-    tx.add_message(sub, None, &message(4, 20_000), false).expect("adds");
-    tx.add_message(sub, None, &message(5, 10), true).expect("adds");
+    tx.add_message(sub, None, &message(4, 20_000), false)
+        .expect("adds");
+    tx.add_message(sub, None, &message(5, 10), true)
+        .expect("adds");
     let raw = pst::ltp::build_pc(&named("raw"), None).expect("builds");
     tx.put_raw_node(Nid(0x0F01), Nid(0), &raw).expect("puts");
 }

@@ -181,7 +181,10 @@ fn put_raw(nid: Nid, parent: Nid, data: &[u8]) {
     };
     tx.put_node(nid, parent, &content).expect("puts");
     let file = Arc::new(storage::MemStorage::from(store().to_vec()));
-    tx.finish().expect("finishes").commit(&*file).expect("commits");
+    tx.finish()
+        .expect("finishes")
+        .commit(&*file)
+        .expect("commits");
     super::check(&file.to_vec());
     // An edit of a folder appends to the queue, whatever it holds.
     let file = file.to_vec();
@@ -208,10 +211,18 @@ fn values(rest: &[u8]) {
 }
 
 fn views(value: &PropValue) {
-    let _ = (value.as_i32(), value.as_str(), value.as_bool(), value.as_bytes());
+    let _ = (
+        value.as_i32(),
+        value.as_str(),
+        value.as_bool(),
+        value.as_bytes(),
+    );
     if let Some(bytes) = value.data.bytes() {
         let _ = Text::from_utf16le(bytes);
-        if let Some(Ok(time)) = bytes.first_chunk().map(|b| Ok::<_, ()>(u64::from_le_bytes(*b))) {
+        if let Some(Ok(time)) = bytes
+            .first_chunk()
+            .map(|b| Ok::<_, ()>(u64::from_le_bytes(*b)))
+        {
             let _ = filetime_iso(time);
         }
     }
@@ -241,7 +252,9 @@ pub fn seeds() -> Vec<(String, Vec<u8>)> {
     let root = |sub: bool| {
         let node = ndb.node(message).expect("reads").expect("a node");
         let found = ndb.blocks().map(|b| b.expect("a block").bref.bid);
-        let tree = found.filter(|b| b.is_internal()).find(|b| ndb.data(*b).is_ok());
+        let tree = found
+            .filter(|b| b.is_internal())
+            .find(|b| ndb.data(*b).is_ok());
         let bid = if sub { Some(node.bid_sub) } else { tree };
         ndb.block_data(bid.expect("a tree")).expect("reads")
     };
@@ -266,7 +279,11 @@ pub fn seeds() -> Vec<(String, Vec<u8>)> {
         (6, "table", whole(inbox.with_kind(NidType::CONTENTS_TABLE))),
         (7, "names", whole(Nid::NAME_TO_ID_MAP)),
         (8, "queue", data(Nid::SEARCH_MANAGEMENT_QUEUE)),
-        (9, "value", b"\x15\x02\0\0\0\x0c\0\0\0\x0e\0\0\0a\0b\0".to_vec()),
+        (
+            9,
+            "value",
+            b"\x15\x02\0\0\0\x0c\0\0\0\x0e\0\0\0a\0b\0".to_vec(),
+        ),
         (10, "codec", b"some data".to_vec()),
         (12, "inventory", made.expect("encodes")),
         (13, "list", vec![0x23, 0x22, 0, 0, 0x22, 0x80, 0, 0]),

@@ -103,8 +103,8 @@ pub(super) struct Content<'a> {
     pub messages: bool,
 }
 
-/// What a node or subnode of a type holds; `None` where it is not a heap.
-fn expected(nid: Nid) -> Option<ClientSig> {
+/// What a node (`top`) or subnode of a type holds; `None` where it is not a heap.
+fn expected(nid: Nid, top: bool) -> Option<ClientSig> {
     match nid.kind() {
         NidType::NORMAL_FOLDER
         | NidType::SEARCH_FOLDER
@@ -117,7 +117,9 @@ fn expected(nid: Nid) -> Option<ClientSig> {
         | NidType::SEARCH_CONTENTS_TABLE
         | NidType::ATTACHMENT_TABLE
         | NidType::RECIPIENT_TABLE => Some(ClientSig::TABLE),
-        _ if nid == Nid::MESSAGE_STORE || nid == Nid::NAME_TO_ID_MAP => Some(ClientSig::PROPERTIES),
+        _ if top && (nid == Nid::MESSAGE_STORE || nid == Nid::NAME_TO_ID_MAP) => {
+            Some(ClientSig::PROPERTIES)
+        }
         _ => None,
     }
 }
@@ -187,9 +189,12 @@ impl<'a> Content<'a> {
 
     /// Takes from what the whole check may read; false once that is used up.
     pub fn spend(&mut self, cost: u64) -> bool {
-        if let Some(left) = self.budget.checked_sub(cost) {
+        if let Some(left) = self.budget.checked_sub(cost).filter(|left| *left > 0) {
             self.budget = left;
             return true;
+        }
+        if self.budget == 0 {
+            return false;
         }
         self.budget = 0;
         let place = &self.place;
@@ -212,6 +217,9 @@ impl<'a> Content<'a> {
     /// Looks at a node or subnode; `None` for a pair of trees that was looked at before.
     pub fn visit(&mut self, nid: Nid, data: Bid, sub: Bid, depth: usize) -> Option<Held> {
         // A pair of trees that two nodes share is looked at once: this also bounds the walk.
+        if self.budget == 0 {
+            return None;
+        }
         let empty = data.is_none() && sub.is_none();
         if !empty && !self.seen.insert((data.key(), sub.key())) {
             return None;
@@ -244,7 +252,7 @@ impl<'a> Content<'a> {
         };
         let source = NodeSource::stored(self.ndb, data, sub);
         let mut used = BTreeSet::new();
-        let held = match expected(nid) {
+        let held = match expected(nid, self.place.0.len() == 1) {
             Some(sig) => self.heap(&source, sig, data, offset, subnodes.as_ref(), &mut used),
             None => Held::Nothing,
         };

@@ -86,7 +86,7 @@ impl Structure<'_> {
 
     /// For files whose maps are not looked at because nothing is ever allocated in them.
     fn overlaps(&mut self) {
-        let mut end = 0;
+        let (mut end, file_end) = (0, self.ndb.header().file_eof);
         for (ib, len, what) in self.things() {
             if ib < end {
                 self.out.add(Code::Overlap, ib, || {
@@ -94,6 +94,11 @@ impl Structure<'_> {
                 });
             }
             end = end.max(ib.saturating_add(len as u64));
+            if end > file_end {
+                self.out.add(Code::Outside, ib, || {
+                    format!("{what} passes the end of the file")
+                });
+            }
         }
     }
 

@@ -446,7 +446,7 @@ impl TableContext {
         self.index.iter().copied()
     }
 
-    /// The raw bytes of the row at matrix index `at`.
+    /// The raw bytes of the row at matrix index `at`, for the check.
     pub(crate) fn raw_row(&self, at: u32) -> Result<Vec<u8>> {
         self.store.raw_row(at)
     }

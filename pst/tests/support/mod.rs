@@ -5,6 +5,7 @@ pub mod doc;
 pub mod mail;
 #[path = "../../../tests/support/skip.rs"]
 pub mod skip;
+pub mod surgery;
 
 use std::path::PathBuf;
 use std::sync::Arc;

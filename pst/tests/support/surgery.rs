@@ -1,6 +1,8 @@
 //! Changing a file's bytes below the engine, with checksums made right again: what a defect above the
 //! checksums looks like.
 
+#![allow(dead_code, clippy::unwrap_used, clippy::indexing_slicing)]
+
 use std::sync::Arc;
 
 use pst::ndb::{BbtEntry, Ndb, PageType, crc, seal_page, signature};
@@ -44,6 +46,42 @@ impl Patient {
         let bid = format.id_at(page, at, "bid").expect("a trailer");
         edit(page);
         seal_page(format, page, kind, ib, Bid(bid));
+    }
+
+    /// Changes the leaf entries with this key, in every whole page of the tree (Unicode): stale pages
+    /// in free space do no harm.
+    pub fn leaf(&mut self, kind: PageType, key: u64, edit: impl Fn(&mut [u8])) {
+        let stride = if kind == PageType::Nbt { 32 } else { 24 };
+        let mut changed = 0;
+        for ib in (0x4200..self.bytes.len() - 511).step_by(512) {
+            let page = &self.bytes[ib..ib + 512];
+            let whole =
+                pst::ndb::verify_page(&pst::ndb::format::UNICODE, page, kind, ib as u64, None);
+            if whole.is_err() || page[491] != 0 {
+                continue;
+            }
+            let found = (0..usize::from(page[488])).find(|i| {
+                let key_at = &page[i * stride..i * stride + 8];
+                u64::from_le_bytes(key_at.try_into().expect("eight bytes")) == key
+            });
+            if let Some(i) = found {
+                changed += 1;
+                self.page(kind, ib as u64, |p| {
+                    edit(&mut p[i * stride..(i + 1) * stride])
+                });
+            }
+        }
+        assert!(changed > 0, "no entry {key:#x}");
+    }
+
+    /// Changes the record of a property in the first block of a property context: {id, type, value}.
+    pub fn record(&mut self, bid: Bid, id: u16, kind: u16, edit: impl FnOnce(&mut [u8])) {
+        self.block(bid, |b| {
+            let mut head = id.to_le_bytes().to_vec();
+            head.extend_from_slice(&kind.to_le_bytes());
+            let at = b.windows(4).position(|w| w == head).expect("the record");
+            edit(&mut b[at..at + 8]);
+        });
     }
 
     /// The block with this BID.
