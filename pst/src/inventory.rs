@@ -32,6 +32,8 @@ pub struct Row {
     pub size: u64,
     /// PidTagSearchKey, hashed to 16 bytes where it has another length.
     pub search_key: Option<[u8; 16]>,
+    /// [`Record::cells_hash`]: what its row in the folder's contents table adds to it; 0 for nothing.
+    pub cells: u64,
 }
 
 impl Row {
@@ -48,6 +50,7 @@ impl Row {
             fingerprint,
             size: 0,
             search_key: None,
+            cells: 0,
         }
     }
 }
@@ -81,7 +84,9 @@ impl Inventory {
                 Some(old)
                     if old.kind == kind
                         && old.bid_data.key() == entry.bid_data.key()
-                        && old.bid_sub.key() == entry.bid_sub.key() =>
+                        && old.bid_sub.key() == entry.bid_sub.key()
+                        // The row lies elsewhere: it changes without the message's own blocks.
+                        && old.cells == pst.cells_hash(entry.nid, entry.nid_parent)? =>
                 {
                     Row {
                         parent: entry.nid_parent,
@@ -121,6 +126,7 @@ impl Inventory {
             fingerprint: record.fingerprint(),
             size: record.size(),
             search_key: record.search_key(),
+            cells: record.cells_hash(),
         })
     }
 
@@ -149,8 +155,13 @@ impl Pst {
     pub fn record(&self, kind: ObjectKind, nid: Nid) -> Result<Record> {
         match kind {
             ObjectKind::Folder => Record::folder(&self.folder(nid)?.props, self.names()),
-            ObjectKind::Message => Record::message(&self.message(nid)?, false, self.names()),
-            ObjectKind::Associated => Record::message(&self.message(nid)?, true, self.names()),
+            ObjectKind::Message | ObjectKind::Associated => {
+                let associated = kind == ObjectKind::Associated;
+                let message = self.message(nid)?;
+                let mut record = Record::message(&message, associated, self.names())?;
+                record.lay_cells(&self.cells(nid)?)?;
+                Ok(record)
+            }
             ObjectKind::Raw => match self.ndb().node(nid)? {
                 Some(entry) => Record::raw(self.ndb(), self.names(), &entry),
                 None => Err(crate::messaging::not_found("node", nid)),

@@ -247,6 +247,27 @@ impl TableContext {
         Ok(out)
     }
 
+    /// The cells of one column whose values lie in the rows themselves, by row id and in matrix order;
+    /// rows without such a cell are left out. One pass over the matrix: no other cell is read.
+    pub fn inline_column(&self, tag: PropTag) -> impl Iterator<Item = Result<(u32, Vec<u8>)>> + '_ {
+        let column = self.layout.columns.iter().copied();
+        let column = column.filter(Column::is_inline).find(|c| c.tag == tag);
+        column.into_iter().flat_map(move |c| {
+            let cell = move |(id, at): &(u32, u32)| -> Result<Option<(u32, Vec<u8>)>> {
+                let raw = self.raw_row(*at)?;
+                let byte = self.layout.bitmap_offset() + usize::from(c.bit / 8);
+                if u8_at(&raw, byte, "rgbCEB")? & (0x80 >> (c.bit % 8)) == 0 {
+                    return Ok(None);
+                }
+                let cell = slice(&raw, c.offset.into(), c.size.into(), "TCOLDESC.ibData")?;
+                Ok(Some((*id, cell.to_vec())))
+            };
+            self.index
+                .iter()
+                .filter_map(move |row| cell(row).transpose())
+        })
+    }
+
     /// Whether there is a row with this id.
     #[must_use]
     pub fn has_row(&self, id: u32) -> bool {

@@ -5,6 +5,7 @@
 //! bytes of the file; nothing is lost by reading and writing an object back.
 
 mod build;
+mod cells;
 mod create;
 mod names;
 mod read;

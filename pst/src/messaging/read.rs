@@ -1,7 +1,7 @@
 //! Reading: [`Pst`], its one-pass index of objects, and folders and messages as property bags.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use storage::ReadAt;
 
@@ -25,6 +25,8 @@ pub struct Pst {
     ndb: Arc<Ndb>,
     names: NameMap,
     index: OnceLock<Arc<Index>>,
+    /// What the contents tables of folders that were looked at add to their messages.
+    pub(super) cells: Mutex<BTreeMap<Nid, Arc<super::cells::FolderCells>>>,
 }
 
 /// A folder as the node B-tree knows it.
@@ -111,6 +113,7 @@ impl Pst {
             ndb,
             names,
             index: OnceLock::new(),
+            cells: Mutex::default(),
         })
     }
 
