@@ -21,12 +21,13 @@ use serde::{Deserialize, Serialize};
 use storage::{RangeSet, ReadAt};
 
 use crate::base::{Base, Renumbered as _, stand_ins};
-use crate::change_list::{Action, Change, Counts, ObjectKind};
+use crate::change_list::{Action, Change, Counts, Fingerprint, ObjectKind};
 use crate::compare::expected;
-use crate::compile::compile;
+use crate::compile::{Details, compile_with};
 use crate::database::Drift;
 use crate::database::{Head, SyncDatabase, Synced, SyncedRow};
 use crate::destination::{ApplyAnswer, ApplyJob, ApplyOutcome, Destination};
+use crate::details;
 use crate::error::{Result, SyncError};
 use crate::plan::Plan;
 
@@ -146,11 +147,17 @@ pub fn sync_container(
         base.set_aside_kept(&local);
         let plan = Plan::make(&base, &local);
         guard_deletes(&plan, &base, options)?;
+        // Patches are made from hints: where the destination did not take them, objects go whole.
+        let mut known = |nid: Nid, before: &Fingerprint| {
+            let detail = || database.detail(container, destination.name(), nid, before);
+            Ok((attempt == 0).then(detail).flatten())
+        };
         let sent = send(
             &pst,
             container,
             &base,
             &plan,
+            &mut known,
             destination,
             sequencer,
             progress,
@@ -162,8 +169,17 @@ pub fn sync_container(
         })?;
         match &sent.answer {
             ApplyAnswer::Applied(outcome) => {
-                let after = verify(&base, &plan, &local, outcome, source, &pst, &sent, options)?;
-                database.store(container, destination.name(), stored.as_ref(), &after)?;
+                let mut after =
+                    verify(&base, &plan, &local, outcome, source, &pst, &sent, options)?;
+                after.keep_details(stored.as_ref());
+                let details = details::fill(&pst, &mut after);
+                database.store(
+                    container,
+                    destination.name(),
+                    stored.as_ref(),
+                    &after,
+                    &details,
+                )?;
                 report.bytes_sent = outcome.bytes_sent;
                 report.verified_at_ms = options.now_ms;
                 return Ok(report);
@@ -285,11 +301,13 @@ fn proposals(plan: &Plan, there: &Inventory, remapped: &BTreeMap<Nid, Nid>) -> B
     out
 }
 
+#[allow(clippy::too_many_arguments)]
 fn send(
     pst: &Pst,
     container: &str,
     base: &Base,
     plan: &Plan,
+    known: &mut Details<'_>,
     destination: &dyn Destination,
     sequencer: &mut dyn Sequencer,
     progress: &mut dyn FnMut(u64, u64),
@@ -325,7 +343,7 @@ fn send(
         .map(|(change, _)| change.clone())
         .collect::<Vec<_>>();
     let expected = expected(&there, &plain, &BTreeMap::new());
-    let package = compile(pst, changes)?.encode()?;
+    let package = compile_with(pst, changes, known)?.encode()?;
     let sequence = sequencer
         .next(*blake3::hash(&package).as_bytes())
         .map_err(|e| {
@@ -410,6 +428,7 @@ fn verify(
                 remote_nid,
                 row: here.unwrap_or(there),
                 drift,
+                detailed: false,
             };
             (nid, row)
         })
