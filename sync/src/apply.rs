@@ -126,6 +126,37 @@ pub fn apply(base: Arc<dyn ReadAt>, package: &Package) -> Result<Applied> {
     })
 }
 
+/// The changes of a package as the current rules say them, so that the inventory that must result can
+/// be worked out ([`crate::expected`]): a list of version 1 names objects by their fingerprints of that
+/// version. `result` is the container after it; an object that is there under the old fingerprint is
+/// named by its current one. What is not as the list says stays, and will not be as expected.
+///
+/// # Errors
+/// If an object of `result` cannot be read.
+pub fn as_current(
+    package: &Package,
+    result: &Pst,
+    nid_map: &BTreeMap<Nid, Nid>,
+) -> Result<Vec<Change>> {
+    let mut changes = package.changes.clone();
+    if Rules::of(package.apply_version)? == Rules::Two {
+        return Ok(changes);
+    }
+    for change in &mut changes {
+        let nid = nid_map.get(&change.nid()).copied().unwrap_or(change.nid());
+        let kind = change.kind.into();
+        if let Action::Add { after, .. } | Action::Update { after, .. } = &mut change.action
+            && result.index()?.kind(nid) == Some(kind)
+        {
+            let record = result.record(kind, nid)?;
+            if record.fingerprint_v1() == *after {
+                *after = record.fingerprint();
+            }
+        }
+    }
+    Ok(changes)
+}
+
 fn nothing(base: &Arc<dyn ReadAt>) -> Result<WriteSet> {
     let len = base
         .len()

@@ -68,6 +68,20 @@ pub fn compile_with(
     })
 }
 
+/// The details of a container that is at hand: the older version of both.
+///
+/// # Errors
+/// The closure fails if an object that it is asked for cannot be read.
+pub fn details_from(base: &Pst) -> impl FnMut(Nid, &Fingerprint) -> Result<Option<Detail>> + '_ {
+    |nid, before| {
+        let Some(kind) = base.index()?.kind(nid) else {
+            return Ok(None);
+        };
+        let record = base.record(kind, nid)?;
+        Ok((record.fingerprint() == *before).then(|| Detail::of(&record)))
+    }
+}
+
 /// A carrier being filled.
 struct Laying<'a> {
     source: &'a Pst,

@@ -26,10 +26,10 @@ mod rows;
 pub mod wire;
 
 pub use agent_destination::AgentDestination;
-pub use apply::{Applied, apply};
+pub use apply::{Applied, apply, as_current};
 pub use change_list::{Action, Change, Counts, Fingerprint, Level, ObjectKind, Patch, Piece};
 pub use compare::{compare, expected};
-pub use compile::{Details, compile, compile_with};
+pub use compile::{Details, compile, compile_with, details_from};
 pub use database::{Drift, Head, StoredDetail, SyncDatabase, Synced, SyncedRow};
 pub use destination::{ApplyAnswer, ApplyJob, ApplyOutcome, Destination, RemoteInventory};
 pub use engine::{Options, Report, Sequencer, Source, Verdict, sync_container};
