@@ -16,7 +16,7 @@ use pst::inventory::{Inventory, Row};
 use storage::Generation;
 
 use crate::error::{Result, SyncError};
-use crate::kv::{KvStore, Write};
+use crate::kv::{KvError, KvStore, Write};
 use crate::rows::{RowRecord, RowRecord1};
 
 /// What is known of one (container, destination) beside its rows.
@@ -215,9 +215,14 @@ impl SyncDatabase {
     fn any_head(&self, prefix: &[u8; 16]) -> Result<Option<(Head, bool)>> {
         for (kind, old) in [(HEAD, false), (HEAD_1, true)] {
             let key = key(prefix, kind, 0);
-            let record = self.store.get::<HeadRecord>(&key).map_err(database)?;
-            let Some(head) = record else {
-                continue;
+            let head = match self.store.get::<HeadRecord>(&key) {
+                Ok(Some(head)) => head,
+                Ok(None) => continue,
+                Err(KvError::Record(error)) => {
+                    tracing::warn!(%error, "the sync database lost a head; starting over");
+                    continue;
+                }
+                Err(error) => return Err(database(error)),
             };
             let head = Head {
                 lineage: head.lineage,
@@ -324,13 +329,11 @@ impl SyncDatabase {
         let mut writes = Vec::new();
         let none = BTreeMap::new();
         let mut old = before.map_or(&none, |b| &b.rows);
-        if matches!(self.any_head(&prefix)?, Some((_, true))) {
-            // The layout before: all of it goes, and everything is written anew.
-            writes.push(Write::delete(key(&prefix, HEAD_1, 0)));
-            let gone = old
-                .keys()
-                .map(|nid| Write::delete(key(&prefix, ROW_1, nid.0)));
-            writes.extend(gone);
+        if before.is_none() || matches!(self.any_head(&prefix)?, Some((_, true))) {
+            // Nothing is known, or it is in the layout before: whatever is there goes, so that no
+            // row of then is taken for one of now, and everything is written anew.
+            let gone = self.store.keys(&prefix).map_err(database)?;
+            writes.extend(gone.into_iter().map(Write::delete));
             old = &none;
         }
         for nid in old.keys().filter(|nid| !after.rows.contains_key(nid)) {
@@ -396,3 +399,7 @@ fn key(prefix: &[u8; 16], kind: u8, nid: u32) -> Vec<u8> {
 fn database(error: impl std::fmt::Display) -> SyncError {
     SyncError::Database(error.to_string())
 }
+
+#[cfg(test)]
+#[path = "database_tests.rs"]
+mod tests;
