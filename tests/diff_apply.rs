@@ -11,7 +11,7 @@ use pst::dump::{DumpOptions, dump};
 use pst::inventory::Inventory;
 use storage::{MemStorage, ReadAt, WriteAt};
 use support::{shared, skip, trace};
-use sync::{Counts, Package, apply, compare, compile, expected};
+use sync::{Counts, Package, apply, compare, compile, compile_with, details_from, expected};
 
 fn open(bytes: &[u8]) -> Pst {
     Pst::open(Arc::new(MemStorage::from(bytes.to_vec()))).expect("opens")
@@ -44,10 +44,16 @@ fn check_pair(name: &str, old: &[u8], new: &[u8]) -> usize {
     let after = Inventory::read(&target).expect("inventory");
     let changes = compare(&before, &after);
     let counts = Counts::of(&changes);
-    let listed = changes.iter().map(|c| (c.clone(), c.nid())).collect();
-    let package = compile(&target, listed).expect("compiles");
+    let listed: Vec<_> = changes.iter().map(|c| (c.clone(), c.nid())).collect();
+    let whole = compile(&target, listed.clone()).expect("compiles");
+    let package = compile_with(&target, listed, &mut details_from(&base)).expect("compiles");
     let encoded = package.encode().expect("encodes");
     let package = Package::decode(&encoded).expect("decodes");
+    let carried = Pst::open(package.carrier.unfold().expect("unfolds"));
+    if !package.carrier.is_empty() {
+        let found = pst::check::check(carried.expect("a PST").ndb());
+        assert!(found.is_empty(), "{name}: the carrier: {found:?}");
+    }
 
     let (result, done) = applied(old, &package);
     assert_eq!(done, changes.len(), "{name}: every entry was work to do");
@@ -87,16 +93,14 @@ fn check_pair(name: &str, old: &[u8], new: &[u8]) -> usize {
         (true, 0),
         "{name}: applying twice changes nothing"
     );
+    // Whole objects say the same as patches.
+    assert_eq!(dumped(&applied(old, &whole).0), want, "{name}: whole");
+    let whole = whole.encode().expect("encodes").len();
     println!(
-        "{name}: {counts:?}, {} bytes, packed {}",
-        encoded.len(),
-        packed(&encoded)
+        "{name}: {counts:?}, {} bytes; {whole} with whole objects",
+        encoded.len()
     );
     encoded.len()
-}
-
-fn packed(bytes: &[u8]) -> usize {
-    sync::wire::pack(bytes).expect("packs").len()
 }
 
 #[test]

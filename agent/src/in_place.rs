@@ -110,7 +110,7 @@ impl Destination for InPlace {
             digest: *blake3::hash(job.package).as_bytes(),
             base: Some(job.base.into()),
             expected: job.expected,
-            package: wire::pack(job.package).map_err(|e| fault(Fault::io(job.container, &e)))?,
+            package: wire::frame(job.package).map_err(|e| fault(Fault::io(job.container, &e)))?,
         };
         match self.with(job.container, |w, slot| w.apply(&request, slot)) {
             Ok(answer) => {

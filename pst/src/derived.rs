@@ -120,6 +120,19 @@ pub const fn is_derived_prop(place: Place, id: u16) -> bool {
     }
 }
 
+/// Whether a cell of a contents table is content although the message itself has no such property, by
+/// its whole tag ([MS-PST] 2.5.3.1).
+///
+/// The rule: PidTagMessageStatus, which lives in the row alone (SPGET_MSGSTATUS), is part of the message
+/// where it is not 0. Everything else that rows hold and messages do not is not mail: row bookkeeping;
+/// PidTagRepl* and an OST's replication state (PidTagChangeKey, PidTagPredecessorChangeList, 0x6612,
+/// 0x6623, 0x6628, PidTagLastModificationTime of a server's copy); PidTagConversationId, which follows
+/// from index and topic ([MS-OXOMSG] 2.2.1.2); copies that lag behind (PidTagMessageSize).
+#[must_use]
+pub const fn is_content_cell(tag: u32) -> bool {
+    tag == 0x0E17_0003
+}
+
 /// Whether a folder property is a count of what the folder holds: PidTagContentCount,
 /// PidTagContentUnreadCount, PidTagSubfolders, PidTagAssociatedContentCount,
 /// PidTagPstHiddenCount, PidTagPstHiddenUnread.

@@ -135,11 +135,12 @@ impl Walk<'_> {
     }
 
     fn record(&self, entry: &MessageEntry) -> Result<Record> {
-        Record::message(
-            &self.pst.message(entry.nid)?,
-            entry.associated,
-            self.pst.names(),
-        )
+        let kind = if entry.associated {
+            ObjectKind::Associated
+        } else {
+            ObjectKind::Message
+        };
+        self.pst.record(kind, entry.nid)
     }
 
     fn line(&self, nid: Nid, record: &Record) -> String {
@@ -168,6 +169,10 @@ impl Walk<'_> {
         }
         line.push(',');
         push_record(&mut line, record);
+        if !record.cells.is_empty() {
+            line.push_str(",\"cells\":");
+            push_props(&mut line, &record.cells);
+        }
         line.push('}');
         line
     }

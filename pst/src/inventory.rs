@@ -34,6 +34,8 @@ pub struct Row {
     pub size: u64,
     /// PidTagSearchKey, hashed to 16 bytes where it has another length.
     pub search_key: Option<[u8; 16]>,
+    /// [`Record::cells_hash`]: what its row in the folder's contents table adds to it; 0 for nothing.
+    pub cells: u64,
 }
 
 impl Row {
@@ -47,7 +49,10 @@ impl Row {
             }
             ObjectKind::Message | ObjectKind::Associated => {
                 let associated = kind == ObjectKind::Associated;
-                Record::message(&read_message(ndb, data, sub)?, associated, names)?
+                let mut record =
+                    Record::message(&read_message(ndb, data, sub)?, associated, names)?;
+                record.lay_cells(&pst.cells_in(entry.nid, entry.nid_parent)?)?;
+                record
             }
             ObjectKind::Raw => Record::raw(ndb, names, entry)?,
         };
@@ -60,6 +65,7 @@ impl Row {
             fingerprint: record.fingerprint(),
             size: record.size(),
             search_key: record.search_key(),
+            cells: record.cells_hash(),
         })
     }
 
@@ -76,6 +82,7 @@ impl Row {
             fingerprint,
             size: 0,
             search_key: None,
+            cells: 0,
         }
     }
 }
@@ -136,8 +143,12 @@ impl Pst {
     pub fn record(&self, kind: ObjectKind, nid: Nid) -> Result<Record> {
         match kind {
             ObjectKind::Folder => Record::folder(&self.folder(nid)?.props, self.names()),
-            ObjectKind::Message => Record::message(&self.message(nid)?, false, self.names()),
-            ObjectKind::Associated => Record::message(&self.message(nid)?, true, self.names()),
+            ObjectKind::Message | ObjectKind::Associated => {
+                let associated = kind == ObjectKind::Associated;
+                let mut record = Record::message(&self.message(nid)?, associated, self.names())?;
+                record.lay_cells(&self.cells(nid)?)?;
+                Ok(record)
+            }
             ObjectKind::Raw => match self.ndb().node(nid)? {
                 Some(entry) => Record::raw(self.ndb(), self.names(), &entry),
                 None => Err(crate::messaging::not_found("node", nid)),

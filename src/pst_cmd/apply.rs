@@ -14,7 +14,7 @@ use pst::Pst;
 use pst::inventory::Inventory;
 use serde::Serialize;
 use storage::{FileStorage, Overlay, ReadAt};
-use sync::{Counts, MAX_PACKAGE, Package, apply, expected};
+use sync::{Counts, MAX_PACKAGE, Package, apply, as_current, expected};
 
 use super::{explain, explain_sync, open_file};
 use crate::error::{Outcome, UserError};
@@ -52,10 +52,12 @@ pub(super) fn run(path: &Path, changes: &Path, out: &mut Output) -> Outcome {
     let result = Overlay::new(base).map_err(io)?;
     applied.write_set.commit(&result).map_err(io)?;
     // Held against what the change list says, not against what came out.
-    let wanted = expected(&before, &package.changes, &applied.nid_map).digest();
-    let worked_out = inventory_after(Arc::new(result), &before)
-        .map_err(failed)?
-        .digest();
+    let result: Arc<dyn ReadAt> = Arc::new(result);
+    let after = Pst::open(Arc::clone(&result)).map_err(failed)?;
+    let changes =
+        as_current(&package, &after, &applied.nid_map).map_err(|e| explain_sync(path, &e))?;
+    let wanted = expected(&before, &changes, &applied.nid_map).digest();
+    let worked_out = inventory_after(result, &before).map_err(failed)?.digest();
     if worked_out != wanted {
         return Err(UserError::new(
             "not-exact",

@@ -12,7 +12,7 @@ use pst::inventory::Inventory;
 use pst::messaging::{Index, tags};
 use pst::{Nid, Pst};
 use serde::Serialize;
-use sync::{Action, Change, Counts, ObjectKind, Package, compare, compile};
+use sync::{Action, Change, Counts, ObjectKind, Package, compare, compile_with, details_from};
 
 use super::{explain, explain_sync, open, text_of};
 use crate::error::{Outcome, UserError};
@@ -40,7 +40,7 @@ struct Summary {
     deleted: usize,
     /// Bytes of the change list with its carrier.
     bytes: u64,
-    /// Bytes of it compressed, as it goes over a link.
+    /// Bytes of it as it goes over a link.
     packed_bytes: u64,
     /// Bytes of the newer version, for comparison.
     file_bytes: u64,
@@ -66,9 +66,10 @@ pub(super) fn run(old: &Path, new: &Path, output: Option<&Path>, out: &mut Outpu
         .map(|c| (c.nid(), c))
         .map(|(nid, c)| (c, nid))
         .collect();
-    let package: Package = compile(&target, listed).map_err(|e| explain_sync(new, &e))?;
+    let package: Package = compile_with(&target, listed, &mut details_from(&base))
+        .map_err(|e| explain_sync(new, &e))?;
     let bytes = package.encode().map_err(|e| explain_sync(new, &e))?;
-    let packed = sync::wire::pack(&bytes).map_err(|e| {
+    let packed = sync::wire::frame(&bytes).map_err(|e| {
         UserError::new(
             "compression",
             format!("the change list cannot be compressed: {e}"),
@@ -106,14 +107,12 @@ pub(super) fn run(old: &Path, new: &Path, output: Option<&Path>, out: &mut Outpu
     }
     out.result(&serde_json::json!({ "summary": summary }), |out| {
         out.line(format_args!(
-            "{} added, {} updated, {} moved, {} deleted; the change list takes {} ({} compressed) \
-             for a file of {}",
+            "{} added, {} updated, {} moved, {} deleted; the change list takes {} for a file of {}",
             count(summary.added as u64),
             count(summary.updated as u64),
             count(summary.moved as u64),
             count(summary.deleted as u64),
             size(summary.bytes),
-            size(summary.packed_bytes),
             size(summary.file_bytes)
         ))?;
         match &summary.output {

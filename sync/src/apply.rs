@@ -3,19 +3,56 @@
 //! No clock, no randomness, no hash-map order (DESIGN R6): two machines that apply the same
 //! package to the same base write the same bytes. Nothing is written here; the answer is a write
 //! set that the caller makes durable (DESIGN R8).
+//!
+//! Apply version 2 (this one) differs from version 1 in three rules, and lists of version 1 are still
+//! applied by its own ([`Rules`]): fingerprints see the cells of a message's row, an update sets them,
+//! and a list whose work is all done is recognised even where added objects got another NID.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use pst::inventory::fingerprint_node;
-use pst::messaging::Transaction;
+use pst::canonical::Record;
+use pst::ltp::PropBag;
+use pst::messaging::{MessageData, Transaction};
 use pst::{Nid, NidType, Pst};
 use storage::{ReadAt, WriteSet};
 
-use crate::change_list::{Action, Change, Fingerprint, ObjectKind};
+use crate::change_list::{Action, Change, Fingerprint, ObjectKind, Patch};
+use crate::done;
 use crate::error::{Result, SyncError};
 use crate::package::{APPLY_VERSION, Package};
+use crate::patch::{self, Known};
 use crate::raw;
+
+/// The rules of an apply version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rules {
+    /// Version 1: cells of rows are no content.
+    One,
+    /// Version 2.
+    Two,
+}
+
+impl Rules {
+    fn of(version: u8) -> Result<Self> {
+        match version {
+            1 => Ok(Self::One),
+            APPLY_VERSION => Ok(Self::Two),
+            _ => Err(SyncError::package(
+                "apply_version",
+                format!("{version}; this version applies 1 and {APPLY_VERSION}"),
+            )),
+        }
+    }
+
+    /// The fingerprint by which these rules know an object.
+    pub(crate) fn fingerprint(self, record: &Record) -> Fingerprint {
+        match self {
+            Self::One => record.fingerprint_v1(),
+            Self::Two => record.fingerprint(),
+        }
+    }
+}
 
 /// What applying a package comes to.
 #[derive(Debug)]
@@ -34,24 +71,29 @@ pub struct Applied {
 /// [`SyncError::WrongBase`] if an object is not in the state that the change list was made for;
 /// [`SyncError::Package`] for an unknown apply version or a carrier that lacks an object.
 pub fn apply(base: Arc<dyn ReadAt>, package: &Package) -> Result<Applied> {
-    if package.apply_version != APPLY_VERSION {
-        return Err(SyncError::package(
-            "apply_version",
-            format!(
-                "{}; this version applies {APPLY_VERSION}",
-                package.apply_version
-            ),
-        ));
-    }
+    let rules = Rules::of(package.apply_version)?;
     let carrier = if package.carrier.is_empty() {
         None
     } else {
         Some(Pst::open(package.carrier.unfold()?)?)
     };
+    let target = Pst::open(Arc::clone(&base))?;
+    if rules == Rules::Two
+        && let Some(nid_map) = done::already(&target, &package.changes, rules)?
+    {
+        return Ok(Applied {
+            write_set: nothing(&base)?,
+            nid_map,
+            done: 0,
+        });
+    }
+    // On the very node database of the target, so that what is kept shares its blocks.
+    let tx = Transaction::on(Arc::clone(target.ndb()))?;
     let mut run = Run {
-        target: Pst::open(Arc::clone(&base))?,
+        rules,
+        target,
         carrier,
-        tx: Transaction::begin(Arc::clone(&base))?,
+        tx,
         deleted: BTreeSet::new(),
         nid_map: BTreeMap::new(),
         re_added: package
@@ -68,14 +110,7 @@ pub fn apply(base: Arc<dyn ReadAt>, package: &Package) -> Result<Applied> {
         done += usize::from(run.step(change)?);
     }
     let write_set = if done == 0 {
-        let len = base
-            .len()
-            .map_err(|source| pst::PstError::Io { offset: 0, source })?;
-        WriteSet {
-            base_len: len,
-            target_len: len,
-            phases: Vec::new(),
-        }
+        nothing(&base)?
     } else {
         let store = run.target.ipm_subtree().is_ok();
         let write_set = run.tx.finish()?;
@@ -91,7 +126,50 @@ pub fn apply(base: Arc<dyn ReadAt>, package: &Package) -> Result<Applied> {
     })
 }
 
+/// The changes of a package as the current rules say them, so that the inventory that must result can
+/// be worked out ([`crate::expected`]): a list of version 1 names objects by their fingerprints of that
+/// version. `result` is the container after it; an object that is there under the old fingerprint is
+/// named by its current one. What is not as the list says stays, and will not be as expected.
+///
+/// # Errors
+/// If an object of `result` cannot be read.
+pub fn as_current(
+    package: &Package,
+    result: &Pst,
+    nid_map: &BTreeMap<Nid, Nid>,
+) -> Result<Vec<Change>> {
+    let mut changes = package.changes.clone();
+    if Rules::of(package.apply_version)? == Rules::Two {
+        return Ok(changes);
+    }
+    for change in &mut changes {
+        let nid = nid_map.get(&change.nid()).copied().unwrap_or(change.nid());
+        let kind = change.kind.into();
+        if let Action::Add { after, .. } | Action::Update { after, .. } = &mut change.action
+            && result.index()?.kind(nid) == Some(kind)
+        {
+            let record = result.record(kind, nid)?;
+            if record.fingerprint_v1() == *after {
+                *after = record.fingerprint();
+            }
+        }
+    }
+    Ok(changes)
+}
+
+fn nothing(base: &Arc<dyn ReadAt>) -> Result<WriteSet> {
+    let len = base
+        .len()
+        .map_err(|source| pst::PstError::Io { offset: 0, source })?;
+    Ok(WriteSet {
+        base_len: len,
+        target_len: len,
+        phases: Vec::new(),
+    })
+}
+
 struct Run {
+    rules: Rules,
     target: Pst,
     carrier: Option<Pst>,
     tx: Transaction,
@@ -120,15 +198,20 @@ impl Run {
                 carrier,
                 before,
                 after,
+                patch,
             } => {
-                let now = self.current(change)?.ok_or_else(|| gone(change))?;
+                let record = self.record(change)?.ok_or_else(|| gone(change))?;
+                let now = self.rules.fingerprint(&record);
                 if now == *after {
                     return Ok(false);
                 }
                 if now != *before {
                     return Err(differs(change));
                 }
-                self.update(change, Nid(*carrier))?;
+                match patch {
+                    None => self.update(change, Nid(*carrier))?,
+                    Some(patch) => self.patch(change, Nid(*carrier), patch, record, after)?,
+                }
                 Ok(true)
             }
             Action::Move { from, to } => {
@@ -186,12 +269,13 @@ impl Run {
                 self.tx.create_folder(parent, nid, &props)?
             }
             ObjectKind::Message | ObjectKind::Associated => {
-                let source = carried(self.carrier.as_ref())?;
-                let data = self
-                    .tx
-                    .import_message(&source.message(carrier)?, source.names())?;
+                let (data, cells) = self.carried_message(carrier)?;
                 let associated = change.kind == ObjectKind::Associated;
-                self.tx.add_message(parent, nid, &data, associated)?
+                let given = self.tx.add_message(parent, nid, &data, associated)?;
+                if !cells.is_empty() {
+                    self.tx.set_cells(given, &cells)?;
+                }
+                given
             }
             ObjectKind::Raw => {
                 // Others refer to a raw node by its NID, so it cannot take another.
@@ -216,11 +300,9 @@ impl Run {
                 self.tx.update_folder(nid, &props)?;
             }
             ObjectKind::Message | ObjectKind::Associated => {
-                let source = carried(self.carrier.as_ref())?;
-                let data = self
-                    .tx
-                    .import_message(&source.message(carrier)?, source.names())?;
+                let (data, cells) = self.carried_message(carrier)?;
                 self.tx.update_message(nid, &data)?;
+                self.set_cells(nid, &cells)?;
             }
             ObjectKind::Raw => {
                 let parent = self.parent(nid)?.unwrap_or_default();
@@ -230,7 +312,78 @@ impl Run {
         Ok(())
     }
 
-    fn carried_folder(&mut self, carrier: Nid) -> Result<pst::ltp::PropBag> {
+    /// Lays the carrier's object over the target's. What comes out is held against the fingerprint
+    /// that it must have before anything is written: a hint that was wrong changes nothing.
+    fn patch(
+        &mut self,
+        change: &Change,
+        carrier: Nid,
+        patch: &Patch,
+        record: Record,
+        after: &Fingerprint,
+    ) -> Result<()> {
+        let nid = change.nid();
+        let misfit = || SyncError::WrongBase {
+            what: change.kind.name(),
+            nid,
+            detail: "the patch does not lead to what it should",
+        };
+        match change.kind {
+            ObjectKind::Folder => {
+                let carried = self.carried_folder(carrier)?;
+                let before = self.target.folder(nid)?.props;
+                let props = patch::folder(before, carried, patch, self.tx.names())?;
+                let got = self
+                    .rules
+                    .fingerprint(&Record::folder(&props, self.tx.names())?);
+                if got != *after {
+                    return Err(misfit());
+                }
+                self.tx.update_folder(nid, &props)?;
+            }
+            ObjectKind::Message | ObjectKind::Associated => {
+                let (carried, cells) = self.carried_message(carrier)?;
+                let before = Known {
+                    data: self.target.message(nid)?,
+                    record,
+                };
+                let associated = change.kind == ObjectKind::Associated;
+                let mut now = patch::message(before, carried, patch, associated, self.tx.names())?;
+                now.record.lay_cells(&cells)?;
+                if self.rules.fingerprint(&now.record) != *after {
+                    return Err(misfit());
+                }
+                self.tx.update_message(nid, &now.data)?;
+                self.set_cells(nid, &cells)?;
+            }
+            ObjectKind::Raw => return Err(SyncError::package("patch", "of a raw node")),
+        }
+        Ok(())
+    }
+
+    /// The carrier's message in the ids of the target, and what its row says beside it.
+    fn carried_message(&mut self, carrier: Nid) -> Result<(MessageData, PropBag)> {
+        let source = carried(self.carrier.as_ref())?;
+        let data = self
+            .tx
+            .import_message(&source.message(carrier)?, source.names())?;
+        let cells = match self.rules {
+            Rules::One => PropBag::new(),
+            Rules::Two => source.cells(carrier)?,
+        };
+        Ok((data, cells))
+    }
+
+    /// Gives an updated message the cells that were carried; its row is written anew only for that.
+    fn set_cells(&mut self, nid: Nid, cells: &PropBag) -> Result<()> {
+        let differ = self.rules == Rules::Two && !cells.same_content(&self.target.cells(nid)?)?;
+        if differ {
+            self.tx.set_cells(nid, cells)?;
+        }
+        Ok(())
+    }
+
+    fn carried_folder(&mut self, carrier: Nid) -> Result<PropBag> {
         let source = carried(self.carrier.as_ref())?;
         Ok(self
             .tx
@@ -275,17 +428,18 @@ impl Run {
         Ok(self.tx.node(nid)?.is_none())
     }
 
-    /// The object's fingerprint on the target as it stands in this run.
-    fn current(&self, change: &Change) -> Result<Option<Fingerprint>> {
+    /// The object's record on the target, if it was not deleted in this run.
+    fn record(&self, change: &Change) -> Result<Option<Record>> {
         let nid = change.nid();
         if self.deleted.contains(&nid) || self.target.ndb().node(nid)?.is_none() {
             return Ok(None);
         }
-        Ok(Some(fingerprint_node(
-            &self.target,
-            nid,
-            change.kind.into(),
-        )?))
+        Ok(Some(self.target.record(change.kind.into(), nid)?))
+    }
+
+    fn current(&self, change: &Change) -> Result<Option<Fingerprint>> {
+        let record = self.record(change)?;
+        Ok(record.map(|r| self.rules.fingerprint(&r)))
     }
 }
 

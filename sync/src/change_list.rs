@@ -4,6 +4,12 @@
 //! moved has two entries. Fingerprints guard each entry: it is done only on the state that it was
 //! made for, and is skipped where it is already done (so applying twice changes nothing).
 //!
+//! An update carries the whole object, or a [`Patch`]: then the carrier holds only what is new, and the
+//! rest is taken from the object as it is on the target. What comes out must have the fingerprint that
+//! the entry names, so a patch that does not fit changes nothing.
+//!
+//! docs/CHANGE-LIST.md has the bytes.
+//!
 //! The order is part of the format: message and raw deletes, folders (parents before children),
 //! messages, raw nodes, folder deletes (children before parents).
 
@@ -27,7 +33,7 @@ pub enum Action {
         /// Fingerprint after the change.
         after: Fingerprint,
     },
-    /// The object's content is replaced by the carrier's.
+    /// The object's content is replaced by the carrier's, or patched with it.
     Update {
         /// Its NID in the carrier.
         carrier: u32,
@@ -35,6 +41,8 @@ pub enum Action {
         before: Fingerprint,
         /// Fingerprint after the change.
         after: Fingerprint,
+        /// How the carrier's object is laid over the target's; `None`: it replaces it.
+        patch: Option<Patch>,
     },
     /// The object changes its folder.
     Move {
@@ -47,6 +55,46 @@ pub enum Action {
     Delete {
         /// Fingerprint before the change.
         before: Fingerprint,
+    },
+}
+
+/// An update that leaves most of an object as it is. Never for raw nodes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct Patch {
+    /// The object itself comes first, then the embedded messages that are patched, each after the
+    /// level that refers to it. A list and no tree: nothing from outside recurses.
+    pub levels: Vec<Level>,
+}
+
+/// What becomes of a folder, a message or an embedded message. Properties of the carrier's object are
+/// set; everything that is not named stays.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct Level {
+    /// Properties that go, by [`pst::canonical::CanonKey::number`].
+    pub removed: Vec<u64>,
+    /// The carrier's recipients replace those of the target.
+    pub recipients: bool,
+    /// The attachments in their new order; `None`: they stay.
+    pub attachments: Option<Vec<Piece>>,
+}
+
+/// Where an attachment comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Piece {
+    /// The target's attachment at this index, before the change; each at most once.
+    Kept(u32),
+    /// The carrier's attachment at this index.
+    Carried(u32),
+    /// The target's attachment, with what the carrier's says laid over it.
+    Patched {
+        /// Index at the target, before the change; each at most once.
+        before: u32,
+        /// Index at the carrier.
+        carried: u32,
+        /// Properties that go, by [`pst::canonical::CanonKey::number`].
+        removed: Vec<u64>,
+        /// The level of its embedded message; `None`: that stays.
+        level: Option<u32>,
     },
 }
 

@@ -325,7 +325,7 @@ impl AgentClient {
             digest: *blake3::hash(apply.package).as_bytes(),
             base: apply.base,
             expected: apply.expected,
-            package: wire::pack(apply.package)
+            package: wire::frame(apply.package)
                 .map_err(|e| ClientError::Setup(format!("the package does not pack: {e}")))?,
         };
         let body = wire::encode(&request)

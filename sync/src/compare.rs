@@ -55,6 +55,7 @@ pub fn compare(base: &Inventory, source: &Inventory) -> Vec<Change> {
                     carrier: 0,
                     before,
                     after: after_fp,
+                    patch: None,
                 },
             ));
         }

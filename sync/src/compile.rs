@@ -2,26 +2,44 @@
 //! them into a carrier, a real PST that any reader opens.
 //!
 //! In the carrier, messages lie in one folder, folders beside them in another; which is which the
-//! change list says. Raw nodes keep their content under NIDs of the internal type.
+//! change list says. Raw nodes keep their content under NIDs of the internal type. Of an object whose
+//! older version is known by its [`Detail`] only what changed is laid in.
 
 use std::sync::Arc;
 
-use pst::ltp::{PropBag, PropValue};
-use pst::messaging::{Transaction, tags};
+use pst::canonical::{AttachmentEdit, Detail, Edits, Record};
+use pst::ltp::{NameMap, PropBag, PropValue};
+use pst::messaging::{AttachmentData, MessageData, Transaction, tags};
 use pst::{Nid, NidType, Pst};
 use storage::{MemStorage, Overlay, ReadAt};
 
-use crate::change_list::{Action, Change, ObjectKind};
+use crate::change_list::{Action, Change, Fingerprint, Level, ObjectKind, Patch, Piece};
 use crate::error::{Result, SyncError};
 use crate::package::{self, APPLY_VERSION, Carrier, Package};
 use crate::raw;
 
-/// Reads from `source` what `changes` add or update and makes the package. Each change, which
-/// names the target's NIDs, comes with the object's NID in the source.
+/// Gives the detail of the version with this fingerprint of the object that has this NID in the source,
+/// as far as it is known.
+pub type Details<'a> = dyn FnMut(Nid, &Fingerprint) -> Result<Option<Detail>> + 'a;
+
+/// Reads from `source` what `changes` add or update and makes the package; objects are sent whole.
+/// Each change, which names the target's NIDs, comes with the object's NID in the source.
 ///
 /// # Errors
 /// A damaged source object stops the whole compile (DESIGN 6): nothing half-right is sent.
 pub fn compile(source: &Pst, changes: Vec<(Change, Nid)>) -> Result<Package> {
+    compile_with(source, changes, &mut |_, _| Ok(None))
+}
+
+/// As [`compile`]; of updated objects whose older version `details` knows only what changed is sent.
+///
+/// # Errors
+/// As [`compile`], and what `details` fails with.
+pub fn compile_with(
+    source: &Pst,
+    changes: Vec<(Change, Nid)>,
+    details: &mut Details<'_>,
+) -> Result<Package> {
     let carries = changes
         .iter()
         .any(|(c, _)| matches!(c.action, Action::Add { .. } | Action::Update { .. }));
@@ -32,60 +50,233 @@ pub fn compile(source: &Pst, changes: Vec<(Change, Nid)>) -> Result<Package> {
             carrier: Carrier::default(),
         });
     }
-    let empty = package::empty()?;
-    let base: Arc<dyn ReadAt> = Arc::new(MemStorage::from(empty.clone()));
-    let mut tx = Transaction::begin(Arc::clone(&base))?;
-    let root = tx.ipm_subtree()?;
-    let messages = tx.create_folder(root, None, &named_folder("Messages"))?;
-    let folders = tx.create_folder(root, None, &named_folder("Folders"))?;
+    let io = |e: std::io::Error| SyncError::package("carrier", e.to_string());
+    let skeleton = package::skeleton().map_err(io)?;
+    let base: Arc<dyn ReadAt> = Arc::new(MemStorage::from(skeleton.to_vec()));
+    let mut laying = Laying::begin(source, Arc::clone(&base))?;
     let mut list = Vec::with_capacity(changes.len());
     for (mut change, nid) in changes {
-        let kind = change.kind;
-        let (Action::Add { carrier, .. } | Action::Update { carrier, .. }) = &mut change.action
-        else {
-            list.push(change);
-            continue;
-        };
-        let placed = match kind {
-            ObjectKind::Folder => {
-                let props = tx.import_props(&source.folder(nid)?.props, source.names())?;
-                tx.create_folder(folders, None, &props)?
-            }
-            ObjectKind::Message | ObjectKind::Associated => {
-                let data = tx.import_message(&source.message(nid)?, source.names())?;
-                let associated = kind == ObjectKind::Associated;
-                tx.add_message(messages, None, &data, associated)?
-            }
-            ObjectKind::Raw => {
-                let entry = source.ndb().node(nid)?.ok_or(SyncError::WrongBase {
-                    what: "raw node",
-                    nid,
-                    detail: "it is not in the source",
-                })?;
-                let content = raw::content(source.ndb(), &entry)?;
-                let placed = tx.alloc_nid(NidType::INTERNAL)?;
-                tx.put_raw_node(placed, Nid(0), &content)?;
-                placed
-            }
-        };
-        *carrier = placed.0;
+        laying.lay(&mut change, nid, details)?;
         list.push(change);
     }
-    let io = |e: std::io::Error| SyncError::package("carrier", e.to_string());
     let image = Overlay::new(base).map_err(io)?;
-    tx.finish()?.commit(&image).map_err(io)?;
-    let len = image.len().map_err(io)?;
-    let mut bytes = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
-    image.read_exact_at(0, &mut bytes).map_err(io)?;
+    laying.tx.finish()?.commit(&image).map_err(io)?;
     Ok(Package {
         apply_version: APPLY_VERSION,
         changes: list,
-        carrier: Carrier::fold(&bytes, &empty),
+        carrier: Carrier::of(&image)?,
     })
 }
 
-fn named_folder(name: &str) -> PropBag {
-    [PropValue::string(tags::DISPLAY_NAME, name)]
-        .into_iter()
-        .collect()
+/// The details of a container that is at hand: the older version of both.
+///
+/// # Errors
+/// The closure fails if an object that it is asked for cannot be read.
+pub fn details_from(base: &Pst) -> impl FnMut(Nid, &Fingerprint) -> Result<Option<Detail>> + '_ {
+    |nid, before| {
+        let Some(kind) = base.index()?.kind(nid) else {
+            return Ok(None);
+        };
+        let record = base.record(kind, nid)?;
+        Ok((record.fingerprint() == *before).then(|| Detail::of(&record)))
+    }
+}
+
+/// A carrier being filled.
+struct Laying<'a> {
+    source: &'a Pst,
+    tx: Transaction,
+    messages: Nid,
+    folders: Nid,
+}
+
+impl<'a> Laying<'a> {
+    fn begin(source: &'a Pst, skeleton: Arc<dyn ReadAt>) -> Result<Self> {
+        let tx = Transaction::begin(skeleton)?;
+        let root = tx.ipm_subtree()?;
+        let of_root = tx.base().folders()?.into_iter();
+        // Of the sub-folders of an empty PST only the wastebasket comes before them.
+        let mut made =
+            of_root.filter(|f| f.parent == root && f.nid != pst::messaging::DELETED_ITEMS);
+        let missing = || SyncError::package("carrier", "the skeleton lacks a folder");
+        let messages = made.next().ok_or_else(missing)?.nid;
+        let folders = made.next().ok_or_else(missing)?.nid;
+        Ok(Self {
+            source,
+            tx,
+            messages,
+            folders,
+        })
+    }
+
+    /// Lays what `change` adds or updates into the carrier, and notes where it lies.
+    fn lay(&mut self, change: &mut Change, nid: Nid, details: &mut Details<'_>) -> Result<()> {
+        let kind = change.kind;
+        let (carrier, patch) = match &mut change.action {
+            Action::Add { carrier, .. } => (carrier, None),
+            Action::Update {
+                carrier,
+                before,
+                patch,
+                ..
+            } => {
+                let known = match kind {
+                    ObjectKind::Raw => None,
+                    _ => details(nid, before)?,
+                };
+                (carrier, known.map(|known| (known, patch)))
+            }
+            Action::Move { .. } | Action::Delete { .. } => return Ok(()),
+        };
+        *carrier = match kind {
+            ObjectKind::Folder => self.folder(nid, patch)?.0,
+            ObjectKind::Message => self.message(nid, false, patch)?.0,
+            ObjectKind::Associated => self.message(nid, true, patch)?.0,
+            ObjectKind::Raw => self.raw(nid)?.0,
+        };
+        Ok(())
+    }
+
+    fn folder(&mut self, nid: Nid, known: Option<(Detail, &mut Option<Patch>)>) -> Result<Nid> {
+        let names = self.source.names();
+        let mut props = self.source.folder(nid)?.props;
+        if let Some((before, patch)) = known {
+            let edits = Edits::between(&before, &Record::folder(&props, names)?);
+            // A folder has a name in any file: an empty one, if none is given.
+            let name = props.get(tags::DISPLAY_NAME).cloned();
+            props = Edits::pick(&edits.set, &props, names);
+            props.extend(name);
+            let removed = edits.removed;
+            *patch = Some(Patch {
+                levels: vec![Level {
+                    removed,
+                    ..Level::default()
+                }],
+            });
+        }
+        let props = self.tx.import_props(&props, names)?;
+        Ok(self.tx.create_folder(self.folders, None, &props)?)
+    }
+
+    fn message(
+        &mut self,
+        nid: Nid,
+        associated: bool,
+        known: Option<(Detail, &mut Option<Patch>)>,
+    ) -> Result<Nid> {
+        let names = self.source.names();
+        let mut message = self.source.message(nid)?;
+        let cells = self.source.cells(nid)?;
+        if let Some((before, patch)) = known {
+            let now = Record::message(&message, associated, names)?;
+            let edits = Edits::between(&before, &now);
+            let mut levels = Vec::new();
+            message = only(&message, &edits, names, &mut levels)?;
+            *patch = Some(Patch { levels });
+        }
+        let data = self.tx.import_message(&message, names)?;
+        let placed = self
+            .tx
+            .add_message(self.messages, None, &data, associated)?;
+        if !cells.is_empty() {
+            self.tx.set_cells(placed, &cells)?;
+        }
+        Ok(placed)
+    }
+
+    fn raw(&mut self, nid: Nid) -> Result<Nid> {
+        let ndb = self.source.ndb();
+        let entry = ndb.node(nid)?.ok_or(SyncError::WrongBase {
+            what: "raw node",
+            nid,
+            detail: "it is not in the source",
+        })?;
+        let content = raw::content(ndb, &entry)?;
+        let placed = self.tx.alloc_nid(NidType::INTERNAL)?;
+        self.tx.put_raw_node(placed, Nid(0), &content)?;
+        Ok(placed)
+    }
+}
+
+/// Of a message what `edits` say has changed; how it is to be laid over the older version goes into
+/// `levels`. What other readers need of a message, its class, is always there.
+fn only(
+    message: &MessageData,
+    edits: &Edits,
+    names: &NameMap,
+    levels: &mut Vec<Level>,
+) -> Result<MessageData> {
+    let index = levels.len();
+    levels.push(Level {
+        removed: edits.removed.clone(),
+        recipients: edits.recipients,
+        attachments: None,
+    });
+    let mut out = MessageData {
+        props: with(&edits.set, &message.props, tags::MESSAGE_CLASS, names),
+        ..MessageData::default()
+    };
+    if edits.recipients {
+        out.recipients.clone_from(&message.recipients);
+    }
+    let Some(attachments) = &edits.attachments else {
+        return Ok(out);
+    };
+    let mut pieces = Vec::with_capacity(attachments.len());
+    for (edit, now) in attachments.iter().zip(&message.attachments) {
+        let carried = number(out.attachments.len())?;
+        pieces.push(match edit {
+            AttachmentEdit::Kept(before) => Piece::Kept(number(*before)?),
+            AttachmentEdit::New => {
+                out.attachments.push(now.clone());
+                Piece::Carried(carried)
+            }
+            AttachmentEdit::Edited {
+                before,
+                set,
+                removed,
+                message,
+            } => {
+                let (level, embedded) = match (message, &now.embedded) {
+                    (Some(edits), Some(embedded)) => {
+                        let level = number(levels.len())?;
+                        let embedded = only(embedded, edits, names, levels)?;
+                        (Some(level), Some(Box::new(embedded)))
+                    }
+                    _ => (None, None),
+                };
+                out.attachments.push(AttachmentData {
+                    props: with(set, &now.props, tags::ATTACH_METHOD, names),
+                    embedded,
+                });
+                Piece::Patched {
+                    before: number(*before)?,
+                    carried,
+                    removed: removed.clone(),
+                    level,
+                }
+            }
+        });
+    }
+    if let Some(level) = levels.get_mut(index) {
+        level.attachments = Some(pieces);
+    }
+    Ok(out)
+}
+
+/// The properties in `set`, and the one with the id `always`.
+fn with(
+    set: &std::collections::BTreeSet<pst::canonical::CanonKey>,
+    props: &PropBag,
+    always: u16,
+    names: &NameMap,
+) -> PropBag {
+    let mut out = Edits::pick(set, props, names);
+    let always: Option<PropValue> = props.get(always).cloned();
+    out.extend(always);
+    out
+}
+
+fn number(n: usize) -> Result<u32> {
+    u32::try_from(n).map_err(|_| SyncError::package("patch", format!("{n} attachments")))
 }

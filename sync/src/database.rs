@@ -2,17 +2,22 @@
 //!
 //! It holds only what can be rebuilt (DESIGN 7): losing it costs one inventory from the
 //! destination and holds deletes back, never data.
+//!
+//! A key is 16 bytes of hash of container and destination, a byte for what it is, and a NID. That byte
+//! is the version of the layout, too: 6 head, 7 row, 8 detail of an object. 2 and 3 were head and row
+//! before rows had cells and details; they are still read, and replaced at the next sync.
 
 use std::collections::BTreeMap;
 
 use bincode::{Decode, Encode};
 use pst::Nid;
+use pst::canonical::Detail;
 use pst::inventory::{Inventory, Row};
 use storage::Generation;
 
 use crate::error::{Result, SyncError};
-use crate::kv::{KvStore, Write};
-use crate::rows::RowRecord;
+use crate::kv::{KvError, KvStore, Write};
+use crate::rows::{RowRecord, RowRecord1};
 
 /// What is known of one (container, destination) beside its rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +54,43 @@ struct SyncedRecord {
     remote_nid: u32,
     row: RowRecord,
     drift: Option<DriftRecord>,
+    detailed: bool,
+}
+
+/// A row as keys of kind 3 hold it.
+#[derive(Encode, Decode)]
+struct SyncedRecord1 {
+    ours: bool,
+    remote_nid: u32,
+    row: RowRecord1,
+    drift: Option<DriftRecord>,
+}
+
+impl From<SyncedRecord1> for SyncedRecord {
+    fn from(old: SyncedRecord1) -> Self {
+        Self {
+            ours: old.ours,
+            remote_nid: old.remote_nid,
+            row: old.row.into(),
+            drift: old.drift,
+            detailed: false,
+        }
+    }
+}
+
+#[derive(Encode, Decode)]
+struct DetailRecord {
+    fingerprint: [u8; 32],
+    detail: Vec<u8>,
+}
+
+/// What is kept to see later what of an object changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredDetail {
+    /// The version of the object that it is of.
+    pub fingerprint: [u8; 32],
+    /// An encoded [`pst::canonical::Detail`].
+    pub detail: Vec<u8>,
 }
 
 #[derive(Encode, Decode)]
@@ -78,6 +120,8 @@ pub struct SyncedRow {
     pub row: Row,
     /// How someone else changed it there, where that was left alone; `row` is then as it was here.
     pub drift: Option<Drift>,
+    /// Whether the detail of this version is stored.
+    pub detailed: bool,
 }
 
 /// What is different at the destination about an object of ours.
@@ -119,6 +163,15 @@ impl Synced {
         }
     }
 
+    /// Marks the rows whose detail is stored, as `before` knew it: of the very same version.
+    pub(crate) fn keep_details(&mut self, before: Option<&Self>) {
+        for (nid, row) in &mut self.rows {
+            let known = before.and_then(|b| b.rows.get(nid));
+            row.detailed =
+                known.is_some_and(|k| k.detailed && k.row.fingerprint == row.row.fingerprint);
+        }
+    }
+
     /// Local NID to remote NID, where they differ.
     #[must_use]
     pub fn remapped(&self) -> BTreeMap<Nid, Nid> {
@@ -136,9 +189,12 @@ pub struct SyncDatabase {
     store: KvStore,
 }
 
-// 0 and 1 were the keys of records without drift.
-const HEAD: u8 = 2;
-const ROW: u8 = 3;
+// 0 and 1 were the keys of records without drift, 4 and 5 are not used.
+const HEAD_1: u8 = 2;
+const ROW_1: u8 = 3;
+const HEAD: u8 = 6;
+const ROW: u8 = 7;
+const DETAIL: u8 = 8;
 
 impl SyncDatabase {
     /// Stands on an open store.
@@ -152,19 +208,37 @@ impl SyncDatabase {
     /// # Errors
     /// [`SyncError::Database`] if the store fails.
     pub fn head(&self, container: &str, destination: &str) -> Result<Option<Head>> {
-        let key = key(&prefix(container, destination), HEAD, 0);
-        let record = self.store.get::<HeadRecord>(&key).map_err(database)?;
-        Ok(record.map(|head| Head {
-            lineage: head.lineage,
-            bid_next: head.bid_next,
-            epoch: head.epoch,
-            generation: Generation {
-                len: head.len,
-                root: head.root,
-            },
-            sequence: head.sequence,
-            verified_at_ms: head.verified_at_ms,
-        }))
+        let prefix = prefix(container, destination);
+        Ok(self.any_head(&prefix)?.map(|(head, _)| head))
+    }
+
+    /// The head, and whether it is of the layout before this one.
+    fn any_head(&self, prefix: &[u8; 16]) -> Result<Option<(Head, bool)>> {
+        for (kind, old) in [(HEAD, false), (HEAD_1, true)] {
+            let key = key(prefix, kind, 0);
+            let head = match self.store.get::<HeadRecord>(&key) {
+                Ok(Some(head)) => head,
+                Ok(None) => continue,
+                Err(KvError::Record(error)) => {
+                    tracing::warn!(%error, "the sync database lost a head; starting over");
+                    continue;
+                }
+                Err(error) => return Err(database(error)),
+            };
+            let head = Head {
+                lineage: head.lineage,
+                bid_next: head.bid_next,
+                epoch: head.epoch,
+                generation: Generation {
+                    len: head.len,
+                    root: head.root,
+                },
+                sequence: head.sequence,
+                verified_at_ms: head.verified_at_ms,
+            };
+            return Ok(Some((head, old)));
+        }
+        Ok(None)
     }
 
     /// The last synced state; `None` if there is none, or it was lost.
@@ -174,42 +248,73 @@ impl SyncDatabase {
     /// which is `None`: it can be rebuilt, and a row less must never look like a delete (R3).
     pub fn load(&self, container: &str, destination: &str) -> Result<Option<Synced>> {
         let prefix = prefix(container, destination);
-        let Some(head) = self.head(container, destination)? else {
+        let Some((head, old)) = self.any_head(&prefix)? else {
             return Ok(None);
         };
-        let mut rows = BTreeMap::new();
-        let mut row_prefix = prefix.to_vec();
-        row_prefix.push(ROW);
-        for item in self.store.scan::<SyncedRecord>(&row_prefix) {
-            let (key, record) = match item {
-                Ok(item) => item,
-                Err(error) => {
-                    tracing::warn!(%error, container, "the sync database lost a row; starting over");
-                    return Ok(None);
-                }
-            };
-            let nid = Nid(record.row.nid);
-            if !key.ends_with(&nid.0.to_be_bytes()) {
-                return Ok(None);
+        let rows = if old {
+            self.rows::<SyncedRecord1>(&prefix, ROW_1)
+        } else {
+            self.rows::<SyncedRecord>(&prefix, ROW)
+        };
+        match rows {
+            Ok(rows) => Ok(Some(Synced { head, rows })),
+            Err(error) => {
+                tracing::warn!(%error, container, "the sync database lost a row; starting over");
+                Ok(None)
             }
-            let remote_nid = Nid(record.remote_nid);
-            rows.insert(
-                nid,
-                SyncedRow {
-                    ours: record.ours,
-                    remote_nid,
-                    row: record.row.into(),
-                    drift: record.drift.map(|d| Drift {
-                        parent: Nid(d.parent),
-                        fingerprint: d.fingerprint,
-                    }),
-                },
-            );
         }
-        Ok(Some(Synced { head, rows }))
     }
 
-    /// Moves the state on in one atomic, durable step; only rows that differ are written.
+    fn rows<R: Decode<()> + Into<SyncedRecord>>(
+        &self,
+        prefix: &[u8; 16],
+        kind: u8,
+    ) -> Result<BTreeMap<Nid, SyncedRow>> {
+        let mut row_prefix = prefix.to_vec();
+        row_prefix.push(kind);
+        let mut rows = BTreeMap::new();
+        for item in self.store.scan::<R>(&row_prefix) {
+            let (key, record) = item.map_err(database)?;
+            let record: SyncedRecord = record.into();
+            let nid = Nid(record.row.nid);
+            if !key.ends_with(&nid.0.to_be_bytes()) {
+                return Err(database("a row under the key of another"));
+            }
+            let synced = SyncedRow {
+                ours: record.ours,
+                remote_nid: Nid(record.remote_nid),
+                row: record.row.into(),
+                drift: record.drift.map(|d| Drift {
+                    parent: Nid(d.parent),
+                    fingerprint: d.fingerprint,
+                }),
+                detailed: record.detailed,
+            };
+            rows.insert(nid, synced);
+        }
+        Ok(rows)
+    }
+
+    /// The detail of an object's version with this fingerprint; `None` where it is not known. A
+    /// detail that cannot be read is none.
+    #[must_use]
+    pub fn detail(
+        &self,
+        container: &str,
+        destination: &str,
+        nid: Nid,
+        fingerprint: &[u8; 32],
+    ) -> Option<Detail> {
+        let key = key(&prefix(container, destination), DETAIL, nid.0);
+        let record = self.store.get::<DetailRecord>(&key).ok().flatten()?;
+        if record.fingerprint != *fingerprint {
+            return None;
+        }
+        Detail::decode(&record.detail)
+    }
+
+    /// Moves the state on in one atomic, durable step; only rows that differ are written, and the
+    /// `details` that are new.
     ///
     /// # Errors
     /// [`SyncError::Database`] if the store fails; the state is then the one before.
@@ -219,13 +324,29 @@ impl SyncDatabase {
         destination: &str,
         before: Option<&Synced>,
         after: &Synced,
+        details: &BTreeMap<Nid, StoredDetail>,
     ) -> Result<()> {
         let prefix = prefix(container, destination);
         let mut writes = Vec::new();
         let none = BTreeMap::new();
-        let old = before.map_or(&none, |b| &b.rows);
+        let mut old = before.map_or(&none, |b| &b.rows);
+        if before.is_none() || matches!(self.any_head(&prefix)?, Some((_, true))) {
+            // Nothing is known, or it is in the layout before: whatever is there goes, so that no
+            // row of then is taken for one of now, and everything is written anew.
+            let gone = self.store.keys(&prefix).map_err(database)?;
+            writes.extend(gone.into_iter().map(Write::delete));
+            old = &none;
+        }
         for nid in old.keys().filter(|nid| !after.rows.contains_key(nid)) {
             writes.push(Write::delete(key(&prefix, ROW, nid.0)));
+            writes.push(Write::delete(key(&prefix, DETAIL, nid.0)));
+        }
+        for (nid, detail) in details {
+            let record = DetailRecord {
+                fingerprint: detail.fingerprint,
+                detail: detail.detail.clone(),
+            };
+            writes.push(Write::put(key(&prefix, DETAIL, nid.0), &record).map_err(database)?);
         }
         for (nid, synced) in &after.rows {
             if old.get(nid) == Some(synced) {
@@ -239,6 +360,7 @@ impl SyncDatabase {
                     parent: d.parent.0,
                     fingerprint: d.fingerprint,
                 }),
+                detailed: synced.detailed,
             };
             writes.push(Write::put(key(&prefix, ROW, nid.0), &record).map_err(database)?);
         }
@@ -278,3 +400,7 @@ fn key(prefix: &[u8; 16], kind: u8, nid: u32) -> Vec<u8> {
 fn database(error: impl std::fmt::Display) -> SyncError {
     SyncError::Database(error.to_string())
 }
+
+#[cfg(test)]
+#[path = "database_tests.rs"]
+mod tests;

@@ -22,12 +22,13 @@ use serde::{Deserialize, Serialize};
 use storage::{RangeSet, ReadAt};
 
 use crate::base::{Base, Renumbered as _, stand_ins};
-use crate::change_list::{Action, Change, Counts, ObjectKind};
+use crate::change_list::{Action, Change, Counts, Fingerprint, ObjectKind};
 use crate::compare::expected;
-use crate::compile::compile;
+use crate::compile::{Details, compile_with};
 use crate::database::Drift;
 use crate::database::{Head, SyncDatabase, Synced, SyncedRow};
 use crate::destination::{ApplyAnswer, ApplyJob, ApplyOutcome, Destination};
+use crate::details;
 use crate::error::{Result, SyncError};
 use crate::plan::Plan;
 
@@ -147,11 +148,17 @@ pub fn sync_container(
         base.set_aside_kept(&local);
         let plan = Plan::make(&base, &local);
         guard_deletes(&plan, &base, options)?;
+        // Patches are made from hints: where the destination did not take them, objects go whole.
+        let mut known = |nid: Nid, before: &Fingerprint| {
+            let detail = || database.detail(container, destination.name(), nid, before);
+            Ok((attempt == 0).then(detail).flatten())
+        };
         let sent = send(
             &pst,
             container,
             &base,
             &plan,
+            &mut known,
             destination,
             sequencer,
             progress,
@@ -163,8 +170,17 @@ pub fn sync_container(
         })?;
         match &sent.answer {
             ApplyAnswer::Applied(outcome) => {
-                let after = verify(&base, &plan, &local, outcome, source, &pst, &sent, options)?;
-                database.store(container, destination.name(), stored.as_ref(), &after)?;
+                let mut after =
+                    verify(&base, &plan, &local, outcome, source, &pst, &sent, options)?;
+                after.keep_details(stored.as_ref());
+                let details = details::fill(&pst, &mut after);
+                database.store(
+                    container,
+                    destination.name(),
+                    stored.as_ref(),
+                    &after,
+                    &details,
+                )?;
                 report.bytes_sent = outcome.bytes_sent;
                 report.verified_at_ms = options.now_ms;
                 return Ok(report);
@@ -280,11 +296,13 @@ fn proposals(plan: &Plan, there: &Inventory, remapped: &BTreeMap<Nid, Nid>) -> B
     out
 }
 
+#[allow(clippy::too_many_arguments)]
 fn send(
     pst: &Pst,
     container: &str,
     base: &Base,
     plan: &Plan,
+    known: &mut Details<'_>,
     destination: &dyn Destination,
     sequencer: &mut dyn Sequencer,
     progress: &mut dyn FnMut(u64, u64),
@@ -320,7 +338,7 @@ fn send(
         .map(|(change, _)| change.clone())
         .collect::<Vec<_>>();
     let expected = expected(&there, &plain, &BTreeMap::new());
-    let package = compile(pst, changes)?.encode()?;
+    let package = compile_with(pst, changes, known)?.encode()?;
     let sequence = sequencer
         .next(*blake3::hash(&package).as_bytes())
         .map_err(|e| {
@@ -405,6 +423,7 @@ fn verify(
                 remote_nid,
                 row: here.unwrap_or(there),
                 drift,
+                detailed: false,
             };
             (nid, row)
         })

@@ -203,6 +203,15 @@ impl KvStore {
         }
     }
 
+    /// All keys that begin with `prefix`, in order, whatever their values are.
+    ///
+    /// # Errors
+    /// [`KvError::Sled`] if they cannot be read.
+    pub fn keys(&self, prefix: &[u8]) -> Result<Vec<Vec<u8>>, KvError> {
+        let keys = self.db.scan_prefix(prefix).keys();
+        keys.map(|key| Ok(key?.to_vec())).collect()
+    }
+
     /// Makes all `writes`, in one atomic step, and returns when they are durable.
     ///
     /// # Errors

@@ -10,11 +10,14 @@ mod compare;
 mod compile;
 mod database;
 mod destination;
+mod details;
+mod done;
 mod engine;
 mod error;
 pub mod hex;
 pub mod kv;
 mod package;
+mod patch;
 pub mod pin;
 mod plan;
 mod raw;
@@ -23,13 +26,15 @@ mod rows;
 pub mod wire;
 
 pub use agent_destination::AgentDestination;
-pub use apply::{Applied, apply};
-pub use change_list::{Action, Change, Counts, Fingerprint, ObjectKind};
+pub use apply::{Applied, apply, as_current};
+pub use change_list::{Action, Change, Counts, Fingerprint, Level, ObjectKind, Patch, Piece};
 pub use compare::{compare, expected};
-pub use compile::compile;
-pub use database::{Drift, Head, SyncDatabase, Synced, SyncedRow};
+pub use compile::{Details, compile, compile_with, details_from};
+pub use database::{Drift, Head, StoredDetail, SyncDatabase, Synced, SyncedRow};
 pub use destination::{ApplyAnswer, ApplyJob, ApplyOutcome, Destination, RemoteInventory};
 pub use engine::{Options, Report, Sequencer, Source, Verdict, sync_container};
 pub use error::{Result, SyncError};
-pub use package::{APPLY_VERSION, Carrier, Extent, MAX_CARRIER, MAX_PACKAGE, Package};
+pub use package::{
+    APPLY_VERSION, Carrier, Envelope, Extent, MAX_CARRIER, MAX_LIST, MAX_PACKAGE, Package,
+};
 pub use rows::{decode_inventory, encode_inventory};

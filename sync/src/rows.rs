@@ -1,4 +1,6 @@
 //! Inventory rows as they are stored and sent: one record per row, one list per inventory.
+//!
+//! Version 2 added the cells of a message's row. Version 1 is still read: its rows have none.
 
 use bincode::{Decode, Encode};
 use pst::inventory::{Inventory, Row};
@@ -7,7 +9,8 @@ use pst::{Bid, Nid};
 use crate::change_list::ObjectKind;
 use crate::record::{self, RecordError};
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
+const VERSION_1: u8 = 1;
 /// The most bytes of an encoded inventory: some ten million objects.
 const MAX_BYTES: usize = 1 << 30;
 
@@ -22,6 +25,36 @@ pub(crate) struct RowRecord {
     fingerprint: [u8; 32],
     size: u64,
     search_key: Option<[u8; 16]>,
+    cells: u64,
+}
+
+/// One row as version 1 had it.
+#[derive(Encode, Decode)]
+pub(crate) struct RowRecord1 {
+    pub(crate) nid: u32,
+    parent: u32,
+    kind: ObjectKind,
+    bid_data: u64,
+    bid_sub: u64,
+    fingerprint: [u8; 32],
+    size: u64,
+    search_key: Option<[u8; 16]>,
+}
+
+impl From<RowRecord1> for RowRecord {
+    fn from(old: RowRecord1) -> Self {
+        Self {
+            nid: old.nid,
+            parent: old.parent,
+            kind: old.kind,
+            bid_data: old.bid_data,
+            bid_sub: old.bid_sub,
+            fingerprint: old.fingerprint,
+            size: old.size,
+            search_key: old.search_key,
+            cells: 0,
+        }
+    }
 }
 
 impl From<&Row> for RowRecord {
@@ -35,6 +68,7 @@ impl From<&Row> for RowRecord {
             fingerprint: row.fingerprint,
             size: row.size,
             search_key: row.search_key,
+            cells: row.cells,
         }
     }
 }
@@ -50,6 +84,7 @@ impl From<RowRecord> for Row {
             fingerprint: record.fingerprint,
             size: record.size,
             search_key: record.search_key,
+            cells: record.cells,
         }
     }
 }
@@ -68,7 +103,12 @@ pub fn encode_inventory(inventory: &Inventory) -> Result<Vec<u8>, RecordError> {
 /// # Errors
 /// [`RecordError`] for anything that is not exactly one inventory.
 pub fn decode_inventory(bytes: &[u8]) -> Result<Inventory, RecordError> {
-    let rows: Vec<RowRecord> = record::decode::<_, MAX_BYTES>(VERSION, bytes)?;
+    let rows: Vec<RowRecord> = if bytes.first() == Some(&VERSION_1) {
+        let old: Vec<RowRecord1> = record::decode::<_, MAX_BYTES>(VERSION_1, bytes)?;
+        old.into_iter().map(RowRecord::from).collect()
+    } else {
+        record::decode::<_, MAX_BYTES>(VERSION, bytes)?
+    };
     Ok(Inventory {
         rows: rows
             .into_iter()

@@ -385,6 +385,14 @@ pub fn pack(bytes: &[u8]) -> io::Result<Vec<u8>> {
     encoder.finish()
 }
 
+/// Puts bytes that are compressed already into a zstd frame, with little effort.
+///
+/// # Errors
+/// Those of zstd (memory).
+pub fn frame(bytes: &[u8]) -> io::Result<Vec<u8>> {
+    zstd::bulk::compress(bytes, 1)
+}
+
 /// Why a frame does not unpack.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -12,8 +12,11 @@ use pst::inventory::Inventory;
 use pst::ltp::{PropValue, build_pc};
 use pst::messaging::{AttachmentData, tags};
 use pst::{Nid, Pst};
-use storage::{MemStorage, ReadAt};
-use sync::{Action, Change, ObjectKind, Package, apply, compare, compile};
+use storage::{MemStorage, Overlay, ReadAt, WriteAt as _};
+use sync::{
+    Action, Carrier, Change, Envelope, Level, ObjectKind, Package, Patch, Piece, apply, compare,
+    compile,
+};
 
 struct Stage {
     base: Mailbox,
@@ -125,6 +128,33 @@ fn kind() -> impl Strategy<Value = ObjectKind> {
     ]
 }
 
+/// A patch; its indexes lead anywhere.
+fn patch() -> impl Strategy<Value = Patch> {
+    let removed = || prop::collection::vec(prop_oneof![0..0x4000u64, any::<u64>()], 0..3);
+    let piece = prop_oneof![
+        (0..3u32).prop_map(Piece::Kept),
+        (0..3u32).prop_map(Piece::Carried),
+        (0..3u32, 0..3u32, removed(), prop::option::of(0..3u32)).prop_map(
+            |(before, carried, removed, level)| Piece::Patched {
+                before,
+                carried,
+                removed,
+                level
+            }
+        ),
+    ];
+    let attachments = prop::option::of(prop::collection::vec(piece, 0..4));
+    let level =
+        (removed(), any::<bool>(), attachments).prop_map(|(removed, recipients, attachments)| {
+            Level {
+                removed,
+                recipients,
+                attachments,
+            }
+        });
+    prop::collection::vec(level, 0..3).prop_map(|levels| Patch { levels })
+}
+
 /// An entry; most guards are right, so that it gets somewhere.
 fn entry() -> impl Strategy<Value = Change> {
     let any = || any::<prop::sample::Index>();
@@ -136,38 +166,42 @@ fn entry() -> impl Strategy<Value = Change> {
         any(),
         0..6u8,
         prop::bool::weighted(0.9),
+        prop::option::of(patch()),
     )
-        .prop_map(|(kind, nid, parent, carrier, fingerprint, what, honest)| {
-            let s = stage();
-            let nid = *nid.get(&s.nids);
-            let inventory = Inventory::read(&s.base.pst()).expect("reads");
-            let row = inventory.rows.get(&Nid(nid));
-            let kind = match row {
-                Some(row) if honest => row.kind.into(),
-                _ => kind,
-            };
-            let stray = *fingerprint.get(&s.fingerprints);
-            let before = row.map_or(stray, |r| r.fingerprint);
-            let (parent, carrier) = (*parent.get(&s.nids), *carrier.get(&s.carried));
-            let action = match what {
-                0 | 1 => Action::Add {
-                    parent,
-                    carrier,
-                    after: stray,
-                },
-                2 => Action::Update {
-                    carrier,
-                    before,
-                    after: stray,
-                },
-                3 => Action::Move {
-                    from: row.map_or(parent, |r| r.parent.0),
-                    to: parent,
-                },
-                _ => Action::Delete { before },
-            };
-            Change { kind, nid, action }
-        })
+        .prop_map(
+            |(kind, nid, parent, carrier, fingerprint, what, honest, patch)| {
+                let s = stage();
+                let nid = *nid.get(&s.nids);
+                let inventory = Inventory::read(&s.base.pst()).expect("reads");
+                let row = inventory.rows.get(&Nid(nid));
+                let kind = match row {
+                    Some(row) if honest => row.kind.into(),
+                    _ => kind,
+                };
+                let stray = *fingerprint.get(&s.fingerprints);
+                let before = row.map_or(stray, |r| r.fingerprint);
+                let (parent, carrier) = (*parent.get(&s.nids), *carrier.get(&s.carried));
+                let action = match what {
+                    0 | 1 => Action::Add {
+                        parent,
+                        carrier,
+                        after: stray,
+                    },
+                    2 => Action::Update {
+                        carrier,
+                        before,
+                        after: stray,
+                        patch,
+                    },
+                    3 => Action::Move {
+                        from: row.map_or(parent, |r| r.parent.0),
+                        to: parent,
+                    },
+                    _ => Action::Delete { before },
+                };
+                Change { kind, nid, action }
+            },
+        )
 }
 
 /// Applies to a copy; what comes out must be a valid file, with nothing lost that has no entry.
@@ -219,13 +253,38 @@ proptest! {
         try_out(&package);
     }
 
-    /// Bytes are flipped, and every digest is made right again.
+    /// Bytes of the list or of the carrier are flipped, and every length and digest is right again.
     #[test]
-    fn packages_that_were_tampered_with(flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4)) {
+    fn packages_that_were_tampered_with(flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4), list in any::<bool>()) {
+        let mut envelope = Envelope::open(&stage().real.encode().expect("encodes")).expect("opens");
+        if list {
+            for (at, to) in flips {
+                let at = at.index(envelope.list.len());
+                envelope.list[at] = to;
+            }
+        } else {
+            let len = envelope.carrier.len() as usize;
+            let mut image = vec![0; len];
+            envelope.carrier.unfold().expect("unfolds").read_exact_at(0, &mut image).expect("reads");
+            // Most of a carrier is the skeleton: half of the flips go where the mail is.
+            for (i, (at, to)) in flips.into_iter().enumerate() {
+                let at = if i % 2 == 0 { at.index(len) } else { len - 1 - at.index(len / 8) };
+                image[at] = to;
+            }
+            envelope.carrier = Carrier::of(&MemStorage::from(image)).expect("folds");
+        }
+        if let Ok(package) = Package::decode(&envelope.seal().expect("seals")) {
+            try_out(&package);
+        }
+    }
+
+    /// Bytes of the compressed frame are flipped.
+    #[test]
+    fn frames_that_were_tampered_with(flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4)) {
         let mut bytes = stage().real.encode().expect("encodes");
         let end = bytes.len() - 32;
         for (at, to) in flips {
-            bytes[16 + at.index(end - 16)] = to;
+            bytes[5 + at.index(end - 5)] = to;
         }
         let digest = blake3::hash(&bytes[..end]);
         bytes[end..].copy_from_slice(digest.as_bytes());
@@ -237,17 +296,28 @@ proptest! {
 
 #[test]
 fn a_carrier_that_claims_gigabytes_takes_none() {
-    let mut package = stage().real.clone();
-    package.carrier.len = sync::MAX_CARRIER;
+    let real = &stage().real;
     let before = resident();
-    try_out(&package);
+    // The real carrier, then zeros, as far as a carrier may reach.
+    let claim = |len| {
+        let image = Overlay::new(real.carrier.unfold().expect("unfolds")).expect("an overlay");
+        image.set_len(len).expect("grows");
+        Carrier::of(&image)
+    };
+    let carrier = claim(sync::MAX_CARRIER).expect("folds");
+    let package = Package {
+        carrier,
+        ..real.clone()
+    };
+    let encoded = package.encode().expect("encodes");
+    let decoded = Package::decode(&encoded).expect("decodes");
+    assert_eq!(decoded.carrier.len(), sync::MAX_CARRIER);
+    try_out(&decoded);
     assert!(
         resident() < before + (256 << 20),
         "memory was taken on somebody's word"
     );
-    package.carrier.len += 1;
-    let encoded = package.encode().expect("encodes");
-    assert!(Package::decode(&encoded).is_err());
+    claim(sync::MAX_CARRIER + 1).expect_err("more than a carrier may be");
 }
 
 /// The most memory that this process ever had, bytes.

@@ -5,14 +5,20 @@
 //! per-file properties are left out ([`crate::derived`]), long values stand as their BLAKE3 and
 //! length, and everything has a fixed order. The folder that holds an object is no part of it: a
 //! move does not change a fingerprint.
+//!
+//! One thing that a message says stands in no property context but in its folder's contents table:
+//! [`Record::cells`] ([`crate::derived::is_content_cell`] says which cells those are).
 
+mod detail;
 mod encode;
 pub(crate) mod json;
 mod record;
 
+pub use detail::{AttachmentEdit, Detail, Edits, MAX_DETAIL};
 pub use encode::FINGERPRINT_VERSION;
+pub(crate) use encode::cells_hash;
 pub use record::{CanonKey, CanonProp, CanonValue, Record, RecordAttachment, SHORT_VALUE};
-pub(crate) use record::{canon_key, with_attach_flag};
+pub(crate) use record::{canon_cells, canon_key, with_attach_flag};
 
 use std::sync::Arc;
 

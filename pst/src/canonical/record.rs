@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::derived::{ObjectKind, Place, is_derived_prop};
+use crate::derived::{ObjectKind, Place, is_content_cell, is_derived_prop};
 use crate::ltp::{NameKind, NameMap, PropBag, PropValue, PropertyContext, ValueData};
 use crate::messaging::{AttachmentData, MessageData, by_key, for_each_chunk, tags};
 use crate::ndb::{NbtEntry, Ndb};
@@ -71,6 +71,9 @@ pub struct Record {
     pub recipients: Vec<Vec<CanonProp>>,
     /// Attachments in table order.
     pub attachments: Vec<RecordAttachment>,
+    /// What a message's row in its folder's contents table says beside the message: only cells that
+    /// are content ([`crate::derived::is_content_cell`]). Empty for an embedded message.
+    pub cells: Vec<CanonProp>,
     /// For a raw node: BLAKE3 over its decoded data and subnode tree, and its data bytes.
     pub raw: Option<([u8; 32], u64)>,
 }
@@ -87,11 +90,31 @@ impl Record {
         })
     }
 
-    /// The record of a message. `names` is the name map of the file that the message came from.
+    /// The record of a message without its cells. `names` is the name map of the file that the
+    /// message came from.
     ///
     /// # Errors
     /// If a streamed value cannot be read.
     pub fn message(message: &MessageData, associated: bool, names: &NameMap) -> Result<Self> {
+        let attachments = message
+            .attachments
+            .iter()
+            .map(|a| RecordAttachment::new(a, names))
+            .collect::<Result<Vec<_>>>()?;
+        Self::assemble(message, attachments, associated, names)
+    }
+
+    /// As [`Record::message`], with the records of the attachments at hand: what they hold is not
+    /// read again.
+    ///
+    /// # Errors
+    /// If a streamed value cannot be read.
+    pub fn assemble(
+        message: &MessageData,
+        attachments: Vec<RecordAttachment>,
+        associated: bool,
+        names: &NameMap,
+    ) -> Result<Self> {
         let kind = if associated {
             ObjectKind::Associated
         } else {
@@ -102,16 +125,14 @@ impl Record {
             &message.props,
             names,
             Place::Message,
-            Some(!message.attachments.is_empty()),
+            Some(!attachments.is_empty()),
         )?;
         for r in &message.recipients {
             record
                 .recipients
                 .push(canon_props(r, names, Place::Recipient, None)?);
         }
-        for a in &message.attachments {
-            record.attachments.push(RecordAttachment::new(a, names)?);
-        }
+        record.attachments = attachments;
         Ok(record)
     }
 
@@ -145,8 +166,21 @@ impl Record {
             props: Vec::new(),
             recipients: Vec::new(),
             attachments: Vec::new(),
+            cells: Vec::new(),
             raw: None,
         }
+    }
+
+    /// Sets the cells of a message's row; those that the message says itself, its row only repeats.
+    ///
+    /// # Errors
+    /// If a streamed value cannot be read.
+    pub fn lay_cells(&mut self, cells: &PropBag) -> Result<()> {
+        let mut cells = canon_cells(cells)?;
+        let said = |key: &CanonKey| self.props.binary_search_by(|p| p.key.cmp(key)).is_ok();
+        cells.retain(|c| !said(&c.key));
+        self.cells = cells;
+        Ok(())
     }
 
     /// The value of a property below 0x8000, if it is short.
@@ -263,6 +297,23 @@ fn canon_props(
             normalise_flags(&mut canon.value, holds == Some(true));
         }
         out.push(canon);
+    }
+    Ok(out)
+}
+
+/// The cells of a message's row that are content, in canonical form: a cell that says nothing is left
+/// out.
+pub(crate) fn canon_cells(cells: &PropBag) -> Result<Vec<CanonProp>> {
+    let mut out = Vec::new();
+    for value in cells.iter().filter(|v| is_content_cell(v.tag.0)) {
+        let canon = canon_value(value)?;
+        if !matches!(&canon, CanonValue::Short(b) if b.iter().all(|b| *b == 0)) {
+            out.push(CanonProp {
+                key: CanonKey::Id(value.tag.id()),
+                prop_type: value.tag.prop_type().0,
+                value: canon,
+            });
+        }
     }
     Ok(out)
 }

@@ -52,6 +52,8 @@ type Side = Option<(ObjectKind, NbtEntry)>;
 #[derive(Default)]
 struct Differing {
     objects: Vec<(Side, Side)>,
+    /// Messages of which the rows say different things, whatever their own blocks are.
+    restated: Vec<(Side, Side)>,
     tables: Vec<(NbtEntry, NbtEntry)>,
 }
 
@@ -93,6 +95,14 @@ impl Pair<'_> {
             }
             Ok(())
         })?;
+        for (a, b) in &out.tables {
+            for nid in tables::restated_between(self.old, a, self.new, b)? {
+                let sides = (here.side(old.node(nid)?)?, there.side(new.node(nid)?)?);
+                if sides.0.is_some() && sides.1.is_some() {
+                    out.restated.push(sides);
+                }
+            }
+        }
         Ok((kinds_hold, out))
     }
 
@@ -122,8 +132,17 @@ impl Pair<'_> {
                 .filter(|(_, equal)| !equal)
                 .map(|(o, _)| o)
                 .collect(),
+            restated: all.restated,
             tables: all.tables,
         })
+    }
+
+    /// Whether the rows of a message say the same in the folders that it lies in.
+    fn rows_agree(&self, x: &NbtEntry, y: &NbtEntry) -> Result<bool> {
+        Ok(
+            self.old.cells_hash(x.nid, x.nid_parent)?
+                == self.new.cells_hash(y.nid, y.nid_parent)?,
+        )
     }
 
     fn delta(&self, differing: Differing, reach: Reach) -> Result<Delta> {
@@ -136,6 +155,7 @@ impl Pair<'_> {
                 && k == l
                 && reach == Reach::Pages
                 && same_content(&x, &y)
+                && (x.nid_parent == y.nid_parent || self.rows_agree(&x, &y)?)
             {
                 if x != y {
                     old.push((k, x));
@@ -143,6 +163,10 @@ impl Pair<'_> {
                 }
                 continue;
             }
+            old.extend(a);
+            new.extend(b);
+        }
+        for (a, b) in differing.restated {
             old.extend(a);
             new.extend(b);
         }

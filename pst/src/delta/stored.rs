@@ -106,11 +106,12 @@ impl<'a> Stored<'a> {
         for (row, entry) in pairs {
             match entry {
                 Some(entry) => run.pair(row, entry, kind(&entry, row), |row| {
-                    Ok(same_bids(row, &entry))
+                    self.says_the_same(row, &entry)
                 })?,
                 None => run.gone(row),
             }
         }
+        self.restate(&mut run, &written_tables, Some(bid_next))?;
         run.delta(self.pst, Reach::Ranges, written_tables)
     }
 
@@ -138,17 +139,46 @@ impl<'a> Stored<'a> {
             let row = rows.next_if(|row| row.nid == entry.nid);
             run.pair(row, entry, kind, |row| {
                 Ok(bid_next.is_some()
-                    && same_bids(row, &entry)
+                    && self.says_the_same(row, &entry)?
                     && !self.holds_any(&entry, overwritten)?)
             })?;
         }
         rows.for_each(|row| run.gone(Some(row)));
+        let since = bid_next.filter(|_| overwritten.is_empty());
+        self.restate(&mut run, &written_tables, since)?;
         let reach = if bid_next.is_some() {
             Reach::Tree
         } else {
             Reach::Everything
         };
         run.delta(self.pst, reach, written_tables)
+    }
+
+    /// Whether an object under the same BIDs is the same: what a message's row says is not known in
+    /// another folder.
+    fn says_the_same(&self, row: &Row, entry: &NbtEntry) -> Result<bool> {
+        Ok(same_bids(row, entry)
+            && (row.parent == entry.nid_parent
+                || row.cells == self.pst.cells_hash(entry.nid, entry.nid_parent)?))
+    }
+
+    /// Adds the messages whose rows say something else in `tables`, which were written.
+    fn restate(&self, run: &mut Run, tables: &[Nid], bid_next: Option<Bid>) -> Result<()> {
+        let ndb = self.pst.ndb();
+        for table in tables {
+            let Some(entry) = ndb.node(*table)? else {
+                continue;
+            };
+            for row in tables::restated(self.known, self.pst, &entry, bid_next)? {
+                let there = ndb.node(row.nid)?;
+                if let Some(there) = there.filter(|e| e.nid_parent == row.parent)
+                    && run.before.insert(row.nid, row.clone()).is_none()
+                {
+                    run.unread.push((row.kind, there));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The stored rows with NIDs from `from` to before `until`.

@@ -1,15 +1,18 @@
-//! Cells that lie in a folder's tables alone: PidTagMessageStatus and the replication group
-//! ([MS-PST] 2.4.4.4, 2.4.4.5; [`is_table_only`]). All other cells are copies of the object's own properties.
+//! Cells that lie in a folder's tables alone ([MS-PST] 2.4.4.4, 2.4.4.5; [`is_table_only`]): the replication
+//! group, and PidTagMessageStatus. The latter is content ([`is_content_cell`]): where it changed, the
+//! message was updated. All other cells are copies of the object's own properties.
 
 use std::collections::BTreeMap;
 
 use super::{Action, Change};
-use crate::derived::ObjectKind;
-use crate::ltp::{PropTag, PropValue, TableContext, ValueData};
-use crate::messaging::for_each_chunk;
+use crate::canonical::{canon_cells, cells_hash};
+use crate::derived::{ObjectKind, is_content_cell};
+use crate::inventory::{Inventory, Row};
+use crate::ltp::{PropTag, PropValue, TableContext, TableLookup, ValueData};
 use crate::messaging::schema::is_table_only;
+use crate::messaging::{STATUS, for_each_chunk, status_hash};
 use crate::ndb::NbtEntry;
-use crate::{Nid, NidType, Pst, Result};
+use crate::{Bid, Nid, NidType, Pst, PstError, Result};
 
 /// The cells of one row, by tag. Long values stand as their hash.
 type Cells = BTreeMap<PropTag, Vec<u8>>;
@@ -31,19 +34,24 @@ const fn kind_in(table: Nid) -> ObjectKind {
     }
 }
 
+/// Whether a column is neither a copy nor content.
+const fn is_bookkeeping(tag: PropTag) -> bool {
+    is_table_only(tag.id()) && !is_content_cell(tag.0)
+}
+
 fn read(pst: &Pst, table: &NbtEntry) -> Result<BTreeMap<Nid, Cells>> {
     let mut out = BTreeMap::new();
     if table.bid_data.is_none() {
         return Ok(out);
     }
     let context = TableContext::open(pst.ndb(), table.bid_data, table.bid_sub)?;
-    if !context.columns().iter().any(|c| is_table_only(c.tag.id())) {
+    if !context.columns().iter().any(|c| is_bookkeeping(c.tag)) {
         return Ok(out);
     }
     for row in context.rows() {
         let row = row?;
         let mut cells = Cells::new();
-        for value in row.props.iter().filter(|v| is_table_only(v.tag.id())) {
+        for value in row.props.iter().filter(|v| is_bookkeeping(v.tag)) {
             cells.insert(value.tag, bytes(value)?);
         }
         out.insert(Nid(row.id), cells);
@@ -82,6 +90,78 @@ pub(super) fn cells_changed(
         tags.retain(|tag| once.get(tag) != cells.get(tag));
         out.push(change(*nid, new_table.nid, tags));
     }
+    Ok(out)
+}
+
+/// The folder and the messages of a table that lists messages.
+fn lists_messages(table: Nid) -> bool {
+    matches!(
+        table.kind(),
+        NidType::CONTENTS_TABLE | NidType::ASSOC_CONTENTS_TABLE
+    )
+}
+
+/// Messages whose row in a table written since `bid_next` may say something else than it did; without
+/// `bid_next` all its rows are looked at.
+pub(super) fn restated<'a>(
+    known: &'a Inventory,
+    pst: &Pst,
+    table: &NbtEntry,
+    bid_next: Option<Bid>,
+) -> Result<Vec<&'a Row>> {
+    if !lists_messages(table.nid) {
+        return Ok(Vec::new());
+    }
+    let folder = table.nid.with_kind(NidType::NORMAL_FOLDER);
+    let cells = if table.bid_data.is_none() {
+        Ok(Vec::new())
+    } else {
+        TableLookup::open(pst.ndb(), table.bid_data, table.bid_sub)
+            .and_then(|lookup| lookup.inline_cells_since(bid_next, STATUS))
+    };
+    let said_something = |row: &&Row| row.parent == folder && row.cells != 0;
+    let mut out = Vec::new();
+    match cells {
+        Ok(cells) => {
+            for (id, cell) in cells {
+                if let Some(row) = known.rows.get(&Nid(id))
+                    && row.cells != status_hash(cell)?
+                {
+                    out.push(row);
+                }
+            }
+            if bid_next.is_none() {
+                out.extend(known.rows.values().filter(said_something));
+            }
+        }
+        Err(PstError::Io { offset, source }) => return Err(PstError::Io { offset, source }),
+        // A damaged table says nothing any more.
+        Err(_) => out.extend(known.rows.values().filter(said_something)),
+    }
+    Ok(out)
+}
+
+/// Messages whose rows in two versions of a table say different things.
+pub(super) fn restated_between(
+    old: &Pst,
+    old_table: &NbtEntry,
+    new: &Pst,
+    new_table: &NbtEntry,
+) -> Result<Vec<Nid>> {
+    if !lists_messages(new_table.nid) {
+        return Ok(Vec::new());
+    }
+    let said = |pst: &Pst, table: &NbtEntry| -> Result<BTreeMap<Nid, u64>> {
+        let cells = pst.read_column(table)?.into_iter();
+        cells
+            .map(|(nid, cells)| Ok((nid, cells_hash(&canon_cells(&cells)?))))
+            .collect()
+    };
+    let (before, after) = (said(old, old_table)?, said(new, new_table)?);
+    let mut out: Vec<Nid> = before.keys().chain(after.keys()).copied().collect();
+    out.sort_unstable();
+    out.dedup();
+    out.retain(|nid| before.get(nid) != after.get(nid));
     Ok(out)
 }
 

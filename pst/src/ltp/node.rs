@@ -338,6 +338,14 @@ impl Blocks {
         }
     }
 
+    /// The BID of block `i` of a file.
+    pub(crate) fn bid(&self, i: usize) -> Option<Bid> {
+        match self {
+            Self::Stored(_, _, tree) => tree.block_bids().get(i).copied(),
+            Self::Empty | Self::Memory(_) => None,
+        }
+    }
+
     /// Block `i`; the caller asks only for `i < count()`, more is a typed error.
     pub(crate) fn read(&self, i: usize) -> Result<Vec<u8>> {
         let missing = || PstError::corrupt("block index", 0, format!("no block {i}"));

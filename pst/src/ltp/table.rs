@@ -64,6 +64,12 @@ impl Layout {
         self.ends[2].into()
     }
 
+    /// The column with this tag, if its cells hold the values themselves.
+    pub(crate) fn inline(&self, tag: PropTag) -> Option<Column> {
+        let mut columns = self.columns.iter().copied();
+        columns.find(|c| c.tag == tag && c.is_inline())
+    }
+
     /// The cell of a column in a row's bytes; `None` if it does not exist ([MS-PST] 2.3.4.4.1, rgbCEB).
     pub(crate) fn cell<'a>(&self, raw: &'a [u8], c: &Column) -> Result<Option<&'a [u8]>> {
         let byte = u8_at(raw, self.bitmap_offset() + usize::from(c.bit / 8), "rgbCEB")?;
@@ -309,6 +315,65 @@ impl TableLookup {
         Ok(find(&self.store.heap, &self.index, id.into())?.is_some())
     }
 
+    /// The cell of the row with this id in a column whose values lie in the rows themselves.
+    ///
+    /// # Errors
+    /// As [`TableLookup::row_by_id`].
+    pub fn inline_cell(&self, id: u32, tag: PropTag) -> Result<Option<Vec<u8>>> {
+        let (Some(column), Some(place)) = (
+            self.store.layout.inline(tag),
+            find(&self.store.heap, &self.index, id.into())?,
+        ) else {
+            return Ok(None);
+        };
+        let raw = self.store.raw_row(row_place(&place)?)?;
+        Ok(self.store.layout.cell(&raw, &column)?.map(<[u8]>::to_vec))
+    }
+
+    /// Ids, and cells of a column, of the rows that lie in blocks with BIDs from `bid` on, in the heap, or
+    /// anywhere if `bid` is none. The matrix may keep rows that the index no longer names: what is told
+    /// here is where to look, not what is there.
+    ///
+    /// # Errors
+    /// As [`TableLookup::row_by_id`].
+    pub(crate) fn inline_cells_since(
+        &self,
+        bid: Option<Bid>,
+        tag: PropTag,
+    ) -> Result<Vec<(u32, Option<Vec<u8>>)>> {
+        let layout = &self.store.layout;
+        let Some(column) = layout.inline(tag) else {
+            return Ok(Vec::new());
+        };
+        let mut out = Vec::new();
+        let mut rows = |bytes: &[u8]| -> Result<()> {
+            for raw in bytes.chunks_exact(layout.row_size().max(1)) {
+                let cell = layout.cell(raw, &column)?.map(<[u8]>::to_vec);
+                out.push((u32_at(raw, 0, "dwRowID")?, cell));
+            }
+            Ok(())
+        };
+        match &self.store.matrix {
+            Matrix::None => {}
+            Matrix::Heap(bytes) => rows(bytes)?,
+            Matrix::Sub {
+                blocks,
+                rows_per_block,
+                ..
+            } => {
+                for i in 0..blocks.count() {
+                    let old = |b: Bid| bid.is_some_and(|bid| b.key() < bid.key());
+                    if !blocks.bid(i).is_some_and(old) {
+                        let block = blocks.read(i)?;
+                        let whole = rows_per_block.saturating_mul(layout.row_size());
+                        rows(block.get(..whole.min(block.len())).unwrap_or_default())?;
+                    }
+                }
+            }
+        }
+        Ok(out)
+    }
+
     /// The row with this id.
     ///
     /// # Errors
@@ -422,6 +487,22 @@ impl TableContext {
             out.push(row);
         }
         Ok(out)
+    }
+
+    /// The cells of one column whose values lie in the rows themselves, by row id and in matrix order;
+    /// rows without such a cell are left out. One pass over the matrix: no other cell is read.
+    pub fn inline_column(&self, tag: PropTag) -> impl Iterator<Item = Result<(u32, Vec<u8>)>> + '_ {
+        let column = self.store.layout.inline(tag);
+        column.into_iter().flat_map(move |c| {
+            let cell = move |(id, at): &(u32, u32)| -> Result<Option<(u32, Vec<u8>)>> {
+                let raw = self.raw_row(*at)?;
+                let cell = self.store.layout.cell(&raw, &c)?;
+                Ok(cell.map(|cell| (*id, cell.to_vec())))
+            };
+            self.index
+                .iter()
+                .filter_map(move |row| cell(row).transpose())
+        })
     }
 
     /// Whether there is a row with this id.

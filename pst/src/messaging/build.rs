@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::cells::{cells_in, code_page};
 use super::read::{AttachmentData, MAX_EMBED_DEPTH, MAX_MESSAGE_PARTS, MessageData};
 use super::tags;
-use super::value::reuse_streams;
+use super::value::{for_each_chunk, reuse_streams};
 use crate::canonical::{RecordAttachment, with_attach_flag};
 use crate::ltp::{
     NameMap, NodeSource, ObjectValue, PropBag, PropTag, PropType, PropValue, TableBuilder,
@@ -42,8 +42,129 @@ pub(super) struct OldMessage {
     pub attachments: Vec<Option<(Bid, Bid)>>,
 }
 
-/// Subnodes of an old version's attachments by fingerprint.
-type Reusable = BTreeMap<[u8; 32], Vec<(Bid, Bid)>>;
+/// The attachments of an old version that were not taken up yet.
+struct Reusable<'a> {
+    old: &'a OldMessage,
+    /// By place (see [`place`]): an attachment that was read from this very file and left alone is
+    /// found without reading what it holds.
+    by_place: ByHash,
+    /// By content; made when one is not found by its place.
+    by_content: Option<ByHash>,
+    taken: BTreeSet<usize>,
+}
+
+/// Indexes of attachments by a hash; the first of equal ones last, so that popping keeps their order.
+type ByHash = BTreeMap<[u8; 32], Vec<usize>>;
+
+impl<'a> Reusable<'a> {
+    fn new(old: &'a OldMessage, base: &Arc<Ndb>) -> Result<Self> {
+        Ok(Self {
+            old,
+            by_place: Self::index(old, &mut |a| place(a, base))?,
+            by_content: None,
+            taken: BTreeSet::new(),
+        })
+    }
+
+    fn index(
+        old: &OldMessage,
+        hash: &mut dyn FnMut(&AttachmentData) -> Result<[u8; 32]>,
+    ) -> Result<ByHash> {
+        let mut out = ByHash::new();
+        for (i, data) in old.data.attachments.iter().enumerate().rev() {
+            if old.attachments.get(i).copied().flatten().is_some() {
+                out.entry(hash(data)?).or_default().push(i);
+            }
+        }
+        Ok(out)
+    }
+
+    /// The subnode of an equal attachment; each is given once.
+    fn take(
+        &mut self,
+        attachment: &AttachmentData,
+        base: &Arc<Ndb>,
+        names: &NameMap,
+    ) -> Result<Option<(Bid, Bid)>> {
+        let mut content = |a: &AttachmentData| -> Result<[u8; 32]> {
+            Ok(RecordAttachment::new(a, names)?.fingerprint())
+        };
+        let mut found = pop(&mut self.by_place, &place(attachment, base)?, &self.taken);
+        if found.is_none() && self.taken.len() < self.old.attachments.len() {
+            if self.by_content.is_none() {
+                self.by_content = Some(Self::index(self.old, &mut content)?);
+            }
+            let hash = content(attachment)?;
+            found = self
+                .by_content
+                .as_mut()
+                .and_then(|all| pop(all, &hash, &self.taken));
+        }
+        let Some(i) = found else {
+            return Ok(None);
+        };
+        self.taken.insert(i);
+        Ok(self.old.attachments.get(i).copied().flatten())
+    }
+}
+
+fn pop(all: &mut ByHash, hash: &[u8; 32], taken: &BTreeSet<usize>) -> Option<usize> {
+    let list = all.get_mut(hash)?;
+    while let Some(i) = list.pop() {
+        if !taken.contains(&i) {
+            return Some(i);
+        }
+    }
+    None
+}
+
+/// A hash of an attachment in which values that lie in `base` stand as the blocks that hold them.
+/// Equal hashes mean equal attachments; unequal ones mean nothing.
+fn place(attachment: &AttachmentData, base: &Arc<Ndb>) -> Result<[u8; 32]> {
+    let mut h = blake3::Hasher::new();
+    hash_place(&mut h, attachment, base)?;
+    Ok(*h.finalize().as_bytes())
+}
+
+fn hash_place(h: &mut blake3::Hasher, a: &AttachmentData, base: &Arc<Ndb>) -> Result<()> {
+    let bag = |h: &mut blake3::Hasher, props: &PropBag| -> Result<()> {
+        h.update(&(props.len() as u64).to_le_bytes());
+        for value in props {
+            h.update(&value.tag.0.to_le_bytes());
+            match &value.data {
+                ValueData::Stream { ndb, bid, .. } if Arc::ptr_eq(ndb, base) => {
+                    h.update(&[1]);
+                    h.update(&bid.0.to_le_bytes());
+                }
+                _ => {
+                    h.update(&[0]);
+                    // Lengths differ by block: the bytes are hashed as one value of their own.
+                    let mut inner = blake3::Hasher::new();
+                    for_each_chunk(value, &mut |chunk| {
+                        inner.update(chunk);
+                        Ok(())
+                    })?;
+                    h.update(inner.finalize().as_bytes());
+                }
+            }
+        }
+        Ok(())
+    };
+    bag(h, &a.props)?;
+    h.update(&[u8::from(a.embedded.is_some())]);
+    if let Some(m) = &a.embedded {
+        bag(h, &m.props)?;
+        h.update(&(m.recipients.len() as u64).to_le_bytes());
+        for r in &m.recipients {
+            bag(h, r)?;
+        }
+        h.update(&(m.attachments.len() as u64).to_le_bytes());
+        for inner in &m.attachments {
+            hash_place(h, inner, base)?;
+        }
+    }
+    Ok(())
+}
 
 impl Builder<'_> {
     /// The content of a message's node.
@@ -83,16 +204,14 @@ impl Builder<'_> {
             let mut table = TableBuilder::new(self.attachment_columns)?;
             let page = code_page(&message.props);
             let mut reuse = old
-                .map(|o| self.old_attachments(o))
-                .transpose()?
-                .unwrap_or_default();
+                .filter(|o| !o.attachments.is_empty())
+                .map(|o| Reusable::new(o, self.base))
+                .transpose()?;
             for (i, attachment) in message.attachments.iter().enumerate() {
                 let nid = self.nids.alloc_nid(NidType::ATTACHMENT)?;
-                let same = if reuse.is_empty() {
-                    None
-                } else {
-                    let fingerprint = RecordAttachment::new(attachment, self.names)?.fingerprint();
-                    reuse.get_mut(&fingerprint).and_then(Vec::pop)
+                let same = match &mut reuse {
+                    Some(reuse) => reuse.take(attachment, self.base, self.names)?,
+                    None => None,
                 };
                 let node = match same {
                     Some((bid_data, bid_sub)) => NodeSource::stored(self.base, bid_data, bid_sub)
@@ -159,20 +278,6 @@ impl Builder<'_> {
             });
         }
         build_pc(&props, Some(self.base))
-    }
-
-    /// The subnodes of an old version's attachments by fingerprint; the first of equal ones last,
-    /// so that popping keeps their order.
-    fn old_attachments(&self, old: &OldMessage) -> Result<Reusable> {
-        let mut out = Reusable::new();
-        for (data, bids) in old.data.attachments.iter().zip(&old.attachments).rev() {
-            if let Some(bids) = bids {
-                out.entry(RecordAttachment::new(data, self.names)?.fingerprint())
-                    .or_default()
-                    .push(*bids);
-            }
-        }
-        Ok(out)
     }
 }
 

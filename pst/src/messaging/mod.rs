@@ -9,6 +9,7 @@ mod cells;
 mod create;
 mod names;
 mod read;
+mod row_cells;
 pub mod schema;
 mod search;
 pub mod tags;
@@ -24,6 +25,7 @@ pub use read::{
     MessageData, MessageEntry, Pst,
 };
 pub(crate) use read::{not_found, read_message};
+pub(crate) use row_cells::{STATUS, status_hash};
 pub(crate) use search::SUD_LEN;
 pub use transaction::Transaction;
 pub(crate) use tree::FolderLookup;

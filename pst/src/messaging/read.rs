@@ -1,7 +1,7 @@
 //! Reading: [`Pst`], its one-pass index of objects, and folders and messages as property bags.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use storage::ReadAt;
 
@@ -30,6 +30,8 @@ pub struct Pst {
     names: NameMap,
     index: OnceLock<Arc<Index>>,
     page: OnceLock<Option<CodePage>>,
+    /// What contents tables that were looked at add to their messages.
+    pub(super) row_cells: Mutex<BTreeMap<Nid, super::row_cells::TableCells>>,
 }
 
 /// A folder as the node B-tree knows it.
@@ -117,6 +119,7 @@ impl Pst {
             names,
             index: OnceLock::new(),
             page: OnceLock::new(),
+            row_cells: Mutex::default(),
         })
     }
 

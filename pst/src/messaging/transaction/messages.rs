@@ -147,7 +147,13 @@ impl Transaction {
         Ok(table.row_ids().map(bids).collect())
     }
 
-    fn set_row(&mut self, folder: Nid, nid: Nid, props: &PropBag, kept: &PropBag) -> Result<()> {
+    pub(super) fn set_row(
+        &mut self,
+        folder: Nid,
+        nid: Nid,
+        props: &PropBag,
+        kept: &PropBag,
+    ) -> Result<()> {
         let columns = self.columns(table_of(folder, nid))?;
         let mut row = cells(kept, &columns);
         row.extend(cells(props, &columns));
@@ -170,7 +176,7 @@ impl Transaction {
 
     /// The cells of a message's row that exist in the table only ([MS-PST] 2.5.3.1: SPGET_TABLE_ONLY,
     /// SPGET_MSGSTATUS): a new version of the message does not have them, so they stay.
-    fn table_only_cells(&mut self, folder: Nid, nid: Nid) -> Result<PropBag> {
+    pub(super) fn table_only_cells(&mut self, folder: Nid, nid: Nid) -> Result<PropBag> {
         let keep = |props: &PropBag| -> PropBag {
             props
                 .iter()

@@ -6,6 +6,7 @@
 //! function of the base file and the calls: no clock, no randomness. Nothing touches the file
 //! before the caller commits the write set; dropping the transaction forgets it.
 
+mod cells;
 mod delete;
 mod finish;
 mod folders;
