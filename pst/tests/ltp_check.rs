@@ -133,19 +133,6 @@ fn heaps_of_the_wrong_kind_or_shape_are_found() {
         "heap-map",
         Severity::Error,
     );
-    let mut short = folder();
-    let many: PropBag = (1..9u16)
-        .map(|id| PropValue::binary(id, vec![7; 2000]))
-        .collect();
-    let NodeData::Blocks(more) = build_pc(&many, None).unwrap().data else {
-        panic!("blocks")
-    };
-    short.data = NodeData::Blocks(more);
-    expect(
-        with(short, |b| b.truncate(b.len() - 2)),
-        "heap-block-size",
-        Severity::Warning,
-    );
 }
 
 #[test]

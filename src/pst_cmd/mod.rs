@@ -9,6 +9,7 @@ mod diff;
 mod dump;
 mod info;
 mod ls;
+mod progress;
 
 use std::fs;
 use std::path::Path;

@@ -69,6 +69,18 @@ impl BthHeader {
         }
         Ok(h)
     }
+
+    /// The header as it is stored.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut out = vec![
+            0xB5,
+            self.key_size as u8,
+            self.entry_size as u8,
+            self.levels,
+        ];
+        out.extend_from_slice(&self.root.0.to_le_bytes());
+        out
+    }
 }
 
 /// One leaf entry: the key as a number, and the data bytes.
@@ -80,7 +92,8 @@ pub struct BthEntry {
     pub data: Vec<u8>,
 }
 
-fn key_of(bytes: &[u8]) -> u128 {
+/// A stored key as a number.
+pub(crate) fn key_of(bytes: &[u8]) -> u128 {
     bytes.iter().rev().fold(0, |n, b| (n << 8) | u128::from(*b))
 }
 
@@ -173,7 +186,14 @@ pub fn build_bth(
     let mut size = key_size + entry_size;
     let root = loop {
         let mut next = Vec::new();
-        for chunk in records.chunks((MAX_ITEM / size).max(1)) {
+        // A full record must hold all; of several, none is filled to the brim (2.6.2.2.2).
+        let width = MAX_ITEM / size;
+        let width = if records.len() > width {
+            width * 9 / 10
+        } else {
+            width
+        };
+        for chunk in records.chunks(width.max(1)) {
             let item: Vec<u8> = chunk.iter().flat_map(|(_, r)| r.iter().copied()).collect();
             let hid = heap.alloc(&item)?;
             let first = chunk.first().map_or(0, |(k, _)| *k);
@@ -191,7 +211,11 @@ pub fn build_bth(
             .map(|(k, hid)| (k, key_bytes(k).chain(hid.0.to_le_bytes()).collect()))
             .collect();
     };
-    let mut h = vec![0xB5, key_size as u8, entry_size as u8, levels];
-    h.extend_from_slice(&root.0.to_le_bytes());
-    heap.set(header, &h)
+    let h = BthHeader {
+        key_size,
+        entry_size,
+        levels,
+        root,
+    };
+    heap.set(header, &h.encode())
 }

@@ -16,6 +16,10 @@ use crate::{Nid, NidType, PstError, Result};
 /// subnodes such as a message's recipient table.
 const FIRST_SUBNODE_INDEX: u32 = 0x401;
 
+/// Subnodes that values may take: what an SIBLOCK can list ([MS-PST] 2.2.2.8.3.3.2) in either
+/// format, less some for attachments and the like.
+const MAX_SUBNODES: usize = 170_000;
+
 /// Builds the content of a property context that holds exactly `bag`.
 ///
 /// Values longer than [`MAX_ITEM`] bytes go to subnodes of type LTP; values and objects that lie
@@ -77,6 +81,8 @@ pub(crate) struct ValueSink<'a> {
     subnodes: BTreeMap<Nid, NodeContent>,
     reserved: Vec<Nid>,
     next: u32,
+    /// How many subnodes there may be.
+    pub most: usize,
     same: Option<&'a Arc<Ndb>>,
 }
 
@@ -90,8 +96,16 @@ impl<'a> ValueSink<'a> {
             subnodes: BTreeMap::new(),
             reserved: Vec::new(),
             next: FIRST_SUBNODE_INDEX,
+            most: MAX_SUBNODES,
             same,
         }
+    }
+
+    /// A sink whose heap and subnode tree are as good as full.
+    #[cfg(test)]
+    pub fn limit(&mut self, value_blocks: usize, subnodes: usize) {
+        self.heap.limit_values(value_blocks);
+        self.most = subnodes;
     }
 
     /// Objects bring their NIDs along: no value may be given one of them.
@@ -107,14 +121,14 @@ impl<'a> ValueSink<'a> {
     pub fn put_subnode(&mut self, data: NodeData) -> Result<Nid> {
         loop {
             let nid = Nid::new(NidType::LTP, self.next);
-            self.next += 1;
-            if self.next >= 1 << 27 {
+            if self.subnodes.len() >= self.most {
                 return Err(PstError::Limit {
                     what: "subnodes of a node",
-                    found: self.next.into(),
-                    limit: (1 << 27) - 1,
+                    found: self.subnodes.len() as u64 + 1,
+                    limit: self.most as u64,
                 });
             }
+            self.next += 1;
             if self.reserved.contains(&nid) || self.subnodes.contains_key(&nid) {
                 continue;
             }
@@ -140,7 +154,10 @@ impl<'a> ValueSink<'a> {
             _ if value.len() > MAX_ITEM as u64 => {
                 Ok(self.put_subnode(value.to_node_data(self.same))?.0)
             }
-            _ => Ok(self.heap.alloc(&value.read(MAX_ITEM as u64)?)?.0),
+            _ => match self.heap.alloc_value(&value.read(MAX_ITEM as u64)?)? {
+                Some(hid) => Ok(hid.0),
+                None => Ok(self.put_subnode(value.to_node_data(self.same))?.0),
+            },
         }
     }
 

@@ -18,7 +18,10 @@ use crate::{PstError, Result};
 /// Longest heap item, in bytes ([MS-PST] 2.3.3.3): longer values go to a subnode.
 pub const MAX_ITEM: usize = 3580;
 /// Most items in one block: 11 bits of a HID, index 0 unused.
-const MAX_ITEMS: usize = 0x7FF;
+pub(crate) const MAX_ITEMS: usize = 0x7FF;
+/// Blocks that values may lie in. The rest of those that a HID can address is for the records of
+/// BTHs, which have no other place: enough for the index of six million rows.
+pub(crate) const VALUE_BLOCKS: usize = MAX_BLOCKS - MAX_BLOCKS / 8;
 /// How many of the last blocks are tried for room before a new one begins.
 const OPEN_BLOCKS: usize = 4;
 
@@ -77,11 +80,27 @@ pub(crate) const fn fill_level(free: usize) -> u8 {
     }
 }
 
+/// The bytes that a block of this fill level has free at least.
+pub(crate) const fn level_room(level: u8) -> usize {
+    match level {
+        0 => 3584,
+        1 => 2560,
+        2 => 2048,
+        3 => 1792,
+        4 => 1536,
+        5 => 1280,
+        6 => 1024,
+        _ => 0,
+    }
+}
+
 /// Builds a heap item by item.
 pub struct HeapBuilder {
     client_sig: ClientSig,
     user_root: Hid,
     pages: Vec<Page>,
+    /// Values are taken while there are fewer blocks than this.
+    value_blocks: usize,
     block: usize,
 }
 
@@ -99,11 +118,18 @@ impl HeapBuilder {
             block: format.max_data(),
             client_sig,
             user_root: Hid::NONE,
+            value_blocks: VALUE_BLOCKS,
             pages: vec![Page {
                 header: header_size(0),
                 ..Page::default()
             }],
         }
+    }
+
+    /// As `HeapEdit::limit_values`.
+    #[cfg(test)]
+    pub(crate) const fn limit_values(&mut self, n: usize) {
+        self.value_blocks = n;
     }
 
     /// Bytes of data in a full block of the file that the heap is for.
@@ -151,6 +177,18 @@ impl HeapBuilder {
         let block = u16::try_from(at).map_err(|_| full())?;
         let index = u16::try_from(page.ends.len()).map_err(|_| full())?;
         Ok(Hid::new(block, index))
+    }
+
+    /// As [`HeapBuilder::alloc`], for a value that could also lie elsewhere; `None` where the heap has
+    /// blocks left for the records of BTHs only.
+    ///
+    /// # Errors
+    /// [`PstError::Refused`] for another length.
+    pub fn alloc_value(&mut self, item: &[u8]) -> Result<Option<Hid>> {
+        if self.pages.len() >= self.value_blocks {
+            return Ok(None);
+        }
+        self.alloc(item).map(Some)
     }
 
     /// Replaces the bytes of an item by as many others.

@@ -6,10 +6,13 @@
 
 mod bag;
 mod bth;
+mod bth_edit;
 mod build;
 mod codepage;
 mod heap;
 mod heap_build;
+mod heap_edit;
+mod matrix_edit;
 mod names;
 mod names_edit;
 mod node;
@@ -17,6 +20,7 @@ mod pc;
 mod prop;
 mod table;
 mod table_edit;
+mod table_patch;
 mod text;
 
 pub use bag::PropBag;
@@ -30,9 +34,10 @@ pub use names_edit::NameMapEdit;
 pub use node::NodeSource;
 pub use pc::PropertyContext;
 pub use prop::{ObjectValue, PropTag, PropType, PropValue, ValueData};
-pub use table::{Column, Layout, Row, TableContext};
+pub use table::{Column, Layout, Row, TableContext, TableLookup};
 pub use table_edit::{TableBuilder, TableEdit};
+pub use table_patch::{RowChange, TablePatch};
 pub use text::{Text, filetime_iso, utf16le};
 
 pub(crate) use heap_build::{fill_level, header_size};
-pub(crate) use names_edit::unlisted_names;
+pub(crate) use names_edit::{NameAudit, audit_names};

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crate::ndb::{DataTree, Ndb, NodeContent, NodeData, SubnodeEntry, Subnodes};
@@ -102,6 +103,7 @@ impl NodeSource {
         SubnodeMap {
             source: self.clone(),
             stored: OnceLock::new(),
+            asked: AtomicU32::new(0),
         }
     }
 }
@@ -153,10 +155,11 @@ fn stored_content(
     Ok(NodeContent { data, subnodes })
 }
 
-/// The subnodes of one node, read once when first asked for.
+/// The subnodes of one node; the whole tree is read once where many of them are asked for.
 pub(crate) struct SubnodeMap {
     source: NodeSource,
     stored: OnceLock<BTreeMap<Nid, SubnodeEntry>>,
+    asked: AtomicU32,
 }
 
 impl SubnodeMap {
@@ -169,6 +172,12 @@ impl SubnodeMap {
                 }
                 let map = match self.stored.get() {
                     Some(m) => m,
+                    // Few are looked up one by one: a table of many long cells has many subnodes.
+                    None if self.asked.fetch_add(1, Ordering::Relaxed) < 8 => {
+                        return Ok(ndb
+                            .subnode(*bid_sub, nid)?
+                            .map(|e| NodeSource::stored(ndb, e.bid_data, e.bid_sub)));
+                    }
                     None => {
                         let m = ndb.subnodes(*bid_sub)?;
                         self.stored.get_or_init(|| m)
@@ -181,7 +190,7 @@ impl SubnodeMap {
             NodeSource::Built(c) => match &c.subnodes {
                 Subnodes::Tree(t) => Ok(t.get(&nid).cloned().map(NodeSource::built)),
                 Subnodes::None => Ok(None),
-                Subnodes::Existing(_) => Err(PstError::Refused(
+                Subnodes::Existing(_) | Subnodes::Patched(_) => Err(PstError::Refused(
                     "content in memory with subnodes of a file cannot be read back".into(),
                 )),
             },
@@ -287,11 +296,13 @@ impl Blocks {
             )),
             NodeSource::Built(c) => match &c.data {
                 NodeData::None => Ok(Self::Empty),
-                NodeData::Bytes(_) | NodeData::Blocks(_) => Ok(Self::Memory(Arc::clone(c))),
+                NodeData::Bytes(_) | NodeData::Blocks(_) | NodeData::Payload(_) => {
+                    Ok(Self::Memory(Arc::clone(c)))
+                }
                 NodeData::Copy(ndb, bid) => {
                     Ok(Self::Stored(Arc::clone(ndb), *bid, ndb.data(*bid)?))
                 }
-                NodeData::Existing(_) => Err(PstError::Refused(
+                NodeData::Existing(_) | NodeData::Patched(_) => Err(PstError::Refused(
                     "content in memory with data of a file cannot be read back".into(),
                 )),
             },
@@ -306,6 +317,7 @@ impl Blocks {
             Self::Memory(c) => match &c.data {
                 NodeData::Bytes(b) => b.len() as u64,
                 NodeData::Blocks(b) => b.iter().map(|b| b.len() as u64).sum(),
+                NodeData::Payload(p) => p.len(),
                 _ => 0,
             },
         }
@@ -318,6 +330,9 @@ impl Blocks {
             Self::Memory(c) => match &c.data {
                 NodeData::Bytes(b) => b.len().div_ceil(BLOCK_DATA),
                 NodeData::Blocks(b) => b.len(),
+                NodeData::Payload(p) => {
+                    usize::try_from(p.len().div_ceil(BLOCK_DATA as u64)).unwrap_or(usize::MAX)
+                }
                 _ => 0,
             },
         }
@@ -337,6 +352,14 @@ impl Blocks {
             Self::Memory(c) => match &c.data {
                 NodeData::Bytes(b) => b.chunks(BLOCK_DATA).nth(i).map(<[u8]>::to_vec),
                 NodeData::Blocks(b) => b.get(i).cloned(),
+                NodeData::Payload(p) => {
+                    let at = i as u64 * BLOCK_DATA as u64;
+                    let part = p.slice(at..at + BLOCK_DATA as u64);
+                    let bytes = part
+                        .to_vec()
+                        .map_err(|source| PstError::Io { offset: at, source })?;
+                    Some(bytes).filter(|b| !b.is_empty())
+                }
                 _ => None,
             }
             .ok_or_else(missing),
@@ -353,6 +376,12 @@ impl Blocks {
                 t.read_all(ndb, super::ValueData::INLINE_LIMIT)
                     .map(super::ValueData::Bytes)
             };
+        }
+        if let Self::Memory(c) = self
+            && let NodeData::Payload(p) = &c.data
+            && p.len() > super::ValueData::INLINE_LIMIT
+        {
+            return Ok(super::ValueData::Payload(p.clone()));
         }
         let mut out = Vec::new();
         for i in 0..self.count() {

@@ -2,19 +2,23 @@
 //!
 //! A row is its id, its version and the properties of those cells that exist. Rows come in
 //! matrix order, which is the order in which they were added; the row index finds one by its id.
+//!
+//! [`TableContext`] reads the whole row index and then any row; [`TableLookup`] reads what one row
+//! needs and nothing else, however large the table is.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::bag::PropBag;
-use super::bth::read_bth;
+use super::bth::{BthHeader, read_bth};
+use super::bth_edit::find;
 use super::heap::{ClientSig, Heap, Hid, Hnid};
 use super::node::{Blocks, Budget, NodeSource, SubnodeMap};
 use super::pc::read_value;
 use super::prop::{PropTag, PropValue, ValueData};
 use crate::ndb::Ndb;
 use crate::ndb::bytes::{slice, u8_at, u16_at, u32_at};
-use crate::{Bid, PstError, Result};
+use crate::{Bid, Nid, PstError, Result};
 
 /// A column ([MS-PST] 2.3.4.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +63,15 @@ impl Layout {
     pub fn bitmap_offset(&self) -> usize {
         self.ends[2].into()
     }
+
+    /// The cell of a column in a row's bytes; `None` if it does not exist ([MS-PST] 2.3.4.4.1, rgbCEB).
+    pub(crate) fn cell<'a>(&self, raw: &'a [u8], c: &Column) -> Result<Option<&'a [u8]>> {
+        let byte = u8_at(raw, self.bitmap_offset() + usize::from(c.bit / 8), "rgbCEB")?;
+        if byte & (0x80 >> (c.bit % 8)) == 0 {
+            return Ok(None);
+        }
+        slice(raw, c.offset.into(), c.size.into(), "TCOLDESC.ibData").map(Some)
+    }
 }
 
 /// A row.
@@ -73,34 +86,238 @@ pub struct Row {
 }
 
 /// Where the rows lie, by block of whole rows.
-enum Matrix {
+pub(crate) enum Matrix {
     None,
     Heap(Vec<u8>),
     Sub {
+        nid: Nid,
         blocks: Blocks,
         rows_per_block: usize,
         cached: Mutex<Option<(usize, Arc<Vec<u8>>)>>,
     },
 }
 
+/// A stored table without its row index: rows by their place in the matrix.
+pub(crate) struct TableStore {
+    pub heap: Heap,
+    pub subnodes: SubnodeMap,
+    pub layout: Layout,
+    pub matrix: Matrix,
+    /// TCINFO.hidRowIndex.
+    pub row_index: Hid,
+}
+
 /// An open table context.
 pub struct TableContext {
-    heap: Heap,
-    subnodes: SubnodeMap,
-    layout: Layout,
+    store: TableStore,
     /// (row id, matrix index), in matrix order.
     index: Vec<(u32, u32)>,
     by_id: HashMap<u32, u32>,
-    matrix: Matrix,
-    row_index: Hid,
 }
 
 impl std::fmt::Debug for TableContext {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("TableContext")
-            .field("layout", &self.layout)
+            .field("layout", &self.store.layout)
             .field("rows", &self.index.len())
             .finish_non_exhaustive()
+    }
+}
+
+/// The place in the matrix that a TCROWID names ([MS-PST] 2.3.4.3.1): 4 bytes, 2 in ANSI files.
+pub(crate) fn row_place(data: &[u8]) -> Result<u32> {
+    if data.len() == 2 {
+        u16_at(data, 0, "TCROWID.dwRowIndex").map(u32::from)
+    } else {
+        u32_at(data, 0, "TCROWID.dwRowIndex")
+    }
+}
+
+/// A row index must map 4-byte ids to 2- or 4-byte places.
+pub(crate) fn check_index(header: &BthHeader) -> Result<()> {
+    if header.key_size != 4 || !matches!(header.entry_size, 2 | 4) {
+        return Err(PstError::corrupt(
+            "TCINFO.hidRowIndex",
+            0,
+            format!(
+                "keys of {}, entries of {}",
+                header.key_size, header.entry_size
+            ),
+        ));
+    }
+    Ok(())
+}
+
+impl TableStore {
+    pub(crate) fn open(source: &NodeSource) -> Result<Self> {
+        let heap = Heap::open_as(source, ClientSig::TABLE)?;
+        let subnodes = source.subnodes();
+        let info = heap.item(heap.user_root())?;
+        let layout = parse_layout(&info)?;
+        let row_index = Hid(u32_at(&info, 10, "TCINFO.hidRowIndex")?);
+        let rows = Hnid::from(u32_at(&info, 14, "TCINFO.hnidRows")?);
+        let matrix = match rows {
+            Hnid::None => Matrix::None,
+            Hnid::Heap(hid) => Matrix::Heap(heap.item(hid)?),
+            Hnid::Sub(nid) => {
+                let blocks = Blocks::open(&subnodes.require(nid, "TCINFO.hnidRows")?)?;
+                // Every block but the last is full, so the first one tells how many rows fit.
+                let first = if blocks.count() == 0 {
+                    Vec::new()
+                } else {
+                    blocks.read(0)?
+                };
+                let rows_per_block = first.len() / layout.row_size();
+                Matrix::Sub {
+                    nid,
+                    blocks,
+                    rows_per_block,
+                    cached: Mutex::default(),
+                }
+            }
+        };
+        Ok(Self {
+            heap,
+            subnodes,
+            layout,
+            matrix,
+            row_index,
+        })
+    }
+
+    /// How many whole rows the matrix has room for.
+    pub(crate) fn matrix_rows(&self) -> Result<usize> {
+        let size = self.layout.row_size();
+        Ok(match &self.matrix {
+            Matrix::None => 0,
+            Matrix::Heap(b) => b.len() / size,
+            Matrix::Sub {
+                blocks,
+                rows_per_block,
+                ..
+            } => match blocks.count() {
+                0 => 0,
+                n => (n - 1) * rows_per_block + blocks.read(n - 1)?.len() / size,
+            },
+        })
+    }
+
+    /// The raw bytes of the row at matrix index `at`.
+    pub(crate) fn raw_row(&self, at: u32) -> Result<Vec<u8>> {
+        let size = self.layout.row_size();
+        let i = at as usize;
+        let missing = || PstError::corrupt("dwRowIndex", 0, format!("no row {at} in the matrix"));
+        let cut = |b: &[u8], i: usize| {
+            let start = i.checked_mul(size)?;
+            b.get(start..start.checked_add(size)?).map(<[u8]>::to_vec)
+        };
+        match &self.matrix {
+            Matrix::None => Err(missing()),
+            Matrix::Heap(b) => cut(b, i).ok_or_else(missing),
+            Matrix::Sub {
+                blocks,
+                rows_per_block,
+                cached,
+                ..
+            } => {
+                let n = i.checked_div(*rows_per_block).ok_or_else(missing)?;
+                if n >= blocks.count() {
+                    return Err(missing());
+                }
+                let mut cached = cached.lock().unwrap_or_else(PoisonError::into_inner);
+                let block = match &*cached {
+                    Some((k, b)) if *k == n => Arc::clone(b),
+                    _ => {
+                        let b = Arc::new(blocks.read(n)?);
+                        *cached = Some((n, Arc::clone(&b)));
+                        b
+                    }
+                };
+                cut(&block, i % rows_per_block).ok_or_else(missing)
+            }
+        }
+    }
+
+    pub(crate) fn read_row(&self, id: u32, at: u32) -> Result<Row> {
+        let raw = self.raw_row(at)?;
+        let mut row = Row {
+            id,
+            ..Row::default()
+        };
+        for c in &self.layout.columns {
+            let Some(cell) = self.layout.cell(&raw, c)? else {
+                continue;
+            };
+            match c.tag {
+                PropTag::LTP_ROW_ID => continue,
+                PropTag::LTP_ROW_VER => {
+                    row.version = u32_at(cell, 0, "dwRowVer")?;
+                    continue;
+                }
+                _ => {}
+            }
+            let data = if c.is_inline() {
+                ValueData::Bytes(cell.to_vec())
+            } else {
+                let raw = u32_at(cell, 0, "cell HNID")?;
+                read_value(&self.heap, &self.subnodes, c.tag.prop_type(), raw)?
+            };
+            row.props.insert(PropValue { tag: c.tag, data });
+        }
+        Ok(row)
+    }
+}
+
+/// Finds single rows of a stored table: a look-up reads one heap item per level of the row index,
+/// the row's block and its cells.
+pub struct TableLookup {
+    store: TableStore,
+    index: BthHeader,
+}
+
+impl TableLookup {
+    /// Opens the table of a node or subnode.
+    ///
+    /// # Errors
+    /// [`PstError::Corrupt`] if it is none, and what reading gives.
+    pub fn open(ndb: &Arc<Ndb>, bid_data: Bid, bid_sub: Bid) -> Result<Self> {
+        let store = TableStore::open(&NodeSource::stored(ndb, bid_data, bid_sub))?;
+        let index = BthHeader::read(&store.heap, store.row_index)?;
+        check_index(&index)?;
+        Ok(Self { store, index })
+    }
+
+    /// Columns and row layout.
+    #[must_use]
+    pub const fn layout(&self) -> &Layout {
+        &self.store.layout
+    }
+
+    /// How many rows the matrix holds; the row index is not counted.
+    ///
+    /// # Errors
+    /// What reading the last block gives.
+    pub fn matrix_rows(&self) -> Result<usize> {
+        self.store.matrix_rows()
+    }
+
+    /// Whether the row index has this id ([MS-PST] 2.3.4.3).
+    ///
+    /// # Errors
+    /// [`PstError::Corrupt`] for a damaged index, and what reading gives.
+    pub fn has_row(&self, id: u32) -> Result<bool> {
+        Ok(find(&self.store.heap, &self.index, id.into())?.is_some())
+    }
+
+    /// The row with this id.
+    ///
+    /// # Errors
+    /// [`PstError::Corrupt`] where its cells cannot be found, and what reading gives.
+    pub fn row_by_id(&self, id: u32) -> Result<Option<Row>> {
+        match find(&self.store.heap, &self.index, id.into())? {
+            Some(place) => self.store.read_row(id, row_place(&place)?).map(Some),
+            None => Ok(None),
+        }
     }
 }
 
@@ -118,33 +335,14 @@ impl TableContext {
     /// # Errors
     /// As [`TableContext::open`].
     pub fn open_source(source: &NodeSource) -> Result<Self> {
-        let heap = Heap::open_as(source, ClientSig::TABLE)?;
-        let subnodes = source.subnodes();
-        let info = heap.item(heap.user_root())?;
-        let layout = parse_layout(&info)?;
-        let row_index = Hid(u32_at(&info, 10, "TCINFO.hidRowIndex")?);
-        let rows = Hnid::from(u32_at(&info, 14, "TCINFO.hnidRows")?);
-
-        let (header, entries) = read_bth(&heap, row_index)?;
-        if header.key_size != 4 || !matches!(header.entry_size, 2 | 4) {
-            return Err(PstError::corrupt(
-                "TCINFO.hidRowIndex",
-                0,
-                format!(
-                    "keys of {}, entries of {}",
-                    header.key_size, header.entry_size
-                ),
-            ));
-        }
+        let store = TableStore::open(source)?;
+        let (header, entries) = read_bth(&store.heap, store.row_index)?;
+        check_index(&header)?;
         let mut by_id = HashMap::with_capacity(entries.len());
         let mut index = Vec::with_capacity(entries.len());
         for e in entries {
             let id = u32::try_from(e.key).unwrap_or_default();
-            let at = if header.entry_size == 2 {
-                u16_at(&e.data, 0, "TCROWID.dwRowIndex")?.into()
-            } else {
-                u32_at(&e.data, 0, "TCROWID.dwRowIndex")?
-            };
+            let at = row_place(&e.data)?;
             // A damaged index may repeat a key: the first is what a search would find.
             if let std::collections::hash_map::Entry::Vacant(v) = by_id.entry(id) {
                 v.insert(at);
@@ -153,46 +351,23 @@ impl TableContext {
         }
         index.sort_by_key(|(_, at)| *at);
 
-        let matrix = match rows {
-            Hnid::None => Matrix::None,
-            Hnid::Heap(hid) => Matrix::Heap(heap.item(hid)?),
-            Hnid::Sub(nid) => {
-                let blocks = Blocks::open(&subnodes.require(nid, "TCINFO.hnidRows")?)?;
-                // Every block but the last is full, so the first one tells how many rows fit.
-                let first = if blocks.count() == 0 {
-                    Vec::new()
-                } else {
-                    blocks.read(0)?
-                };
-                let rows_per_block = first.len() / layout.row_size();
-                Matrix::Sub {
-                    blocks,
-                    rows_per_block,
-                    cached: Mutex::default(),
-                }
-            }
-        };
         Ok(Self {
-            heap,
-            subnodes,
-            layout,
+            store,
             index,
             by_id,
-            matrix,
-            row_index,
         })
     }
 
     /// The columns, in stored order.
     #[must_use]
     pub fn columns(&self) -> &[Column] {
-        &self.layout.columns
+        &self.store.layout.columns
     }
 
     /// Columns and row layout.
     #[must_use]
     pub const fn layout(&self) -> &Layout {
-        &self.layout
+        &self.store.layout
     }
 
     /// How many rows the row index has.
@@ -208,7 +383,9 @@ impl TableContext {
 
     /// The rows, in matrix order, read one by one.
     pub fn rows(&self) -> impl Iterator<Item = Result<Row>> + '_ {
-        self.index.iter().map(|(id, at)| self.read_row(*id, *at))
+        self.index
+            .iter()
+            .map(|(id, at)| self.store.read_row(*id, *at))
     }
 
     /// The row with this id.
@@ -218,7 +395,7 @@ impl TableContext {
     pub fn row_by_id(&self, id: u32) -> Result<Option<Row>> {
         self.by_id
             .get(&id)
-            .map(|at| self.read_row(id, *at))
+            .map(|at| self.store.read_row(id, *at))
             .transpose()
     }
 
@@ -229,7 +406,7 @@ impl TableContext {
     /// As [`TableContext::row_by_id`]; [`PstError::Limit`] where cells claim more than the file
     /// holds.
     pub fn all_rows(&self) -> Result<Vec<Row>> {
-        let mut budget = Budget::new(self.heap.len(), &self.subnodes);
+        let mut budget = Budget::new(self.store.heap.len(), &self.store.subnodes);
         let mut out = Vec::new();
         for row in self.rows() {
             let row = row?;
@@ -256,12 +433,12 @@ impl TableContext {
     /// The heap below, for the check.
     #[must_use]
     pub const fn heap(&self) -> &Heap {
-        &self.heap
+        &self.store.heap
     }
 
     /// The header of the row index.
     pub(crate) const fn row_index(&self) -> Hid {
-        self.row_index
+        self.store.row_index
     }
 
     /// The row ids and their places in the matrix, in matrix order.
@@ -269,93 +446,14 @@ impl TableContext {
         self.index.iter().copied()
     }
 
-    /// The row id that the row at matrix index `at` itself has.
-    pub(crate) fn raw_row_id(&self, at: u32) -> Result<u32> {
-        u32_at(&self.raw_row(at)?, 0, "dwRowID")
+    /// The raw bytes of the row at matrix index `at`, for the check.
+    pub(crate) fn raw_row(&self, at: u32) -> Result<Vec<u8>> {
+        self.store.raw_row(at)
     }
 
     /// How many whole rows the matrix has room for.
     pub(crate) fn matrix_rows(&self) -> Result<usize> {
-        let size = self.layout.row_size();
-        Ok(match &self.matrix {
-            Matrix::None => 0,
-            Matrix::Heap(b) => b.len() / size,
-            Matrix::Sub {
-                blocks,
-                rows_per_block,
-                ..
-            } => match blocks.count() {
-                0 => 0,
-                n => (n - 1) * rows_per_block + blocks.read(n - 1)?.len() / size,
-            },
-        })
-    }
-
-    /// The raw bytes of the row at matrix index `at`.
-    fn raw_row(&self, at: u32) -> Result<Vec<u8>> {
-        let size = self.layout.row_size();
-        let i = at as usize;
-        let missing = || PstError::corrupt("dwRowIndex", 0, format!("no row {at} in the matrix"));
-        let cut = |b: &[u8], i: usize| {
-            let start = i.checked_mul(size)?;
-            b.get(start..start.checked_add(size)?).map(<[u8]>::to_vec)
-        };
-        match &self.matrix {
-            Matrix::None => Err(missing()),
-            Matrix::Heap(b) => cut(b, i).ok_or_else(missing),
-            Matrix::Sub {
-                blocks,
-                rows_per_block,
-                cached,
-            } => {
-                let n = i.checked_div(*rows_per_block).ok_or_else(missing)?;
-                if n >= blocks.count() {
-                    return Err(missing());
-                }
-                let mut cached = cached.lock().unwrap_or_else(PoisonError::into_inner);
-                let block = match &*cached {
-                    Some((k, b)) if *k == n => Arc::clone(b),
-                    _ => {
-                        let b = Arc::new(blocks.read(n)?);
-                        *cached = Some((n, Arc::clone(&b)));
-                        b
-                    }
-                };
-                cut(&block, i % rows_per_block).ok_or_else(missing)
-            }
-        }
-    }
-
-    fn read_row(&self, id: u32, at: u32) -> Result<Row> {
-        let raw = self.raw_row(at)?;
-        let bitmap = self.layout.bitmap_offset();
-        let mut row = Row {
-            id,
-            ..Row::default()
-        };
-        for c in &self.layout.columns {
-            let byte = u8_at(&raw, bitmap + usize::from(c.bit / 8), "rgbCEB")?;
-            if byte & (0x80 >> (c.bit % 8)) == 0 {
-                continue;
-            }
-            let cell = slice(&raw, c.offset.into(), c.size.into(), "TCOLDESC.ibData")?;
-            match c.tag {
-                PropTag::LTP_ROW_ID => continue,
-                PropTag::LTP_ROW_VER => {
-                    row.version = u32_at(cell, 0, "dwRowVer")?;
-                    continue;
-                }
-                _ => {}
-            }
-            let data = if c.is_inline() {
-                ValueData::Bytes(cell.to_vec())
-            } else {
-                let raw = u32_at(cell, 0, "cell HNID")?;
-                read_value(&self.heap, &self.subnodes, c.tag.prop_type(), raw)?
-            };
-            row.props.insert(PropValue { tag: c.tag, data });
-        }
-        Ok(row)
+        self.store.matrix_rows()
     }
 }
 

@@ -17,7 +17,6 @@ use super::heap_build::MAX_ITEM;
 use super::node::NodeSource;
 use super::prop::PropTag;
 use super::table::{Column, Layout, Row, TableContext};
-use crate::ndb::bytes::put;
 use crate::ndb::{Ndb, NodeContent, NodeData};
 use crate::{Bid, PstError, Result};
 
@@ -104,6 +103,7 @@ pub struct TableEdit {
     rows: Vec<Option<Row>>,
     by_id: HashMap<u32, usize>,
     version: u32,
+    lossy: bool,
 }
 
 impl TableEdit {
@@ -123,6 +123,7 @@ impl TableEdit {
             rows: Vec::new(),
             by_id: HashMap::new(),
             version: 0,
+            lossy: false,
         }
     }
 
@@ -211,27 +212,50 @@ impl TableEdit {
     /// # Errors
     /// [`PstError::Limit`] where the table is full; what comparing with the old row gives.
     pub fn put_row(&mut self, id: u32, props: &PropBag) -> Result<()> {
-        let props = self.storable(props);
-        let old = self.by_id.get(&id).copied();
-        if let Some(row) = old.and_then(|i| self.rows.get(i)?.as_ref())
-            && row.props.same_content(&props)?
-        {
-            return Ok(());
-        }
-        let version = self.version.checked_add(1).ok_or(PstError::Limit {
+        let next = self.version.checked_add(1).ok_or(PstError::Limit {
             what: "row versions",
             found: 1 << 32,
             limit: u32::MAX.into(),
         })?;
+        self.put_row_as(id, props, &mut |_| next)
+    }
+
+    /// As [`TableEdit::put_row`]; `version` makes the row's new version of its old one (0 for a new
+    /// row), and is asked only where the row changes.
+    ///
+    /// # Errors
+    /// What comparing with the old row gives.
+    pub fn put_row_as(
+        &mut self,
+        id: u32,
+        props: &PropBag,
+        version: &mut dyn FnMut(u32) -> u32,
+    ) -> Result<()> {
+        let props = self.storable(props);
+        let old = self.by_id.get(&id).copied();
+        let mut before = 0;
+        if let Some(row) = old.and_then(|i| self.rows.get(i)?.as_ref()) {
+            if row.props.same_content(&props)? {
+                return Ok(());
+            }
+            before = row.version;
+        }
+        let version = version(before);
         let row = Row { id, version, props };
         match old.and_then(|i| self.rows.get_mut(i)) {
             Some(slot) => {
-                self.version = version;
+                self.version = self.version.max(version);
                 *slot = Some(row);
             }
             None => self.push(row),
         }
         Ok(())
+    }
+
+    /// Whether cells for which a table has no room are left out: right for tables whose rows are
+    /// copies of what the objects themselves hold (a folder's), wrong for recipients.
+    pub const fn set_lossy(&mut self, lossy: bool) {
+        self.lossy = lossy;
     }
 
     /// Changes cells of the row with this id and keeps its others; adds the row if there is none.
@@ -255,7 +279,10 @@ impl TableEdit {
     /// # Errors
     /// [`PstError::Limit`] for more than a heap holds, and what reading other files gives.
     pub fn build(&self, same: Option<&Arc<Ndb>>) -> Result<NodeContent> {
-        let mut sink = ValueSink::new(ClientSig::TABLE, same);
+        self.build_into(ValueSink::new(ClientSig::TABLE, same))
+    }
+
+    fn build_into(&self, mut sink: ValueSink<'_>) -> Result<NodeContent> {
         self.rows().for_each(|r| sink.reserve_objects(&r.props));
         // The row index is item 1 and TCINFO item 2, as other writers have them.
         let index = sink.heap.alloc(&[0; 8])?;
@@ -290,6 +317,8 @@ impl TableEdit {
             if let Some((_, full)) = blocks.split_last_mut() {
                 full.iter_mut().for_each(|b| b.resize(block, 0));
             }
+            // The rows are worth more than any cell.
+            sink.most += 1;
             sink.put_subnode(NodeData::Blocks(blocks))?.0
         };
         sink.heap.set(info, &self.layout.encode(index.0, rows))?;
@@ -298,7 +327,6 @@ impl TableEdit {
 
     fn encode_row(&self, sink: &mut ValueSink<'_>, row: &Row) -> Result<Vec<u8>> {
         let mut out = vec![0u8; self.layout.row_size()];
-        let bitmap = self.layout.bitmap_offset();
         for c in &self.layout.columns {
             let cell = match c.tag {
                 PropTag::LTP_ROW_ID => row.id.to_le_bytes().to_vec(),
@@ -306,13 +334,13 @@ impl TableEdit {
                 _ => match row.props.get_tag(c.tag) {
                     None => continue,
                     Some(p) if c.is_inline() => p.data.read(8)?,
-                    Some(p) => sink.put(c.tag.prop_type(), &p.data)?.to_le_bytes().to_vec(),
+                    Some(p) => match sink.put(c.tag.prop_type(), &p.data) {
+                        Err(PstError::Limit { .. }) if self.lossy => continue,
+                        hnid => hnid?.to_le_bytes().to_vec(),
+                    },
                 },
             };
-            put(&mut out, c.offset.into(), &cell);
-            if let Some(b) = out.get_mut(bitmap + usize::from(c.bit / 8)) {
-                *b |= 0x80 >> (c.bit % 8);
-            }
+            self.layout.set_cell(&mut out, c, Some(&cell));
         }
         Ok(out)
     }
@@ -349,5 +377,65 @@ impl TableBuilder {
     /// As [`TableEdit::build`].
     pub fn build(&self, same: Option<&Arc<Ndb>>) -> Result<NodeContent> {
         self.0.build(same)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ltp::prop::{PropType, PropValue};
+    use crate::ndb::Subnodes;
+
+    const TEXT: PropTag = PropTag::new(0x3001, PropType::BINARY);
+
+    fn table(rows: u32) -> TableEdit {
+        let mut edit = TableEdit::new(&[TEXT]).unwrap();
+        for id in 0..rows {
+            let text = PropValue::binary(TEXT.id(), vec![id as u8; 300]);
+            edit.put_row(id, &PropBag::from_iter([text])).unwrap();
+        }
+        edit
+    }
+
+    fn sink(value_blocks: usize, subnodes: usize) -> ValueSink<'static> {
+        let mut sink = ValueSink::new(ClientSig::TABLE, None);
+        sink.limit(value_blocks, subnodes);
+        sink
+    }
+
+    /// A HID addresses 65,536 blocks: what comes after them goes to subnodes.
+    #[test]
+    fn values_for_which_the_heap_has_no_block_go_to_subnodes() {
+        let edit = table(400);
+        let content = edit.build_into(sink(5, 1000)).unwrap();
+        let Subnodes::Tree(subnodes) = &content.subnodes else {
+            panic!("no subnodes")
+        };
+        assert!(subnodes.len() > 200, "{}", subnodes.len());
+        let table = TableContext::open_source(&NodeSource::built(content)).unwrap();
+        assert_eq!(table.row_count(), 400);
+        for row in table.rows().map(Result::unwrap) {
+            let text = row.props.get_tag(TEXT).unwrap();
+            assert_eq!(text.data.bytes().unwrap(), vec![row.id as u8; 300]);
+        }
+    }
+
+    /// A folder's table may lack a cell, a recipient may not lack a name.
+    #[test]
+    fn where_subnodes_run_out_too_a_copy_is_left_out_and_an_original_is_refused() {
+        let mut edit = table(400);
+        assert!(matches!(
+            edit.build_into(sink(5, 50)),
+            Err(PstError::Limit { .. })
+        ));
+        edit.set_lossy(true);
+        let content = edit.build_into(sink(5, 50)).unwrap();
+        let table = TableContext::open_source(&NodeSource::built(content)).unwrap();
+        assert_eq!(table.row_count(), 400);
+        let texts = table
+            .rows()
+            .filter(|r| r.as_ref().unwrap().props.get_tag(TEXT).is_some());
+        let texts = texts.count();
+        assert!((150..250).contains(&texts), "{texts}");
     }
 }

@@ -72,7 +72,7 @@ impl Builder<'_> {
         let mut subnodes = match std::mem::take(&mut content.subnodes) {
             Subnodes::None => BTreeMap::new(),
             Subnodes::Tree(tree) => tree,
-            Subnodes::Existing(_) => {
+            Subnodes::Existing(_) | Subnodes::Patched(_) => {
                 return Err(PstError::Refused(
                     "a built property context has foreign subnodes".into(),
                 ));

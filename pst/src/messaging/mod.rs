@@ -23,5 +23,6 @@ pub use read::{
     MessageData, MessageEntry, Pst,
 };
 pub use row_cells::{cells, cells_in, code_page};
+pub(crate) use search::SUD_LEN;
 pub use transaction::Transaction;
 pub use value::{for_each_chunk, value_len};

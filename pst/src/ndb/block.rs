@@ -2,7 +2,7 @@
 
 use super::Ndb;
 use super::btree::BbtEntry;
-use super::bytes::{crc, put, signature, slice, u16_at, u32_at};
+use super::bytes::{crc, put, signature, signature_is, slice, sum_is, u16_at, u32_at};
 use super::crypt::CryptMethod;
 use super::format::Format;
 use crate::{Bid, Bref, PstError, Result};
@@ -33,7 +33,7 @@ pub fn verify_block<'a>(format: &Format, stored: &'a [u8], entry: &BbtEntry) -> 
         ));
     }
     let sum = u32_at(stored, t + format.trailer_crc, "dwCRC")?;
-    if sum != crc(data) {
+    if !sum_is(sum, data) {
         return Err(PstError::corrupt(
             "BLOCKTRAILER.dwCRC",
             ib,
@@ -41,7 +41,7 @@ pub fn verify_block<'a>(format: &Format, stored: &'a [u8], entry: &BbtEntry) -> 
         ));
     }
     let sig = u16_at(stored, t + 2, "wSig")?;
-    if sig != signature(ib, bid.0) {
+    if !signature_is(sig, signature(ib, bid.0)) {
         return Err(PstError::corrupt(
             "BLOCKTRAILER.wSig",
             ib,
@@ -88,14 +88,16 @@ pub(crate) fn seal_block(format: &Format, crypt: CryptMethod, bref: Bref, data: 
     out.resize(space, 0);
     let t = space - format.block_trailer;
     put(&mut out, t, &(data.len() as u16).to_le_bytes());
-    put(
-        &mut out,
-        t + 2,
-        &signature(bref.ib, bref.bid.0).to_le_bytes(),
-    );
     put(&mut out, t + format.trailer_crc, &sum.to_le_bytes());
-    format.put_id(&mut out, t + format.trailer_bid, bref.bid.0);
+    name_block(format, &mut out, bref);
     out
+}
+
+/// Gives a block as stored another BID and place. Its data must not be encoded with the BID.
+pub(crate) fn name_block(format: &Format, stored: &mut [u8], bref: Bref) {
+    let t = stored.len() - format.block_trailer;
+    put(stored, t + 2, &signature(bref.ib, bref.bid.0).to_le_bytes());
+    format.put_id(stored, t + format.trailer_bid, bref.bid.0);
 }
 
 impl Ndb {
@@ -112,11 +114,39 @@ impl Ndb {
         self.block_data_of(&entry)
     }
 
+    /// Reads the block that `entry` names and verifies it as it is stored, without decoding it.
+    ///
+    /// # Errors
+    /// As [`Ndb::block_data`].
+    pub(crate) fn verify_stored(&self, entry: &BbtEntry) -> Result<()> {
+        let format = self.format();
+        let cb = usize::from(entry.cb);
+        if cb > format.max_data() {
+            // The same refusal as for one who wants the data.
+            return self.block_data_of(entry).map(drop);
+        }
+        let stored = self.read(entry.bref.ib, format.block_space(cb))?;
+        verify_block(format, &stored, entry).map(drop)
+    }
+
     /// The decoded data of the block that `entry` names.
     ///
     /// # Errors
     /// As [`Ndb::block_data`].
     pub fn block_data_of(&self, entry: &BbtEntry) -> Result<Vec<u8>> {
+        let mut stored = self.stored_block(entry)?;
+        stored.truncate(usize::from(entry.cb));
+        if entry.cb != entry.cb_data {
+            stored = inflate(&stored, entry)?;
+        }
+        if !entry.bref.bid.is_internal() {
+            self.header().crypt.decode(&mut stored, entry.bref.bid);
+        }
+        Ok(stored)
+    }
+
+    /// The verified bytes of a block as they lie in the file: encoded data, padding, trailer.
+    pub(super) fn stored_block(&self, entry: &BbtEntry) -> Result<Vec<u8>> {
         let format = self.format();
         let largest = entry.cb.max(entry.cb_data);
         if usize::from(largest) > format.max_data() {
@@ -126,15 +156,8 @@ impl Ndb {
                 format!("{largest} > {}", format.max_data()),
             ));
         }
-        let mut stored = self.read(entry.bref.ib, format.block_space(usize::from(entry.cb)))?;
+        let stored = self.read(entry.bref.ib, format.block_space(usize::from(entry.cb)))?;
         verify_block(format, &stored, entry)?;
-        stored.truncate(usize::from(entry.cb));
-        if entry.cb != entry.cb_data {
-            stored = inflate(&stored, entry)?;
-        }
-        if !entry.bref.bid.is_internal() {
-            self.header().crypt.decode(&mut stored, entry.bref.bid);
-        }
         Ok(stored)
     }
 }

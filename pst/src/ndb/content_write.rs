@@ -7,6 +7,8 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use storage::Payload;
+
 use super::btree::NbtEntry;
 use super::content::{NodeContent, NodeData, Subnodes};
 use super::data_tree::{DataTree, Pieces, XBlock};
@@ -23,6 +25,7 @@ enum Source<'a> {
     Blocks(&'a [Vec<u8>]),
     Copy(&'a super::Ndb, DataTree),
     Recut(&'a super::Ndb, Pieces),
+    Payload(&'a Payload, usize),
 }
 
 impl<'a> Source<'a> {
@@ -32,6 +35,9 @@ impl<'a> Source<'a> {
             Self::Blocks(b) => b.len(),
             Self::Copy(_, tree) => tree.block_count(),
             Self::Recut(_, pieces) => pieces.count(),
+            Self::Payload(p, size) => {
+                usize::try_from(p.len().div_ceil(*size as u64)).unwrap_or(usize::MAX)
+            }
         }
     }
 
@@ -52,6 +58,14 @@ impl<'a> Source<'a> {
                 .ok_or_else(missing),
             Self::Copy(ndb, tree) => tree.read_block(ndb, i).map(Cow::Owned),
             Self::Recut(ndb, pieces) => pieces.read(ndb, i).map(Cow::Owned),
+            Self::Payload(p, size) => {
+                let at = i as u64 * *size as u64;
+                let n = p.len().saturating_sub(at).min(*size as u64);
+                let mut out = vec![0; n as usize];
+                p.read_exact_at(at, &mut out)
+                    .map_err(|source| PstError::Io { offset: at, source })?;
+                Ok(Cow::Owned(out))
+            }
         }
     }
 }
@@ -72,8 +86,8 @@ impl NdbTransaction {
     fn put(&mut self, nid: Nid, parent: Nid, content: &NodeContent) -> Result<NbtEntry> {
         let old = self.node(nid)?;
         let (old_data, old_sub) = old.map_or((Bid::NONE, Bid::NONE), |o| (o.bid_data, o.bid_sub));
-        let bid_data = self.put_data(&content.data, old_data)?;
-        let bid_sub = self.put_subnodes(&content.subnodes, old_sub, 0)?;
+        let bid_data = self.put_data(&content.data, old_data, true)?;
+        let bid_sub = self.put_subnodes(&content.subnodes, old_sub, true, 0)?;
         let entry = NbtEntry {
             nid,
             bid_data,
@@ -87,8 +101,9 @@ impl NdbTransaction {
         Ok(entry)
     }
 
-    /// Writes data; the BID returned carries one reference for the caller to store.
-    fn put_data(&mut self, data: &NodeData, old: Bid) -> Result<Bid> {
+    /// Writes data; the BID returned carries one reference for the caller to store. `owned`: the
+    /// caller holds a reference to `old` and drops it afterwards.
+    pub(super) fn put_data(&mut self, data: &NodeData, old: Bid, owned: bool) -> Result<Bid> {
         let max = self.base.format().max_data();
         let source = match data {
             NodeData::None => return Ok(Bid::NONE),
@@ -98,6 +113,7 @@ impl NdbTransaction {
             }
             NodeData::Bytes(bytes) => Source::Bytes(bytes, max),
             NodeData::Blocks(blocks) => Source::Blocks(blocks),
+            NodeData::Payload(payload) => Source::Payload(payload, max),
             NodeData::Copy(ndb, bid) => {
                 let tree = ndb.data(*bid)?;
                 // Blocks of a file of another format are full at another length.
@@ -108,8 +124,20 @@ impl NdbTransaction {
                     Source::Recut(ndb, Pieces::new(ndb, tree, max)?)
                 }
             }
+            NodeData::Patched(patch) => {
+                return self.put_patched_data(patch, owned && patch.base.key() == old.key());
+            }
         };
         let count = source.count();
+        let width = self.base.format().max_xblock();
+        if count > width * width {
+            // Said before gigabytes are written, not after.
+            return Err(PstError::Limit {
+                what: "data blocks of a node",
+                found: count as u64,
+                limit: (width * width) as u64,
+            });
+        }
         if count == 0 {
             return Ok(Bid::NONE);
         }
@@ -124,6 +152,15 @@ impl NdbTransaction {
         let mut lengths = Vec::with_capacity(count);
         let mut shared = 0;
         for i in 0..count {
+            if let Source::Copy(from, tree) = &source
+                && old_blocks.get(i).is_none()
+                && let Some(bid) = tree.block_bids().get(i)
+                && let Some((bid, len)) = self.copy_block(from, *bid)?
+            {
+                lengths.push(len);
+                blocks.push(bid);
+                continue;
+            }
             let bytes = source.block(i)?;
             lengths.push(bytes.len() as u64);
             match old_blocks.get(i) {
@@ -149,7 +186,7 @@ impl NdbTransaction {
     }
 
     /// Whether a block exists, is whole and holds exactly these bytes.
-    fn holds(&self, bid: Bid, bytes: &[u8]) -> Result<bool> {
+    pub(super) fn holds(&self, bid: Bid, bytes: &[u8]) -> Result<bool> {
         match self.block(bid)? {
             Some(entry) if usize::from(entry.cb_data) == bytes.len() && entry.cref < u16::MAX => {
                 match self.block_data(bid) {
@@ -193,13 +230,6 @@ impl NdbTransaction {
                 limit: u64::from(u32::MAX),
             })
         };
-        if blocks.len() > width * width {
-            return Err(PstError::Limit {
-                what: "data blocks of a node",
-                found: blocks.len() as u64,
-                limit: (width * width) as u64,
-            });
-        }
         total(lengths)?;
         let mut parts = Vec::new();
         for (bids, lengths) in blocks.chunks(width).zip(lengths.chunks(width)) {
@@ -221,8 +251,15 @@ impl NdbTransaction {
         self.write_block(&xx.encode(format), true)
     }
 
-    /// Writes subnodes; the BID returned carries one reference for the caller to store.
-    fn put_subnodes(&mut self, subnodes: &Subnodes, old: Bid, depth: usize) -> Result<Bid> {
+    /// Writes subnodes; the BID returned carries one reference for the caller to store. `owned` as
+    /// for [`NdbTransaction::put_data`].
+    pub(super) fn put_subnodes(
+        &mut self,
+        subnodes: &Subnodes,
+        old: Bid,
+        owned: bool,
+        depth: usize,
+    ) -> Result<Bid> {
         let tree = match subnodes {
             Subnodes::None => return Ok(Bid::NONE),
             Subnodes::Existing(bid) => {
@@ -231,14 +268,12 @@ impl NdbTransaction {
             }
             Subnodes::Tree(tree) if tree.is_empty() => return Ok(Bid::NONE),
             Subnodes::Tree(tree) => tree,
+            Subnodes::Patched(patch) => {
+                let owned = owned && patch.base.key() == old.key();
+                return self.put_patched_subnodes(patch, owned, depth);
+            }
         };
-        if depth >= MAX_DEPTH {
-            return Err(PstError::Limit {
-                what: "levels of subnodes",
-                found: depth as u64 + 1,
-                limit: MAX_DEPTH as u64,
-            });
-        }
+        check_depth(depth)?;
         let old_entries = match self.subnode_entries(old) {
             Ok(entries) => entries,
             Err(PstError::Io { offset, source }) => return Err(PstError::Io { offset, source }),
@@ -248,8 +283,8 @@ impl NdbTransaction {
         for (nid, content) in tree {
             let before = old_entries.get(nid);
             let (data, sub) = before.map_or((Bid::NONE, Bid::NONE), |e| (e.bid_data, e.bid_sub));
-            let bid_data = self.put_data(&content.data, data)?;
-            let bid_sub = self.put_subnodes(&content.subnodes, sub, depth + 1)?;
+            let bid_data = self.put_data(&content.data, data, false)?;
+            let bid_sub = self.put_subnodes(&content.subnodes, sub, false, depth + 1)?;
             entries.push(SubnodeEntry {
                 nid: *nid,
                 bid_data,
@@ -313,4 +348,16 @@ impl NdbTransaction {
         }
         self.write_block(&SBlock::Inner(parts).encode(format), true)
     }
+}
+
+/// Refuses subnodes nested deeper than any reader follows.
+pub(super) fn check_depth(depth: usize) -> Result<()> {
+    if depth >= MAX_DEPTH {
+        return Err(PstError::Limit {
+            what: "levels of subnodes",
+            found: depth as u64 + 1,
+            limit: MAX_DEPTH as u64,
+        });
+    }
+    Ok(())
 }

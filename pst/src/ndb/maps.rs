@@ -6,6 +6,8 @@
 //! recomputed AMap no longer knows the space that an old PMap holds in reserve. The density list
 //! is a hint for finding space; it is written anew with a right checksum each time.
 
+use storage::Payload;
+
 use super::Ndb;
 use super::amap::{SLOTS, Space};
 use super::bytes::{put, u8_at, u32_at};
@@ -37,13 +39,6 @@ pub(crate) fn read_dlist(ndb: &Ndb) -> Result<Vec<(u64, usize)>> {
     Ok(entries)
 }
 
-/// AMaps worth trying first, best last; empty if there is no valid density list.
-pub(super) fn dense_maps(ndb: &Ndb) -> Vec<u64> {
-    let mut entries = read_dlist(ndb).unwrap_or_default();
-    entries.sort_by_key(|(index, free)| (*free, std::cmp::Reverse(*index)));
-    entries.into_iter().map(|(index, _)| index).collect()
-}
-
 /// Builds the density list page from (AMap index, free slots).
 pub(super) fn dlist_page(format: &Format, mut entries: Vec<(u64, usize)>, bid: Bid) -> Vec<u8> {
     entries.retain(|(index, free)| *free > 0 && *free <= SLOTS && *index < 1 << 20);
@@ -73,9 +68,9 @@ pub(super) fn map_page(format: &Format, kind: PageType, ib: u64, bits: &[u8]) ->
 #[derive(Default)]
 pub(super) struct MapWrites {
     /// Pages of new spans: free space as far as the committed file is concerned.
-    pub fresh: Vec<(u64, Vec<u8>)>,
+    pub fresh: Vec<(u64, Payload)>,
     /// Pages of the committed file, changed in place, and the density list.
-    pub changed: Vec<(u64, Vec<u8>)>,
+    pub changed: Vec<(u64, Payload)>,
 }
 
 /// Computes the map pages after a transaction; sets the header's space fields.
@@ -109,7 +104,7 @@ pub(super) fn map_writes(base: &Ndb, space: &Space, header: &mut Header) -> Resu
             } else {
                 &mut writes.changed
             }
-            .push((ib, page));
+            .push((ib, page.into()));
         }
     }
     header.amap_last = amap_offset(space.count() - 1);
@@ -126,7 +121,7 @@ pub(super) fn map_writes(base: &Ndb, space: &Space, header: &mut Header) -> Resu
         0,
         (
             DLIST_OFFSET,
-            dlist_page(format, dlist.into_iter().collect(), bid),
+            dlist_page(format, dlist.into_iter().collect(), bid).into(),
         ),
     );
     Ok(writes)

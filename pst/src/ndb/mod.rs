@@ -6,6 +6,7 @@
 //! not change while it is open: give it a snapshot.
 
 pub(crate) mod amap;
+mod bits;
 mod block;
 mod btree;
 mod btree_write;
@@ -17,8 +18,12 @@ mod crypt;
 pub(crate) mod data_tree;
 pub mod format;
 mod header;
+mod limits;
 pub(crate) mod maps;
 mod page;
+mod patch;
+mod proof;
+mod recompute;
 pub(crate) mod subnode;
 mod transaction;
 
@@ -32,14 +37,15 @@ pub use btree::{
     BbtEntry, BlockIter, BtEntry, BtIter, BtLeaf, BtPage, MAX_LEVEL, NbtEntry, NodeIter,
 };
 pub use bytes::{crc, signature};
-pub use content::{NodeContent, NodeData, Subnodes};
+pub use content::{DataPatch, NodeContent, NodeData, SubnodePatch, Subnodes};
 pub use crypt::CryptMethod;
 pub use data_tree::DataTree;
 pub use format::Format;
 pub use header::{HEADER_LEN, Header};
+pub use limits::{SizeLimits, SizeState};
 pub use page::{PageType, seal_page, verify_page};
 pub use subnode::SubnodeEntry;
-pub use transaction::NdbTransaction;
+pub use transaction::{EditOptions, NdbTransaction};
 
 use crate::{Bid, Bref, Nid, PstError, Result};
 

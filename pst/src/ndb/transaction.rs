@@ -15,25 +15,45 @@
 //! Up to the third phase the file opens as before, from then on as after; while the AMaps are
 //! marked invalid, the next transaction recomputes them from the trees.
 //!
-//! The result depends on the committed bytes and the calls alone: no clock, no randomness.
+//! The result depends on the committed bytes and the calls alone: no clock, no randomness. Cost
+//! follows what is edited, not the size of the file; with a scratch ([`EditOptions`]) memory does
+//! not even follow that: new blocks and pages lie there until the write set is committed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
-use storage::{Overlay, Phase, ReadAt, WriteAt, WriteSet};
+use storage::{Overlay, Payload, Phase, ReadAt, Scratch, WriteAt, WriteSet};
 
-use super::amap::{Space, walk_pages};
-use super::block::seal_block;
+use super::amap::Space;
+use super::block::{name_block, seal_block};
 use super::btree::{BbtEntry, BtLeaf, NbtEntry};
 use super::btree_write::{self, PageSpace};
+use super::crypt::CryptMethod;
 use super::data_tree::XBlock;
-use super::maps::{dense_maps, map_writes};
+use super::limits::SizeLimits;
+use super::maps::{map_writes, read_dlist};
+use super::recompute::walk_pages;
 use super::subnode::SBlock;
 use super::{Header, Ndb, SharedCache};
 use crate::{Bid, Bref, Nid, NidType, PstError, Result};
 
 /// The largest index in a NID (27 bits).
 const MAX_NID_INDEX: u32 = (1 << 27) - 1;
+
+/// Pending edits of the block B-tree that are merged into it without being asked for: what bounds
+/// their memory.
+const MERGE_AT: usize = 1 << 14;
+
+/// How an edit is made. The default: all in memory, and the format's own size limit.
+#[derive(Clone, Default)]
+pub struct EditOptions {
+    /// Where new blocks and pages go that do not fit into `memory`.
+    pub scratch: Option<Arc<dyn Scratch>>,
+    /// Bytes of new blocks and pages that are kept in memory where there is a scratch.
+    pub memory: u64,
+    /// The largest size that the file may grow to, in bytes; `None`: [`SizeLimits::of`] its format.
+    pub max_size: Option<u64>,
+}
 
 /// A reader of the uncommitted state sees this storage.
 pub(super) type Work = Arc<Overlay<Arc<dyn ReadAt>>>;
@@ -51,8 +71,6 @@ pub struct NdbTransaction {
     cache: SharedCache,
     /// Views handed out, which may still be in use.
     views: Vec<Weak<Ndb>>,
-    /// Space that this transaction took since the last view and may reuse at once.
-    young: BTreeSet<u64>,
     /// Space that this transaction took and no longer needs, but that a view may still read.
     dead: Vec<(u64, usize)>,
     changed: bool,
@@ -68,8 +86,16 @@ impl NdbTransaction {
     /// [`PstError::Refused`] for a file too damaged to be edited, or of a format that is only read;
     /// errors of reading.
     pub fn begin(base: Arc<Ndb>) -> Result<Self> {
+        Self::begin_with(base, &EditOptions::default())
+    }
+
+    /// As [`NdbTransaction::begin`], with options.
+    ///
+    /// # Errors
+    /// As [`NdbTransaction::begin`].
+    pub fn begin_with(base: Arc<Ndb>, options: &EditOptions) -> Result<Self> {
         let trusted = base.header().maps_valid();
-        Self::start(base, trusted)
+        Self::start(base, trusted, options)
     }
 
     /// As [`NdbTransaction::begin`], but recomputes the AMaps from the trees even where they are
@@ -78,15 +104,19 @@ impl NdbTransaction {
     /// # Errors
     /// As [`NdbTransaction::begin`].
     pub fn begin_recomputed(base: Arc<Ndb>) -> Result<Self> {
-        let mut transaction = Self::start(base, false)?;
+        let mut transaction = Self::start(base, false, &EditOptions::default())?;
         transaction.changed = true;
         Ok(transaction)
     }
 
-    fn start(base: Arc<Ndb>, trusted: bool) -> Result<Self> {
+    fn start(base: Arc<Ndb>, trusted: bool, options: &EditOptions) -> Result<Self> {
         base.format().require_writable()?;
-        let io = |source| PstError::Io { offset: 0, source };
-        let work: Work = Arc::new(Overlay::new(Arc::clone(base.storage())).map_err(io)?);
+        let below = Arc::clone(base.storage());
+        let work = match &options.scratch {
+            Some(scratch) => Overlay::with_scratch(below, Arc::clone(scratch), options.memory),
+            None => Overlay::new(below),
+        };
+        let work: Work = Arc::new(work.map_err(|source| PstError::Io { offset: 0, source })?);
         let mut header = base.header().clone();
         // The counter may be behind the blocks: torn headers, and writers that forget it.
         if let Some(last) = base.last_entry::<BbtEntry>()? {
@@ -99,11 +129,13 @@ impl NdbTransaction {
             })?;
             header.bid_next_block = Bid(header.bid_next_block.0.max(least));
         }
-        let space = if trusted {
-            Space::trusted(&base, dense_maps(&base))
-        } else {
-            Space::recomputed(&base)?
-        };
+        // A hint alone: one that cannot be read is as good as none.
+        let dense = read_dlist(&base).unwrap_or_default();
+        let limit = SizeLimits::of(base.format()).max;
+        let mut space = Space::new(&base, dense, options.max_size.unwrap_or(limit))?;
+        if !trusted {
+            space.recompute(&base)?;
+        }
         let cache = SharedCache::default();
         let reader = Arc::new(Ndb::assemble(
             Arc::clone(&work) as _,
@@ -120,7 +152,6 @@ impl NdbTransaction {
             reader,
             cache,
             views: Vec::new(),
-            young: BTreeSet::new(),
             dead: Vec::new(),
             changed: false,
             failed: false,
@@ -168,7 +199,6 @@ impl NdbTransaction {
             self.cache.clone(),
         ));
         self.views.push(Arc::downgrade(&view));
-        self.young.clear();
         Ok(view)
     }
 
@@ -194,6 +224,14 @@ impl NdbTransaction {
                 return Ok(nid);
             }
         }
+    }
+
+    /// Hands out the next value of dwUnique above `floor`: where Outlook takes the versions of table
+    /// rows from ([MS-PST] 2.2.2.6), so that no two rows of a file have the same.
+    pub fn next_unique(&mut self, floor: u32) -> u32 {
+        let next = self.header.unique.max(floor).wrapping_add(1).max(1);
+        self.header.unique = next;
+        next
     }
 
     /// Raises rgnid so that [`NdbTransaction::alloc_nid`] does not hand out `nid`'s index again.
@@ -261,30 +299,62 @@ impl NdbTransaction {
                 limit: format.max_data() as u64,
             });
         }
+        let bref = self.name_of_block(format.block_space(data.len()), internal)?;
+        let stored = seal_block(format, self.header.crypt, bref, data);
+        self.put_block(bref, data.len() as u16, &stored)
+    }
+
+    /// Writes a data block of another file as it is stored there, if that is how this file would
+    /// store it too. Gives the new BID and the bytes of data.
+    pub(super) fn copy_block(&mut self, from: &Ndb, bid: Bid) -> Result<Option<(Bid, u64)>> {
+        let format = self.base.format();
+        let crypt = self.header.crypt;
+        if from.format() != format || from.header().crypt != crypt || crypt == CryptMethod::Cyclic {
+            return Ok(None);
+        }
+        let Some(entry) = from.block(bid)?.filter(|e| e.cb == e.cb_data) else {
+            return Ok(None);
+        };
+        if bid.is_internal() || usize::from(entry.cb) > format.max_data() {
+            return Ok(None);
+        }
+        let mut stored = from.stored_block(&entry)?;
+        let bref = self.name_of_block(stored.len(), false)?;
+        name_block(format, &mut stored, bref);
+        let bid = self.put_block(bref, entry.cb, &stored)?;
+        Ok(Some((bid, u64::from(entry.cb))))
+    }
+
+    /// A new BID, and space for a block of `len` bytes as stored.
+    fn name_of_block(&mut self, len: usize, internal: bool) -> Result<Bref> {
+        let max = self.base.format().max_id() - 8;
         let limit = PstError::Limit {
             what: "bidNextB",
             found: self.header.bid_next_block.0,
-            limit: format.max_id() - 8,
+            limit: max,
         };
         let next = self.header.bid_next_block.0.checked_next_multiple_of(4);
-        let next = next.filter(|n| *n <= format.max_id() - 8).ok_or(limit)?;
-        let bid = Bid(next | if internal { 2 } else { 0 });
+        let next = next.filter(|n| *n <= max).ok_or(limit)?;
+        let ib = self.take(len, false)?;
         self.header.bid_next_block = Bid(next + 4);
-        let ib = self.take(format.block_space(data.len()), false)?;
-        let bref = Bref { bid, ib };
-        let stored = seal_block(format, self.header.crypt, bref, data);
-        self.write(ib, &stored)?;
+        let bid = Bid(next | if internal { 2 } else { 0 });
+        Ok(Bref { bid, ib })
+    }
+
+    fn put_block(&mut self, bref: Bref, cb: u16, stored: &[u8]) -> Result<Bid> {
+        self.write(bref.ib, stored)?;
         self.changed = true;
-        self.bbt.insert(
-            bid.key(),
-            Some(BbtEntry {
-                bref,
-                cb: data.len() as u16,
-                cb_data: data.len() as u16,
-                cref: 2,
-            }),
-        );
-        Ok(bid)
+        let entry = BbtEntry {
+            bref,
+            cb,
+            cb_data: cb,
+            cref: 2,
+        };
+        self.bbt.insert(bref.bid.key(), Some(entry));
+        if self.bbt.len() >= MERGE_AT {
+            self.merge()?;
+        }
+        Ok(bref.bid)
     }
 
     /// The decoded data of a block as edited so far.
@@ -343,6 +413,18 @@ impl NdbTransaction {
         Ok(())
     }
 
+    /// Removes an internal block to which the caller has the only reference; the references that
+    /// it holds become the caller's.
+    pub(super) fn take_apart(&mut self, bid: Bid) -> Result<()> {
+        if let Some(entry) = self.block(bid)? {
+            self.changed = true;
+            self.bbt.insert(bid.key(), None);
+            let space = self.base.format().block_space(usize::from(entry.cb));
+            leak_if_damaged(self.give_back(entry.bref.ib, space))?;
+        }
+        Ok(())
+    }
+
     /// Appends the blocks that an internal block refers to.
     fn children(&self, bid: Bid, out: &mut Vec<Bid>) -> Result<()> {
         let format = self.base.format();
@@ -370,32 +452,43 @@ impl NdbTransaction {
 
     fn take(&mut self, len: usize, page: bool) -> Result<u64> {
         self.reclaim()?;
-        let ib = self.space.alloc(&self.base, len, page)?;
-        self.young.insert(ib);
-        Ok(ib)
+        self.with_space(|space, ndb| space.alloc(ndb, len, page))
     }
 
     fn give_back(&mut self, ib: u64, len: usize) -> Result<()> {
         if !self.space.is_mine(ib) {
-            return self.space.free_committed(&self.base, ib, len);
+            return self.with_space(|space, ndb| space.free_committed(ndb, ib, len));
         }
-        if self.young.remove(&ib) {
-            return self.space.free_mine(ib, len);
+        if self.viewed() {
+            self.dead.push((ib, len));
+            return Ok(());
         }
-        self.dead.push((ib, len));
-        Ok(())
+        self.space.free_mine(ib, len)
+    }
+
+    /// Works on the space; recomputes it once where the AMaps turn out to be damaged or to lie.
+    fn with_space<T>(&mut self, f: impl Fn(&mut Space, &Ndb) -> Result<T>) -> Result<T> {
+        let result = f(&mut self.space, &self.base);
+        if result.is_err() && self.space.suspect {
+            self.space.recompute(&self.base)?;
+            return f(&mut self.space, &self.base);
+        }
+        result
+    }
+
+    /// Whether somebody may still read an earlier state of this edit.
+    fn viewed(&mut self) -> bool {
+        self.views.retain(|v| v.strong_count() > 0);
+        !self.views.is_empty()
     }
 
     /// Space that only dropped views could read becomes free.
     fn reclaim(&mut self) -> Result<()> {
-        if self.dead.is_empty() {
+        if self.dead.is_empty() || self.viewed() {
             return Ok(());
         }
-        self.views.retain(|v| v.strong_count() > 0);
-        if self.views.is_empty() {
-            for (ib, len) in std::mem::take(&mut self.dead) {
-                self.space.free_mine(ib, len)?;
-            }
+        for (ib, len) in std::mem::take(&mut self.dead) {
+            self.space.free_mine(ib, len)?;
         }
         Ok(())
     }
@@ -405,6 +498,8 @@ impl NdbTransaction {
         if self.nbt.is_empty() && self.bbt.is_empty() {
             return Ok(());
         }
+        // Half a merge is no state at all.
+        let failed = std::mem::replace(&mut self.failed, true);
         let reader = Arc::clone(&self.reader);
         let nbt = effective(&reader, std::mem::take(&mut self.nbt))?;
         let bbt = effective(&reader, std::mem::take(&mut self.bbt))?;
@@ -415,23 +510,23 @@ impl NdbTransaction {
             self.header.clone(),
             self.cache.clone(),
         ));
+        self.failed = failed;
         Ok(())
     }
 
     /// Compares the space that this edit has taken with every page and block of the committed
-    /// file. AMaps marked valid are otherwise believed; this costs a walk over both trees, and
-    /// keeps the mail of a file whose maps lie.
+    /// file, by a walk over both trees. Space is held against what lies there when it is taken; this
+    /// is the long way to the same answer.
     ///
     /// # Errors
-    /// [`PstError::Refused`] if the edit would overwrite something: recompute the maps first
-    /// ([`NdbTransaction::begin_recomputed`]).
+    /// [`PstError::Refused`] if the edit would overwrite something.
     pub fn verify_space(&mut self) -> Result<()> {
         self.merge()?;
         let taken: storage::RangeSet = self
             .space
             .taken()
             .into_iter()
-            .map(|(ib, len)| ib..ib + len as u64)
+            .map(|(ib, len)| ib..ib + len)
             .collect();
         let format = self.base.format();
         let clash = |ib: u64, len: usize| -> Result<()> {
@@ -483,12 +578,10 @@ impl NdbTransaction {
 
         let maps = map_writes(&self.base, &self.space, &mut self.header)?;
         let mut blocks = Phase::new("blocks");
+        // Not copied: they are read from where they lie when the write set is committed.
         for (ib, len) in self.space.taken() {
-            let mut data = vec![0; len];
-            self.work
-                .read_exact_at(ib, &mut data)
-                .map_err(|source| PstError::Io { offset: ib, source })?;
-            blocks.writes.push((ib, data));
+            let work = Arc::clone(&self.work) as Arc<dyn ReadAt>;
+            blocks.writes.push((ib, Payload::stored(work, ib, len)));
         }
         blocks.writes.extend(maps.fresh);
         blocks.writes.sort_by_key(|(ib, _)| *ib);
@@ -497,9 +590,9 @@ impl NdbTransaction {
         let reached = blocks
             .writes
             .iter()
-            .any(|(ib, data)| ib + data.len() as u64 > base_len);
+            .any(|(ib, data)| ib + data.len() > base_len);
         if target_len > base_len && !reached {
-            blocks.writes.push((target_len - 1, vec![0]));
+            blocks.writes.push((target_len - 1, vec![0].into()));
         }
 
         self.header.amap_valid = 0;
@@ -517,11 +610,11 @@ impl NdbTransaction {
             base_len,
             target_len,
             phases: vec![
-                phase("invalid", vec![(0, old.encode())]),
+                phase("invalid", vec![(0, old.encode().into())]),
                 blocks,
-                phase("header", vec![(0, new)]),
+                phase("header", vec![(0, new.into())]),
                 phase("maps", maps.changed),
-                phase("valid", vec![(0, valid)]),
+                phase("valid", vec![(0, valid.into())]),
             ],
         };
         write_set

@@ -7,21 +7,14 @@
 use std::collections::BTreeMap;
 
 use super::super::row_cells::cells_in;
-use super::super::schema::{self, is_table_only};
+use super::super::schema::is_table_only;
 use super::super::search::{self, SUD_LEN};
 use super::super::tags;
 use super::folders::with_zero_counts;
 use super::{MAX_SEARCH_NODE, Pending, Rows, Transaction};
-use crate::ltp::{PropBag, PropType, PropValue, TableContext, TableEdit};
-use crate::ndb::{NodeContent, NodeData, Subnodes};
-use crate::{Nid, NidType, Result};
-
-/// What a folder's edited table says about it.
-#[derive(Clone, Copy)]
-struct Counts {
-    rows: i32,
-    unread: i32,
-}
+use crate::ltp::{PropBag, PropType, PropValue};
+use crate::ndb::{DataPatch, NodeContent, NodeData, Subnodes};
+use crate::{Bid, Nid, NidType, Result};
 
 impl Transaction {
     pub(super) fn write_gathered(&mut self) -> Result<()> {
@@ -67,18 +60,20 @@ impl Transaction {
     /// Writes a folder's contents tables and properties; whether its row in the parent's hierarchy
     /// table must follow.
     fn write_folder(&mut self, nid: Nid, pending: &Pending) -> Result<bool> {
+        let before = self.folder_props(nid)?;
         let contents = self.write_table(
             nid.with_kind(NidType::CONTENTS_TABLE),
             pending.created,
             &pending.contents,
+            &before,
         )?;
         // No count is kept of associated messages: PidTagAssociatedContentCount in a file is a server's.
         self.write_table(
             nid.with_kind(NidType::ASSOC_CONTENTS_TABLE),
             pending.created,
             &pending.associated,
+            &before,
         )?;
-        let before = self.folder_props(nid)?;
         let mut props = match &pending.props {
             Some(new) => {
                 let mut props = with_zero_counts(new);
@@ -115,80 +110,15 @@ impl Transaction {
     }
 
     /// Whether the folder has rows in its hierarchy table once the gathered changes are in it.
-    fn has_children(&self, nid: Nid, pending: &Pending) -> Result<bool> {
+    fn has_children(&mut self, nid: Nid, pending: &Pending) -> Result<bool> {
         if pending.children.values().any(|came| *came) {
             return Ok(true);
         }
         if pending.created {
             return Ok(false);
         }
-        let Some(table) = self.table_edit(nid.with_kind(NidType::HIERARCHY_TABLE))? else {
-            return Ok(false);
-        };
-        Ok(table
-            .rows()
-            .any(|row| pending.children.get(&Nid(row.id)) != Some(&false)))
-    }
-
-    fn table_edit(&self, table: Nid) -> Result<Option<TableEdit>> {
-        match self.base.node(table)? {
-            Some(entry) => Ok(Some(TableEdit::open(
-                &self.base,
-                entry.bid_data,
-                entry.bid_sub,
-            )?)),
-            None => Ok(None),
-        }
-    }
-
-    /// Puts the gathered rows into a contents table; its counts, or `None` if nothing changed.
-    fn write_table(&mut self, table: Nid, created: bool, rows: &Rows) -> Result<Option<Counts>> {
-        if rows.is_empty() && !created {
-            return Ok(None);
-        }
-        let existing = if created {
-            None
-        } else {
-            self.table_edit(table)?
-        };
-        let mut edit = match existing {
-            Some(edit) => edit,
-            None => self.new_table(table.kind())?,
-        };
-        for (id, row) in rows {
-            match row {
-                Some(cells) => edit.put_row(*id, cells)?,
-                None => {
-                    edit.delete_row(*id);
-                }
-            }
-        }
-        let counts = Counts {
-            rows: i32::try_from(edit.row_count()).unwrap_or(i32::MAX),
-            unread: unread(&edit),
-        };
-        self.put_table(table, &edit)?;
-        Ok(Some(counts))
-    }
-
-    /// An empty table as the file's template has it.
-    fn new_table(&self, kind: NidType) -> Result<TableEdit> {
-        let template = schema::template_of(kind);
-        match self.base.node(template)? {
-            Some(entry) => {
-                let table = TableContext::open(&self.base, entry.bid_data, entry.bid_sub)?;
-                Ok(TableEdit::with_layout(table.layout().clone()))
-            }
-            None => TableEdit::new(schema::columns(template)),
-        }
-    }
-
-    fn put_table(&mut self, table: Nid, edit: &TableEdit) -> Result<()> {
-        let parent = self.ndb.node(table)?.map_or(Nid(0), |e| e.nid_parent);
-        let content = edit.build(Some(&self.base))?;
-        self.ndb.put_node(table, parent, &content)?;
-        self.written.insert(table);
-        Ok(())
+        let gone: Vec<Nid> = pending.children.keys().copied().collect();
+        self.has_rows_without(nid.with_kind(NidType::HIERARCHY_TABLE), &gone)
     }
 
     /// Brings the hierarchy table of `nid` up to date: rows of `children` anew, rows of those that
@@ -210,37 +140,26 @@ impl Transaction {
         // Folders name no code page: theirs is that of the store, which matters to 8-bit columns.
         let narrow = columns.iter().any(|c| c.prop_type() == PropType::STRING8);
         let page = if narrow { self.pst.code_page()? } else { None };
-        let existing = if created {
-            None
-        } else {
-            self.table_edit(table)?
-        };
-        let mut edit = match existing {
-            Some(edit) => edit,
-            None => self.new_table(NidType::HIERARCHY_TABLE)?,
-        };
-        for (child, came) in pending.iter().flat_map(|p| &p.children) {
-            if !came {
-                edit.delete_row(child.0);
+        let mut rows: Rows = pending
+            .iter()
+            .flat_map(|p| &p.children)
+            .filter(|(_, came)| !**came)
+            .map(|(child, _)| (child.0, None))
+            .collect();
+        for child in children.iter().copied().filter(|c| !gone(c)) {
+            let mut row = PropBag::new();
+            if !created
+                && let Some(lookup) = self.lookup(table)?
+                && let Some(old) = lookup.row_by_id(child.0)?
+            {
+                let kept = old.props.into_iter().filter(|v| is_table_only(v.tag.id()));
+                row.extend(kept);
             }
-        }
-        let mut children: Vec<Nid> = children.iter().copied().filter(|c| !gone(c)).collect();
-        children.sort_unstable();
-        children.dedup();
-        for child in children {
-            let mut row: PropBag = match edit.row(child.0) {
-                Some(old) => old
-                    .props
-                    .iter()
-                    .filter(|v| is_table_only(v.tag.id()))
-                    .cloned()
-                    .collect(),
-                None => PropBag::new(),
-            };
             row.extend(cells_in(&self.folder_props(child)?, &columns, page));
-            edit.put_row(child.0, &row)?;
+            rows.insert(child.0, Some(row));
         }
-        self.put_table(table, &edit)
+        self.write_table(table, created, &rows, &PropBag::new())?;
+        Ok(())
     }
 
     /// Appends to the search management queue. A queue that is no whole number of SUDs is not
@@ -256,19 +175,11 @@ impl Transaction {
         let Some(entry) = self.base.node(Nid::SEARCH_MANAGEMENT_QUEUE)? else {
             return Ok(());
         };
-        let mut data = if entry.bid_data.is_none() {
-            Vec::new()
-        } else {
-            self.base
-                .data(entry.bid_data)?
-                .read_all(&self.base, MAX_SEARCH_NODE)?
-        };
-        if data.len() % SUD_LEN != 0 {
+        let Some(data) = self.appended(entry.bid_data, &suds)? else {
             return Ok(());
-        }
-        data.extend_from_slice(&suds);
+        };
         let content = NodeContent {
-            data: NodeData::Bytes(data),
+            data,
             subnodes: Subnodes::None,
         };
         // The parent field is the byte offset of the queue's head: it stays.
@@ -276,11 +187,40 @@ impl Transaction {
             .put_node(Nid::SEARCH_MANAGEMENT_QUEUE, entry.nid_parent, &content)?;
         Ok(())
     }
-}
 
-/// How many rows of a contents table lack `mfRead` ([MS-OXCMSG] 2.2.1.6).
-fn unread(table: &TableEdit) -> i32 {
-    let unread =
-        |props: &PropBag| props.i32(tags::MESSAGE_FLAGS).unwrap_or(0) & tags::FLAG_READ == 0;
-    i32::try_from(table.rows().filter(|row| unread(&row.props)).count()).unwrap_or(i32::MAX)
+    /// The queue's data with SUDs behind it: only its last block is written anew. `None` where it is
+    /// no whole number of them.
+    fn appended(&self, bid: Bid, suds: &[u8]) -> Result<Option<NodeData>> {
+        if bid.is_none() {
+            return Ok(Some(NodeData::Bytes(suds.to_vec())));
+        }
+        let tree = self.base.data(bid)?;
+        if tree.len() % SUD_LEN as u64 != 0 {
+            return Ok(None);
+        }
+        let full = self.base.format().max_data();
+        let first = tree.block_count().saturating_sub(1);
+        let mut tail = if tree.block_count() == 0 {
+            Vec::new()
+        } else {
+            tree.read_block(&self.base, first)?
+        };
+        if tree.len() != (first * full + tail.len()) as u64 {
+            // Blocks that are not full: the queue is written as a whole.
+            let mut data = tree.read_all(&self.base, MAX_SEARCH_NODE)?;
+            data.extend_from_slice(suds);
+            return Ok(Some(NodeData::Bytes(data)));
+        }
+        tail.extend_from_slice(suds);
+        let blocks: BTreeMap<usize, Vec<u8>> = tail
+            .chunks(full)
+            .enumerate()
+            .map(|(i, b)| (first + i, b.to_vec()))
+            .collect();
+        Ok(Some(NodeData::Patched(DataPatch {
+            base: bid,
+            count: first + blocks.len(),
+            blocks,
+        })))
+    }
 }

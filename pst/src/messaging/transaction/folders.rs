@@ -33,6 +33,7 @@ impl Transaction {
         // Written now so that the NID is taken, and again with its counts when all is gathered.
         self.put_folder(nid, parent, with_zero_counts(&props))?;
         self.placed.insert(nid, Some(parent));
+        self.linked = true;
         let pending = self.pending(nid);
         *pending = super::Pending {
             created: true,
@@ -81,6 +82,7 @@ impl Transaction {
         self.check_depth(parent)?;
         self.ndb.set_parent(nid, parent)?;
         self.placed.insert(nid, Some(parent));
+        self.linked = true;
         self.pending(from).children.insert(nid, false);
         self.pending(from).stale_rows.remove(&nid);
         self.pending(parent).children.insert(nid, true);

@@ -181,14 +181,11 @@ impl Transaction {
         if let Some(Some(row)) = self.rows(folder, nid).get(&nid.0) {
             return Ok(keep(row));
         }
-        let Some(entry) = self.base.node(table_of(folder, nid))? else {
-            return Ok(PropBag::new());
+        let row = match self.lookup(table_of(folder, nid))? {
+            Some(lookup) => lookup.row_by_id(nid.0)?,
+            None => None,
         };
-        let table = TableContext::open(&self.base, entry.bid_data, entry.bid_sub)?;
-        Ok(table
-            .row_by_id(nid.0)?
-            .map(|row| keep(&row.props))
-            .unwrap_or_default())
+        Ok(row.map(|row| keep(&row.props)).unwrap_or_default())
     }
 }
 

@@ -11,6 +11,7 @@ mod finish;
 mod folders;
 mod messages;
 mod raw;
+mod tables;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -22,8 +23,8 @@ use super::read::{Index, MessageData, Pst, not_found};
 use super::schema;
 use super::search::{self, Change};
 use super::tags;
-use crate::ltp::{NameMap, NameMapEdit, PropBag, PropName, PropTag, TableContext};
-use crate::ndb::{NbtEntry, Ndb, NdbTransaction, NodeContent};
+use crate::ltp::{NameMap, NameMapEdit, PropBag, PropName, PropTag, TableLookup};
+use crate::ndb::{EditOptions, NbtEntry, Ndb, NdbTransaction, NodeContent};
 use crate::{Nid, NidType, PstError, Result};
 
 /// Row edits of one table: `Some` cells to set, `None` to delete the row.
@@ -60,6 +61,10 @@ pub struct Transaction {
     /// Objects that were created, moved or deleted: where they are now.
     placed: BTreeMap<Nid, Option<Nid>>,
     columns: BTreeMap<Nid, Arc<Vec<PropTag>>>,
+    /// Tables of the base file in which rows were looked up.
+    lookups: BTreeMap<Nid, Arc<TableLookup>>,
+    /// Whether folders came to other places, so that nodes outside the hierarchy may be in it now.
+    linked: bool,
     /// The properties of folders as this transaction last wrote them.
     bags: BTreeMap<Nid, PropBag>,
     domain: BTreeSet<u32>,
@@ -72,7 +77,15 @@ impl Transaction {
     /// # Errors
     /// If the file cannot be read, or cannot be written safely ([`NdbTransaction::begin`]).
     pub fn begin(storage: Arc<dyn ReadAt>) -> Result<Self> {
-        Self::on(Arc::new(Ndb::open(storage)?))
+        Self::begin_with(storage, &EditOptions::default())
+    }
+
+    /// As [`Transaction::begin`], with options: where large values wait, how large the file may grow.
+    ///
+    /// # Errors
+    /// As [`Transaction::begin`].
+    pub fn begin_with(storage: Arc<dyn ReadAt>, options: &EditOptions) -> Result<Self> {
+        Self::on_with(Arc::new(Ndb::open(storage)?), options)
     }
 
     /// Begins a transaction on an open node database. Values that were read from this very `ndb`
@@ -81,8 +94,16 @@ impl Transaction {
     /// # Errors
     /// As [`Transaction::begin`].
     pub fn on(base: Arc<Ndb>) -> Result<Self> {
+        Self::on_with(base, &EditOptions::default())
+    }
+
+    /// As [`Transaction::on`], with options.
+    ///
+    /// # Errors
+    /// As [`Transaction::begin`].
+    pub fn on_with(base: Arc<Ndb>, options: &EditOptions) -> Result<Self> {
         let pst = Pst::from_ndb(Arc::clone(&base))?;
-        let ndb = NdbTransaction::begin(Arc::clone(&base))?;
+        let ndb = NdbTransaction::begin_with(Arc::clone(&base), options)?;
         let names = NameMapEdit::open(&base)?;
         let domain = match base.node(Nid::SEARCH_DOMAIN_OBJECT)? {
             Some(entry) if !entry.bid_data.is_none() => search::parse_domain(
@@ -102,6 +123,8 @@ impl Transaction {
             raw: BTreeSet::new(),
             placed: BTreeMap::new(),
             columns: BTreeMap::new(),
+            lookups: BTreeMap::new(),
+            linked: false,
             bags: BTreeMap::new(),
             domain,
             changes: Vec::new(),
@@ -156,15 +179,11 @@ impl Transaction {
     /// Writes what was gathered and ends the transaction. The write set takes the file from before
     /// to after; its phases must be made durable in order (DESIGN R8).
     ///
-    /// The space taken is held against every page and block of the file first: other writers'
-    /// allocation maps may lie, and mail must not be overwritten for believing them.
-    ///
     /// # Errors
-    /// If a table or property context that must change cannot be read, or the maps lie.
+    /// If a table or property context that must change cannot be read; a limit.
     pub fn finish(mut self) -> Result<WriteSet> {
         self.check_raw()?;
         self.write_gathered()?;
-        self.ndb.verify_space()?;
         self.ndb.finish()
     }
 
@@ -205,8 +224,8 @@ impl Transaction {
         if let Some(columns) = self.columns.get(&table) {
             return Ok(Arc::clone(columns));
         }
-        let columns = match self.base.node(table)? {
-            Some(entry) => column_tags(&self.base, &entry)?,
+        let columns = match self.lookup(table)? {
+            Some(lookup) => lookup.layout().columns.iter().map(|c| c.tag).collect(),
             None => self.template(schema::template_of(table.kind()))?,
         };
         let columns = Arc::new(columns);
@@ -248,8 +267,8 @@ impl Transaction {
 const MAX_SEARCH_NODE: u64 = 64 << 20;
 
 fn column_tags(ndb: &Arc<Ndb>, entry: &NbtEntry) -> Result<Vec<PropTag>> {
-    let table = TableContext::open(ndb, entry.bid_data, entry.bid_sub)?;
-    Ok(table.columns().iter().map(|c| c.tag).collect())
+    let table = TableLookup::open(ndb, entry.bid_data, entry.bid_sub)?;
+    Ok(table.layout().columns.iter().map(|c| c.tag).collect())
 }
 
 /// A folder's properties without its counts and without what is derived.

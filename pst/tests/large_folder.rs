@@ -1,0 +1,201 @@
+//! Large folders ([MS-PST] 2.6.2.4, 2.6.3.2): an edit of one message costs blocks and pages for what
+//! changes, not for the table. A user with 100,000 messages in a folder on a share pays for every
+//! block of an edit with a round trip; an engine that writes the table anew sends 36 MB for one mail.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use pst::check::{Severity, check, check_ltp};
+use pst::ltp::{PropBag, PropValue, TableContext};
+use pst::messaging::{IPM_SUBTREE, MessageData, Pst, Transaction, tags};
+use pst::{Nid, NidType};
+use storage::{MemStorage, WriteSet};
+use support::mail::*;
+
+/// What an edit may write: allocation maps and B-tree pages included, the header not.
+const ADD_LIMIT: usize = 400;
+
+fn small(n: u32) -> MessageData {
+    let key: Vec<u8> = n.to_le_bytes().repeat(4);
+    MessageData {
+        props: PropBag::from_iter([
+            PropValue::string(tags::MESSAGE_CLASS, "IPM.Note"),
+            PropValue::string(
+                tags::SUBJECT,
+                &format!("Subject {n} of a folder that is full"),
+            ),
+            PropValue::string(0x0042, &format!("Sender {}", n % 777)),
+            PropValue::string(0x0E04, "Somebody; Somebody Else"),
+            PropValue::string(0x0070, &format!("Subject {}", n % 1000)),
+            PropValue::i32(tags::MESSAGE_FLAGS, i32::from(n.is_multiple_of(3))),
+            PropValue::i32(tags::MESSAGE_SIZE, 1000),
+            PropValue::i32(tags::MESSAGE_STATUS, 0),
+            PropValue::time(0x0E06, 130_000_000_000_000_000 + u64::from(n)),
+            PropValue::time(0x3007, 130_000_000_000_000_000 + u64::from(n)),
+            PropValue::time(0x3008, 130_000_000_000_000_000 + u64::from(n)),
+            PropValue::binary(tags::SEARCH_KEY, key),
+            PropValue::string(0x1000, "A short body."),
+        ]),
+        ..MessageData::default()
+    }
+}
+
+/// A file with two folders, the first with `count` messages, made in one transaction.
+fn made(count: u32) -> (Arc<MemStorage>, Nid, Nid, Vec<Nid>) {
+    let file = empty();
+    let mut tx = begin(&file);
+    let full = tx
+        .create_folder(IPM_SUBTREE, None, &folder("Full"))
+        .unwrap();
+    let other = tx
+        .create_folder(IPM_SUBTREE, None, &folder("Other"))
+        .unwrap();
+    let nids = (0..count)
+        .map(|n| tx.add_message(full, None, &small(n), false).unwrap())
+        .collect();
+    commit(&tx.finish().unwrap(), &file);
+    (file, full, other, nids)
+}
+
+/// How many blocks and pages an edit wrote, by the counters that number them, with the allocation
+/// map pages that it changed; and the bytes of the whole write set.
+fn written(before: &Pst, after: &Pst, set: &WriteSet) -> (usize, usize, usize, u64) {
+    let (old, new) = (before.ndb().header(), after.ndb().header());
+    let blocks = (new.bid_next_block.0 - old.bid_next_block.0) / 4;
+    let pages = new.bid_next_page.0 - old.bid_next_page.0;
+    let maps = set.phases.iter().filter(|p| p.name == "maps");
+    let maps: usize = maps.map(|p| p.writes.len()).sum();
+    let bytes = set.phases.iter().flat_map(|p| &p.writes);
+    let bytes = bytes.map(|(_, data)| data.len() as u64).sum();
+    (blocks as usize, pages as usize, maps, bytes)
+}
+
+/// The rows of a folder's contents table against its messages, and its counts, without reading
+/// every message again.
+fn rows_right(pst: &Pst, folder: Nid, messages: &BTreeSet<Nid>) {
+    let ndb = pst.ndb();
+    let entry = ndb
+        .node(folder.with_kind(NidType::CONTENTS_TABLE))
+        .unwrap()
+        .unwrap();
+    let table = TableContext::open(ndb, entry.bid_data, entry.bid_sub).unwrap();
+    let ids: BTreeSet<Nid> = table.row_ids().map(Nid).collect();
+    assert_eq!(&ids, messages);
+    let mut unread = 0;
+    let mut versions = BTreeSet::new();
+    for row in table.rows() {
+        let row = row.unwrap();
+        assert!(versions.insert(row.version), "two rows of one version");
+        unread += i32::from(row.props.i32(tags::MESSAGE_FLAGS).unwrap() & 1 == 0);
+    }
+    assert!(versions.last().is_none_or(|v| *v < ndb.header().unique));
+    let props = pst.folder(folder).unwrap().props;
+    assert_eq!(
+        props.i32(tags::CONTENT_COUNT),
+        Some(i32::try_from(ids.len()).unwrap())
+    );
+    assert_eq!(props.i32(tags::CONTENT_UNREAD), Some(unread));
+    let above = ndb
+        .node(IPM_SUBTREE.with_kind(NidType::HIERARCHY_TABLE))
+        .unwrap()
+        .unwrap();
+    let above = TableContext::open(ndb, above.bid_data, above.bid_sub).unwrap();
+    let row = above.row_by_id(folder.0).unwrap().unwrap();
+    for tag in [tags::CONTENT_COUNT, tags::CONTENT_UNREAD] {
+        assert_eq!(row.props.i32(tag), props.i32(tag));
+    }
+}
+
+fn sound(pst: &Pst) {
+    let findings: Vec<_> = check(pst.ndb())
+        .into_iter()
+        .chain(check_ltp(pst.ndb()))
+        .collect();
+    let bad: Vec<_> = findings
+        .iter()
+        .filter(|f| f.severity > Severity::Info || f.code.starts_with("heap"))
+        .collect();
+    assert!(bad.is_empty(), "{bad:#?}");
+    assert!(findings.is_empty(), "{findings:#?}");
+}
+
+fn row(pst: &Pst, folder: Nid, message: Nid) -> PropBag {
+    let entry = pst
+        .ndb()
+        .node(folder.with_kind(NidType::CONTENTS_TABLE))
+        .unwrap()
+        .unwrap();
+    let table = TableContext::open(pst.ndb(), entry.bid_data, entry.bid_sub).unwrap();
+    table.row_by_id(message.0).unwrap().unwrap().props
+}
+
+#[test]
+fn one_edit_in_a_folder_of_a_hundred_thousand() {
+    let count = std::env::var("PST_LARGE_FOLDER").map_or(100_000, |n| n.parse().unwrap());
+    let begun = std::time::Instant::now();
+    let (file, full, other, nids) = made(count);
+    println!("made in {:?}", begun.elapsed());
+    let mut expected: BTreeSet<Nid> = nids.iter().copied().collect();
+    let mut elsewhere = BTreeSet::new();
+
+    let step = |what: &str, limit: usize, edit: &mut dyn FnMut(&mut Transaction)| {
+        let mut tx = begin(&file);
+        edit(&mut tx);
+        let set = tx.finish().unwrap();
+        let before = Pst::open(Arc::new(MemStorage::from(file.to_vec()))).unwrap();
+        commit(&set, &file);
+        let (blocks, pages, maps, bytes) = written(&before, &open(&file), &set);
+        println!("{what}: {blocks} blocks, {pages} pages, {maps} map pages; {bytes} bytes");
+        assert!(blocks + pages + maps <= limit, "{what}");
+    };
+    for n in 0..3 {
+        step("add", ADD_LIMIT, &mut |tx| {
+            expected.insert(
+                tx.add_message(full, None, &small(count + n), false)
+                    .unwrap(),
+            );
+        });
+    }
+    let changed = nids[nids.len() / 2];
+    for text in [
+        "Another subject",
+        "A subject that is longer than the one before",
+    ] {
+        step("update", 400, &mut |tx| {
+            let mut data = small(1);
+            data.props.insert(PropValue::string(tags::SUBJECT, text));
+            tx.update_message(changed, &data).unwrap();
+        });
+    }
+    let read = nids[7];
+    step("read", 400, &mut |tx| {
+        let mut data = small(7);
+        data.props.insert(PropValue::i32(tags::MESSAGE_FLAGS, 1));
+        tx.update_message(read, &data).unwrap();
+    });
+    let moved = nids[nids.len() / 3];
+    step("move", 400, &mut |tx| {
+        tx.move_message(moved, other).unwrap();
+    });
+    expected.remove(&moved);
+    elsewhere.insert(moved);
+    for at in [nids.len() / 5, nids.len() - 1, 0] {
+        step("delete", 400, &mut |tx| {
+            tx.delete_message(nids[at]).unwrap();
+        });
+        expected.remove(&nids[at]);
+    }
+
+    let pst = open(&file);
+    rows_right(&pst, full, &expected);
+    rows_right(&pst, other, &elsewhere);
+    assert_eq!(
+        row(&pst, full, changed).str(tags::SUBJECT).as_deref(),
+        Some("A subject that is longer than the one before")
+    );
+    sound(&pst);
+    println!("all in {:?}", begun.elapsed());
+}
