@@ -20,6 +20,7 @@ pub mod ltp;
 pub mod messaging;
 pub mod ndb;
 mod parallel;
+pub mod repair;
 pub mod scan;
 mod types;
 mod verify;

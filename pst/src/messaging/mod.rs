@@ -5,11 +5,11 @@
 //! bytes of the file; nothing is lost by reading and writing an object back.
 
 mod build;
-mod cells;
 mod create;
 mod names;
 mod read;
 mod row_cells;
+mod row_status;
 pub mod schema;
 mod search;
 pub mod tags;
@@ -17,7 +17,6 @@ mod transaction;
 mod tree;
 mod value;
 
-pub use cells::{cells, cells_in, code_page};
 pub use create::{DELETED_ITEMS, IPM_SUBTREE, SEARCH_ROOT, create_empty, create_empty_as};
 pub(crate) use names::by_key;
 pub use read::{
@@ -25,7 +24,8 @@ pub use read::{
     MessageData, MessageEntry, Pst,
 };
 pub(crate) use read::{not_found, read_message};
-pub(crate) use row_cells::{STATUS, status_hash};
+pub use row_cells::{cells, cells_in, code_page};
+pub(crate) use row_status::{STATUS, status_hash};
 pub(crate) use search::SUD_LEN;
 pub use transaction::Transaction;
 pub(crate) use tree::FolderLookup;

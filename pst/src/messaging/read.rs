@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use storage::ReadAt;
 
-use super::cells::code_page;
+use super::row_cells::code_page;
 use super::tags;
 use crate::derived::ObjectKind;
 use crate::ltp::{
@@ -31,7 +31,7 @@ pub struct Pst {
     index: OnceLock<Arc<Index>>,
     page: OnceLock<Option<CodePage>>,
     /// What contents tables that were looked at add to their messages.
-    pub(super) row_cells: Mutex<BTreeMap<Nid, super::row_cells::TableCells>>,
+    pub(super) row_status: Mutex<BTreeMap<Nid, super::row_status::TableCells>>,
 }
 
 /// A folder as the node B-tree knows it.
@@ -119,7 +119,7 @@ impl Pst {
             names,
             index: OnceLock::new(),
             page: OnceLock::new(),
-            row_cells: Mutex::default(),
+            row_status: Mutex::default(),
         })
     }
 

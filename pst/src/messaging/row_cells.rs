@@ -1,137 +1,114 @@
-//! What the rows of contents tables say that the messages themselves do not.
+//! The cells of a table's row, from the properties of the object that the row stands for
+//! ([MS-PST] 2.4.4.2, 2.4.4.4).
 //!
-//! [`crate::derived::is_content_cell`] is the rule. Asked about a few messages of a folder, a row is looked up
-//! for each; asked about many, the one column of the table is read at once, and only cells that say
-//! something are kept: in almost every file those are few.
+//! A table holds what it has a column for, by exact tag: id and type. Text is where types differ
+//! between files: the tables of ANSI stores have PtypString8 columns, those of Unicode stores
+//! PtypString, while an object from the other kind of store keeps the type that it came with: what a
+//! message says must not change by being carried. So a text cell of the other type is filled by
+//! converting, where that is exact in the code page that the object names (plain ASCII where it names
+//! none), and else stays empty: a row never says something else than its object.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError};
+use crate::ltp::{CodePage, PropBag, PropTag, PropType, PropValue, Text};
 
-use super::read::Pst;
 use super::tags;
-use crate::canonical::{canon_cells, cells_hash};
-use crate::ltp::{PropBag, PropTag, PropType, PropValue, TableContext, TableLookup};
-use crate::ndb::NbtEntry;
-use crate::{Nid, NidType, PstError, Result};
 
-/// PidTagMessageStatus, the one column that is content.
-pub(crate) const STATUS: PropTag = PropTag::new(tags::MESSAGE_STATUS, PropType::I32);
-
-/// So many messages are looked up one by one before the column is read.
-const FEW: u32 = 8;
-
-/// What is known of one contents table.
-pub(super) enum TableCells {
-    /// Rows were looked up, so many.
-    Asked(u32),
-    /// The cells that say something, by message.
-    Read(Arc<BTreeMap<Nid, PropBag>>),
+/// The code page of a message's 8-bit text: PidTagMessageCodepage ([MS-OXCMSG] 2.2.1.4), which says just
+/// that, else the Windows code page of the language that PidTagInternetCodepage tells
+/// ([MS-OXCMAIL] 2.1.3.2); that one is the code page of its MIME form and not itself meant.
+#[must_use]
+pub fn code_page(props: &PropBag) -> Option<CodePage> {
+    let page = |id: u16| {
+        let page = props.i32(id).filter(|page| *page > 0);
+        page.map(i32::cast_unsigned)
+    };
+    match page(tags::MESSAGE_CODEPAGE) {
+        Some(page) => Some(CodePage(page)),
+        None => CodePage::of_internet(page(tags::INTERNET_CODEPAGE)?),
+    }
 }
 
-/// The table that lists a message in a folder; `None` for what no folder lists.
-fn table_of(nid: Nid, folder: Nid) -> Option<Nid> {
-    if folder.kind() != NidType::NORMAL_FOLDER {
-        return None;
+/// The cells of a row: the properties that the table has a column for. Row id and version are the
+/// table's own.
+#[must_use]
+pub fn cells(props: &PropBag, columns: &[PropTag]) -> PropBag {
+    cells_in(props, columns, code_page(props))
+}
+
+/// As [`cells`], for what has no code page of its own: recipients and attachments of a message.
+#[must_use]
+pub fn cells_in(props: &PropBag, columns: &[PropTag], page: Option<CodePage>) -> PropBag {
+    columns
+        .iter()
+        .filter(|tag| !matches!(tag.id(), tags::LTP_ROW_ID | tags::LTP_ROW_VER))
+        .filter_map(|tag| cell(props, *tag, page))
+        .collect()
+}
+
+/// One cell; `None` where it stays empty.
+fn cell(props: &PropBag, column: PropTag, page: Option<CodePage>) -> Option<PropValue> {
+    let value = props.get(column.id())?;
+    if value.tag == column {
+        return Some(value.clone());
     }
-    match nid.kind() {
-        NidType::NORMAL_MESSAGE => Some(folder.with_kind(NidType::CONTENTS_TABLE)),
-        NidType::ASSOC_MESSAGE => Some(folder.with_kind(NidType::ASSOC_CONTENTS_TABLE)),
+    // A code page without a name in ours reads and writes ASCII alone.
+    let page = page.unwrap_or(CodePage(0));
+    let exact = |text: Text| text.lossless.then_some(text.text);
+    match (value.tag.prop_type(), column.prop_type()) {
+        (PropType::STRING8, PropType::UNICODE) => {
+            let text = exact(page.decode(value.as_bytes()?))?;
+            Some(PropValue::string(column.id(), &text))
+        }
+        (PropType::UNICODE, PropType::STRING8) => {
+            let text = exact(value.as_text()?)?;
+            Some(PropValue::new(column, page.encode(&text)?))
+        }
         _ => None,
     }
 }
 
-/// A table that is missing or damaged says nothing; a storage that fails does.
-fn nothing_if_damaged<T: Default>(result: Result<T>) -> Result<T> {
-    match result {
-        Err(PstError::Io { offset, source }) => Err(PstError::Io { offset, source }),
-        other => Ok(other.unwrap_or_default()),
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn said(bytes: Vec<u8>) -> Option<PropBag> {
-    let says = bytes.iter().any(|b| *b != 0);
-    says.then(|| PropBag::from_iter([PropValue::new(STATUS, bytes)]))
-}
+    const SUBJECT8: PropTag = PropTag(0x0037_001E);
+    const SUBJECT: PropTag = PropTag(0x0037_001F);
 
-/// [`Record::cells_hash`](crate::canonical::Record::cells_hash) of a status cell's bytes.
-pub(crate) fn status_hash(bytes: Option<Vec<u8>>) -> Result<u64> {
-    match bytes.and_then(said) {
-        Some(cells) => Ok(cells_hash(&canon_cells(&cells)?)),
-        None => Ok(0),
-    }
-}
-
-impl Pst {
-    /// The cells of a message's row that are content ([`crate::derived::is_content_cell`]) and say
-    /// something; none for a message outside any folder.
-    ///
-    /// # Errors
-    /// If the storage fails. A contents table that is missing or damaged says nothing.
-    pub fn cells(&self, nid: Nid) -> Result<PropBag> {
-        match self.ndb().node(nid)? {
-            Some(entry) => self.cells_in(nid, entry.nid_parent),
-            None => Ok(PropBag::new()),
-        }
+    fn bag(subject: PropValue, page: Option<i32>) -> PropBag {
+        let page = page.map(|p| PropValue::i32(tags::MESSAGE_CODEPAGE, p));
+        PropBag::from_iter([subject].into_iter().chain(page))
     }
 
-    /// The same for a message that is known to lie in a folder.
-    pub(crate) fn cells_in(&self, nid: Nid, folder: Nid) -> Result<PropBag> {
-        let Some(table) = table_of(nid, folder) else {
-            return Ok(PropBag::new());
+    #[test]
+    fn text_of_the_other_type_is_converted_where_that_is_exact() {
+        let stored = |props: &PropBag, column: PropTag| {
+            let row = cells(props, &[column]);
+            row.get_tag(column).map(|v| v.as_bytes().unwrap().to_vec())
         };
-        let lock = || {
-            self.row_cells
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-        };
-        let few = match lock().entry(table).or_insert(TableCells::Asked(0)) {
-            TableCells::Read(cells) => return Ok(cells.get(&nid).cloned().unwrap_or_default()),
-            TableCells::Asked(n) => {
-                *n += 1;
-                *n <= FEW
-            }
-        };
-        let Some(entry) = self.ndb().node(table)? else {
-            return Ok(PropBag::new());
-        };
-        if few {
-            return nothing_if_damaged(self.look_up(&entry, nid));
-        }
-        let cells = Arc::new(self.read_column(&entry)?);
-        let found = cells.get(&nid).cloned().unwrap_or_default();
-        lock().insert(table, TableCells::Read(cells));
-        Ok(found)
-    }
+        let utf16 = |s: &str| crate::ltp::utf16le(s);
+        let wide = |s: &str, page| bag(PropValue::string(0x37, s), page);
+        let narrow = |b: &[u8], page| bag(PropValue::new(SUBJECT8, b), page);
 
-    /// [`Record::cells_hash`](crate::canonical::Record::cells_hash) of a message that lies in a folder, or
-    /// more where the message says the same itself.
-    pub(crate) fn cells_hash(&self, nid: Nid, folder: Nid) -> Result<u64> {
-        Ok(cells_hash(&canon_cells(&self.cells_in(nid, folder)?)?))
-    }
-
-    fn look_up(&self, table: &NbtEntry, nid: Nid) -> Result<PropBag> {
-        if table.bid_data.is_none() {
-            return Ok(PropBag::new());
-        }
-        let lookup = TableLookup::open(self.ndb(), table.bid_data, table.bid_sub)?;
-        let cell = lookup.inline_cell(nid.0, STATUS)?;
-        Ok(cell.and_then(said).unwrap_or_default())
-    }
-
-    /// The cells that say something in one contents table, by message.
-    pub(crate) fn read_column(&self, table: &NbtEntry) -> Result<BTreeMap<Nid, PropBag>> {
-        let mut out = BTreeMap::new();
-        let open = || TableContext::open(self.ndb(), table.bid_data, table.bid_sub).map(Some);
-        let Some(context) = nothing_if_damaged(open())? else {
-            return Ok(out);
-        };
-        for cell in context.inline_column(STATUS) {
-            if let Some((id, bytes)) = nothing_if_damaged(cell.map(Some))?
-                && let Some(cells) = said(bytes)
-            {
-                out.insert(Nid(id), cells);
-            }
-        }
-        Ok(out)
+        assert_eq!(stored(&wide("plain", None), SUBJECT8).unwrap(), b"plain");
+        assert_eq!(
+            stored(&wide("削除", Some(932)), SUBJECT8).unwrap(),
+            b"\x8D\xED\x8F\x9C"
+        );
+        assert_eq!(stored(&wide("削除", Some(1252)), SUBJECT8), None);
+        assert_eq!(stored(&wide("ä", None), SUBJECT8), None);
+        assert_eq!(
+            stored(&narrow(b"plain", None), SUBJECT).unwrap(),
+            utf16("plain")
+        );
+        assert_eq!(
+            stored(&narrow(b"\x8D\xED", Some(932)), SUBJECT).unwrap(),
+            utf16("削")
+        );
+        assert_eq!(stored(&narrow(b"\xE4", None), SUBJECT), None);
+        assert_eq!(stored(&narrow(b"\x8D", Some(932)), SUBJECT), None);
+        // A column of the property's own type holds its bytes, whatever they are.
+        assert_eq!(stored(&narrow(b"\x8D", None), SUBJECT8).unwrap(), b"\x8D");
+        // Nothing but text is converted.
+        let number = bag(PropValue::i32(0x37, 7), None);
+        assert_eq!(stored(&number, SUBJECT), None);
     }
 }
