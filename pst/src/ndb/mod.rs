@@ -23,6 +23,7 @@ pub(crate) mod maps;
 mod page;
 mod proof;
 mod recompute;
+mod references;
 pub(crate) mod subnode;
 mod transaction;
 
