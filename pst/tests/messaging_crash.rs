@@ -181,7 +181,7 @@ impl Seen {
             self.after += 1;
         }
         no_errors(&pst);
-        if self.all || self.images % 3 == 0 {
+        if self.all || self.images.is_multiple_of(3) {
             next_edit_cleans(image);
         }
     }

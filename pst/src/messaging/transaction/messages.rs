@@ -122,8 +122,11 @@ impl Transaction {
         }
         let entry = self.require(nid, kind, "message")?;
         // A message outside any folder is a raw node: it has no row and no counts.
-        self.require_folder(entry.nid_parent)
-            .map_err(|_| not_found("message in a folder", nid))?;
+        self.require_folder(entry.nid_parent).map_err(|e| match e {
+            PstError::NotFound { .. } => not_found("message in a folder", nid),
+            // What cannot be read is not absent.
+            other => other,
+        })?;
         Ok(entry)
     }
 
