@@ -69,7 +69,7 @@ fn written(before: &Pst, after: &Pst, set: &WriteSet) -> (usize, usize, usize, u
     let maps = set.phases.iter().filter(|p| p.name == "maps");
     let maps: usize = maps.map(|p| p.writes.len()).sum();
     let bytes = set.phases.iter().flat_map(|p| &p.writes);
-    let bytes = bytes.map(|(_, data)| data.len() as u64).sum();
+    let bytes = bytes.map(|(_, data)| data.len()).sum();
     (blocks as usize, pages as usize, maps, bytes)
 }
 
