@@ -7,13 +7,14 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use pst::check::{Severity, check, check_ltp};
 use pst::ltp::{PropBag, PropValue, TableContext};
 use pst::messaging::{IPM_SUBTREE, MessageData, Pst, Transaction, tags};
 use pst::ndb::{NdbTransaction, NodeContent, NodeData, Subnodes};
 use pst::{Nid, NidType};
-use storage::{MemStorage, WriteSet};
+use storage::{MemStorage, ReadAt, WriteSet};
 use support::mail::*;
 
 /// Blocks and pages that an edit of one message in one folder may write. Allocation map pages, which
@@ -23,6 +24,22 @@ const LIMIT: usize = 40;
 const MOVE_LIMIT: usize = 56;
 /// Allocation map pages that an edit may change.
 const MAP_LIMIT: usize = 24;
+
+/// Bytes of the file that an edit may read: the table alone has 36 MB.
+const READ_LIMIT: u64 = 1 << 20;
+
+/// A storage that counts what is read from it.
+struct Counting(Arc<MemStorage>, AtomicU64);
+
+impl ReadAt for Counting {
+    fn len(&self) -> std::io::Result<u64> {
+        self.0.len()
+    }
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<usize> {
+        self.1.fetch_add(buf.len() as u64, Ordering::Relaxed);
+        self.0.read_at(offset, buf)
+    }
+}
 
 fn small(n: u32) -> MessageData {
     let key: Vec<u8> = n.to_le_bytes().repeat(4);
@@ -158,13 +175,18 @@ fn one_edit_in_a_folder_of_a_hundred_thousand() {
     let mut elsewhere = BTreeSet::new();
 
     let step = |what: &str, limit: usize, edit: &mut dyn FnMut(&mut Transaction)| {
-        let mut tx = begin(&file);
+        let counting = Arc::new(Counting(Arc::clone(&file), AtomicU64::new(0)));
+        let mut tx = Transaction::begin(Arc::clone(&counting) as Arc<dyn ReadAt>).unwrap();
         edit(&mut tx);
         let set = tx.finish().unwrap();
+        let read = counting.1.load(Ordering::Relaxed);
         let before = Pst::open(Arc::new(MemStorage::from(file.to_vec()))).unwrap();
         commit(&set, &file);
         let (blocks, pages, maps, bytes) = written(&before, &open(&file), &set);
-        println!("{what}: {blocks} blocks, {pages} pages, {maps} map pages; {bytes} bytes");
+        println!(
+            "{what}: {blocks} blocks, {pages} pages, {maps} map pages; {bytes} bytes written, {read} read"
+        );
+        assert!(read <= READ_LIMIT, "{what}");
         assert!(blocks + pages <= limit && maps <= MAP_LIMIT, "{what}");
     };
     for n in 0..3 {

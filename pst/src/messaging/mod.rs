@@ -9,6 +9,7 @@ mod cells;
 mod create;
 mod names;
 mod read;
+mod required;
 pub mod schema;
 mod search;
 pub mod tags;

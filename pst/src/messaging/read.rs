@@ -1,4 +1,5 @@
-//! Reading: [`Pst`], its one-pass index of objects, and folders and messages as property bags.
+//! Reading ([MS-PST] 2.4.3 to 2.4.6): [`Pst`], its one-pass index of objects, and folders and messages
+//! as property bags.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
