@@ -5,7 +5,7 @@ CARGO ?= cargo
 PST ?=
 DEMO_ARGS ?=
 
-.PHONY: help bootstrap build demo test lint fmt fmt-check doc deny bench ci
+.PHONY: help bootstrap build demo test lint fmt fmt-check doc deny bench fuzz ci
 
 help:
 	@echo "make demo [PST=file] [DEMO_ARGS=--keep]   the whole mission, end to end, on this machine"
@@ -15,6 +15,7 @@ help:
 	@echo "make doc       build the documentation, warnings denied"
 	@echo "make deny      licences, bans and sources of the dependencies"
 	@echo "make bench     run the benchmarks"
+	@echo "make fuzz      fuzz every target for FUZZ_SECONDS (900) each; needs nightly and cargo-fuzz"
 	@echo "make ci        all of lint, deny, test and doc"
 
 bootstrap:
@@ -57,6 +58,10 @@ bench: bootstrap
 	$(CARGO) build --locked --release --bins --example mail_writer
 	$(CARGO) bench --locked -p pstsyncd --bench core
 	$(CARGO) bench --locked -p pstsyncd --bench table
+
+# Needs `rustup toolchain install nightly` and `cargo install cargo-fuzz`; the tests do a short run without.
+fuzz:
+	scripts/fuzz.sh
 
 ci: bootstrap
 	$(MAKE) lint

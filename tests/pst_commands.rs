@@ -66,7 +66,7 @@ fn what_is_no_file_is_not_waited_for() {
     }
 }
 
-/// Its structure is sound; that there is no store in it is found when the objects are read.
+/// Its structure is sound; what makes it a mail store is missing.
 #[test]
 fn check_lists_its_findings_and_ends_with_5_where_one_is_an_error() {
     let machine = Machine::new();
@@ -84,10 +84,12 @@ fn check_lists_its_findings_and_ends_with_5_where_one_is_an_error() {
         .count();
     assert!(errors > 0);
     assert_eq!(summary["summary"]["errors"], errors);
-    let unreadable = findings
+    let missing = findings
         .iter()
-        .any(|f| f["finding"]["code"] == "object-unreadable");
-    assert!(unreadable, "{findings:?}");
+        .filter(|f| f["finding"]["code"] == "required-node")
+        .count();
+    assert_eq!(summary["summary"]["codes"]["required-node"], missing);
+    assert_eq!(missing, 6, "{findings:?}");
     let error: serde_json::Value = serde_json::from_slice(&out.stderr).unwrap();
     assert_eq!(error["error"]["code"], "check-failed");
 }

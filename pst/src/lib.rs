@@ -18,6 +18,7 @@ pub mod inventory;
 pub mod ltp;
 pub mod messaging;
 pub mod ndb;
+pub mod repair;
 mod types;
 mod verify;
 

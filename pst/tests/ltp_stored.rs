@@ -360,9 +360,9 @@ fn real_files_survive_a_rebuild_of_all_their_heaps() {
         assert!(bad.is_empty(), "{file}: {bad:#?}");
         // What was odd in the heaps is right after our builders made them.
         assert!(
-            found
-                .iter()
-                .all(|f| ["heap-reserved", "name-bucket"].contains(&f.code)),
+            found.iter().all(
+                |f| ["heap-reserved", "name-bucket", "name-stray", "name-twice"].contains(&f.code)
+            ),
             "{found:#?}"
         );
         for n in &nodes {

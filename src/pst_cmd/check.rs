@@ -1,19 +1,17 @@
-//! `pst check`: what is wrong with a PST, where, and by which rule.
+//! `pst check`: what is wrong with a PST, where, and by which rule (docs/CHECK.md lists the codes).
 //!
-//! First the structure (`pst::check`), then every object is read once. With `--json`: one line
-//! `{"finding":…}` each, then one line `{"summary":…}`.
+//! With `--json`: one line `{"finding":…}` each, then one line `{"summary":…}`. Of each code the first
+//! findings are shown; the summary counts all.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use pst::check::{Finding, Severity, check};
-use pst::derived::ObjectKind;
-use pst::inventory::fingerprint_node;
+use pst::check::{Finding, Level, Options, Report, Severity, check_file};
 use pst::ndb::Ndb;
-use pst::{Nid, Pst, PstError};
 use serde::Serialize;
 
-use super::{DAMAGED, bare, explain, open_file};
+use super::{DAMAGED, explain, open_file};
 use crate::error::{Outcome, UserError};
 use crate::exit::ExitStatus;
 use crate::output::{Output, clean, count};
@@ -27,32 +25,68 @@ struct Shown<'a> {
     section: &'a str,
 }
 
-#[derive(Default, Serialize)]
+#[derive(Serialize)]
 struct Summary {
     file: String,
     errors: u64,
     warnings: u64,
     infos: u64,
-    /// Objects that were read whole.
-    objects: u64,
+    /// How many findings there are of each code, those that are not shown included.
+    codes: BTreeMap<&'static str, u64>,
+    /// Nodes that were looked at.
+    nodes: u64,
+    /// Blocks that were read and verified.
+    blocks: u64,
+}
+
+impl Summary {
+    fn of(path: &Path, report: &Report) -> Self {
+        Self {
+            file: path.display().to_string(),
+            errors: report.count(Severity::Error),
+            warnings: report.count(Severity::Warning),
+            infos: report.count(Severity::Info),
+            codes: report.counts.iter().map(|(c, n)| (c.name(), *n)).collect(),
+            nodes: report.nodes,
+            blocks: report.blocks,
+        }
+    }
 }
 
 pub(super) fn run(path: &Path, out: &mut Output) -> Outcome {
     let file = Arc::new(open_file(path)?);
     let ndb = Arc::new(Ndb::open(file).map_err(|e| explain(path, &e))?);
-    let mut summary = Summary {
-        file: path.display().to_string(),
-        ..Summary::default()
+    let bar = super::progress::Bar::new();
+    let tell = |level: Level, done: u64, all: u64| bar.at(&format!("checking {level}"), done, all);
+    let options = Options {
+        progress: Some(&tell),
+        ..Options::default()
     };
-    for finding in check(&ndb) {
-        show(&finding, &mut summary, out)?;
+    let report = check_file(&ndb, &options);
+    bar.done();
+    for finding in &report.findings {
+        show(finding, out)?;
     }
-    objects(ndb, &mut summary, out)?;
+    if !out.is_json() {
+        for code in report.counts.keys() {
+            let more = report.dropped(*code);
+            if more > 0 {
+                out.line(format_args!(
+                    "{:<8} {:<22} and {} more of them",
+                    code.severity(),
+                    code,
+                    count(more)
+                ))?;
+            }
+        }
+    }
+    let summary = Summary::of(path, &report);
     out.result(&serde_json::json!({ "summary": summary }), |out| {
         out.line(format_args!(
-            "{}: {} objects read; {} errors, {} warnings, {} notes",
+            "{}: {} nodes and {} blocks looked at; {} errors, {} warnings, {} notes",
             clean(&summary.file),
-            count(summary.objects),
+            count(summary.nodes),
+            count(summary.blocks),
             count(summary.errors),
             count(summary.warnings),
             count(summary.infos)
@@ -64,64 +98,25 @@ pub(super) fn run(path: &Path, out: &mut Output) -> Outcome {
     Err(UserError::new(
         "check-failed",
         format!("{} has {} errors", path.display(), count(summary.errors)),
-        "restore it from a backup, or repair a copy with Outlook's scanpst",
+        advice(&report),
     ))
 }
 
-/// Reads every object to its last byte: what the structure cannot tell (heaps, tables, values) shows here.
-fn objects(ndb: Arc<Ndb>, summary: &mut Summary, out: &mut Output) -> Result<(), UserError> {
-    let unreadable = |what: &str, error: &PstError| Finding {
-        code: "object-unreadable",
-        severity: Severity::Error,
-        offset: match error {
-            PstError::Corrupt { offset, .. } | PstError::Io { offset, .. } => *offset,
-            _ => 0,
-        },
-        detail: format!("{what}: {}", bare(error)),
-        section: "2.4",
-    };
-    let opened = Pst::from_ndb(ndb).and_then(|pst| pst.index().map(|index| (pst, index)));
-    let (pst, index) = match opened {
-        Ok(opened) => opened,
-        Err(error) => return show(&unreadable("the store", &error), summary, out),
-    };
-    if let Err(error) = pst.store() {
-        show(&unreadable("the store", &error), summary, out)?;
+/// What to do about the errors: the maps alone can be rebuilt here.
+fn advice(report: &Report) -> &'static str {
+    let errors = report
+        .counts
+        .keys()
+        .filter(|c| c.severity() == Severity::Error);
+    let maps = ["amap-page", "used-but-free"];
+    if errors.into_iter().all(|c| maps.contains(&c.name())) {
+        "close it everywhere, then run pstsyncd pst check --repair-maps on it"
+    } else {
+        "restore it from a backup, or repair a copy with Outlook's scanpst"
     }
-    let folders = index.folders.keys().map(|nid| (*nid, ObjectKind::Folder));
-    let messages = index.messages.values().flatten().map(|m| {
-        (
-            m.nid,
-            if m.associated {
-                ObjectKind::Associated
-            } else {
-                ObjectKind::Message
-            },
-        )
-    });
-    let raw = index.raw.keys().map(|nid| (*nid, ObjectKind::Raw));
-    let all: Vec<(Nid, ObjectKind)> = folders.chain(messages).chain(raw).collect();
-    for (nid, kind) in all {
-        match fingerprint_node(&pst, nid, kind) {
-            Ok(_) => summary.objects += 1,
-            Err(error) => {
-                show(
-                    &unreadable(&format!("{} {nid}", kind.name()), &error),
-                    summary,
-                    out,
-                )?;
-            }
-        }
-    }
-    Ok(())
 }
 
-fn show(finding: &Finding, summary: &mut Summary, out: &mut Output) -> Result<(), UserError> {
-    match finding.severity {
-        Severity::Error => summary.errors += 1,
-        Severity::Warning => summary.warnings += 1,
-        Severity::Info => summary.infos += 1,
-    }
+fn show(finding: &Finding, out: &mut Output) -> Result<(), UserError> {
     let shown = Shown {
         severity: finding.severity.to_string(),
         code: finding.code,
@@ -140,7 +135,7 @@ fn show(finding: &Finding, summary: &mut Summary, out: &mut Output) -> Result<()
         } = &shown;
         let detail = clean(shown.detail);
         out.line(format_args!(
-            "{severity:<8} {code:<20} {offset:#012x}  {detail} [{section}]"
+            "{severity:<8} {code:<22} {offset:#012x}  {detail} [{section}]"
         ))
     })
 }

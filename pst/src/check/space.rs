@@ -1,70 +1,103 @@
 //! The allocation maps against what is really in use ([MS-PST] 2.2.2.7.2 to 2.2.2.7.6).
 
 use std::collections::BTreeMap;
+use std::fmt;
 
-use super::{Checker, Severity};
+use super::codes::Code;
+use super::structure::Structure;
+use crate::Bid;
 use crate::ndb::amap::{Bits, SLOTS, reserved, span_count};
 use crate::ndb::format::{AMAP_SPAN, DLIST_OFFSET, FIRST_AMAP, SLOT, amap_offset, map_pages};
 use crate::ndb::maps::read_dlist;
 use crate::ndb::{PageType, verify_page};
 
-impl Checker<'_> {
+/// What takes space.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Thing {
+    Page,
+    Block(Bid),
+}
+
+impl fmt::Display for Thing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Page => f.write_str("a B-tree page"),
+            Self::Block(bid) => write!(f, "block {bid}"),
+        }
+    }
+}
+
+impl Structure<'_> {
     pub(super) fn space(&mut self) {
         if !self.ndb.format().writable {
             return self.overlaps();
         }
-        let header = self.ndb.header().clone();
-        let spans = span_count(header.file_eof);
-        if spans == 0 || header.file_eof != amap_offset(spans) {
-            let detail = format!(
-                "ibFileEof {:#x} is not at the end of a span",
-                header.file_eof
-            );
-            self.add("file-eof", Severity::Warning, 184, "2.6.1.1.2", detail);
+        let (eof, last) = {
+            let h = self.ndb.header();
+            (h.file_eof, h.amap_last)
+        };
+        let spans = span_count(eof);
+        if spans == 0 || eof != amap_offset(spans) {
+            self.out.add(Code::FileEof, 0, || {
+                format!("ibFileEof {eof:#x} is not at the end of a span")
+            });
         }
-        if spans > 0 && header.amap_last != amap_offset(spans - 1) {
-            let detail = format!(
-                "{:#x}, expected {:#x}",
-                header.amap_last,
-                amap_offset(spans - 1)
-            );
-            self.add("amap-last", Severity::Warning, 192, "2.2.2.5", detail);
+        if let Ok(len) = self.ndb.storage().len()
+            && len > eof
+        {
+            self.out.add(Code::FileLonger, eof, || {
+                format!("{} bytes lie behind ibFileEof", len - eof)
+            });
+        }
+        if spans > 0 && last != amap_offset(spans - 1) {
+            self.out.add(Code::AMapLast, 0, || {
+                format!("{last:#x}, expected {:#x}", amap_offset(spans - 1))
+            });
         }
         let used = self.used(spans);
-        if header.maps_valid() {
-            self.maps(&used, header.amap_free);
-        }
-        if let Err(e) = read_dlist(self.ndb) {
+        let maps = if self.ndb.header().maps_valid() {
+            self.maps(&used)
+        } else {
+            BTreeMap::new()
+        };
+        match read_dlist(self.ndb) {
+            Ok(entries) if !maps.is_empty() => self.dlist(&entries, &maps),
+            Ok(_) => {}
             // Other programs use its place for other things (2.2.2.7.4).
-            self.add(
-                "dlist",
-                Severity::Info,
-                DLIST_OFFSET,
-                "2.2.2.7.4",
-                e.to_string(),
-            );
+            Err(e) => self.out.failed(Code::DList, DLIST_OFFSET, "", &e),
         }
     }
 
-    /// For a format whose allocation maps are not documented and never used: only that no two
-    /// structures share bytes, and that all lie in the file.
-    fn overlaps(&mut self) {
+    /// What takes space, by offset, with its length in bytes.
+    fn things(&self) -> Vec<(u64, usize, Thing)> {
         let format = self.ndb.format();
-        let pages = self.pages.iter().map(|ib| (*ib, format.page_size));
-        let blocks = self.blocks.values();
-        let blocks = blocks.map(|b| (b.bref.ib, format.block_space(usize::from(b.cb))));
-        let mut things: Vec<(u64, usize)> = pages.chain(blocks).collect();
+        let pages = self
+            .pages
+            .iter()
+            .map(|ib| (*ib, format.page_size, Thing::Page));
+        let blocks = self.blocks.iter().map(|b| {
+            let space = format.block_space(usize::from(b.entry.cb));
+            (b.entry.bref.ib, space, Thing::Block(b.entry.bref.bid))
+        });
+        let mut things: Vec<(u64, usize, Thing)> = pages.chain(blocks).collect();
         things.sort_unstable();
+        things
+    }
+
+    /// For files whose maps are not looked at because nothing is ever allocated in them.
+    fn overlaps(&mut self) {
         let (mut end, file_end) = (0, self.ndb.header().file_eof);
-        for (ib, len) in things {
+        for (ib, len, what) in self.things() {
             if ib < end {
-                let detail = format!("{len} bytes overlap another structure");
-                self.add("overlap", Severity::Error, ib, "2.2.2.7.2", detail);
+                self.out.add(Code::Overlap, ib, || {
+                    format!("{what} overlaps another structure")
+                });
             }
-            end = ib.saturating_add(len as u64).max(end);
+            end = end.max(ib.saturating_add(len as u64));
             if end > file_end {
-                let detail = format!("{len} bytes pass the end of the file");
-                self.add("outside", Severity::Error, ib, "2.2.2.7.2", detail);
+                self.out.add(Code::Outside, ib, || {
+                    format!("{what} passes the end of the file")
+                });
             }
         }
     }
@@ -72,78 +105,59 @@ impl Checker<'_> {
     /// Marks what pages and blocks use; reports overlaps and what lies outside.
     fn used(&mut self, spans: u64) -> BTreeMap<u64, Bits> {
         let mut maps: BTreeMap<u64, Bits> = (0..spans).map(|i| (i, reserved(i))).collect();
-        let format = self.ndb.format();
-        let mut things: Vec<(u64, usize, String)> = Vec::new();
-        for ib in &self.pages {
-            things.push((*ib, format.page_size, "a B-tree page".into()));
-        }
-        for b in self.blocks.values() {
-            let space = format.block_space(usize::from(b.cb));
-            things.push((b.bref.ib, space, format!("block {}", b.bref.bid)));
-        }
-        things.sort();
-        for (ib, len, what) in things {
+        for (ib, len, what) in self.things() {
             let place = ib
                 .checked_sub(FIRST_AMAP)
                 .map(|r| (r / AMAP_SPAN, r % AMAP_SPAN));
             let Some((index, rest)) = place else {
-                self.add(
-                    "outside",
-                    Severity::Error,
-                    ib,
-                    "2.2.2.7.2",
-                    format!("{what} lies in the header area"),
-                );
+                self.out.add(Code::Outside, ib, || {
+                    format!("{what} lies in the header area")
+                });
                 continue;
             };
-            let (slot, n) = ((rest / SLOT) as usize, len.div_ceil(SLOT as usize));
+            // A thing that is not aligned also uses the slot in which it ends.
+            let slot = (rest / SLOT) as usize;
+            let n = ((rest % SLOT) as usize + len).div_ceil(SLOT as usize);
             let Some(bits) = maps.get_mut(&index).filter(|_| slot + n <= SLOTS) else {
-                self.add(
-                    "outside",
-                    Severity::Error,
-                    ib,
-                    "2.2.2.7.2",
-                    format!("{what} passes the end of its span"),
-                );
+                self.out.add(Code::Outside, ib, || {
+                    format!("{what} passes the end of its span")
+                });
                 continue;
             };
             let clash = bits.any(slot, n);
             bits.set(slot, n, true);
             if clash {
-                self.add(
-                    "overlap",
-                    Severity::Error,
-                    ib,
-                    "2.2.2.7.2",
-                    format!("{what} overlaps another structure"),
-                );
+                self.out.add(Code::Overlap, ib, || {
+                    format!("{what} overlaps another structure")
+                });
             }
         }
         maps
     }
 
-    fn maps(&mut self, used: &BTreeMap<u64, Bits>, stated_free: u64) {
-        let format = self.ndb.format();
+    /// Compares the AMaps with what is in use; the free slots of each that can be read.
+    fn maps(&mut self, used: &BTreeMap<u64, Bits>) -> BTreeMap<u64, usize> {
+        let ndb = self.ndb;
+        let format = ndb.format();
         let (mut free, mut leaked, mut first_leak) = (0u64, 0usize, 0u64);
         let mut whole = true;
+        let mut free_slots = BTreeMap::new();
         for (index, expected) in used {
             for (kind, offset) in map_pages(*index) {
                 let ib = amap_offset(*index) + offset;
-                let page = self.ndb.read(ib, format.page_size).and_then(|page| {
+                let page = ndb.read(ib, format.page_size).and_then(|page| {
                     verify_page(format, &page, kind, ib, None)?;
                     Ok(page)
                 });
                 let page = match page {
                     Ok(page) => page,
+                    Err(e) if kind == PageType::AMap => {
+                        whole = false;
+                        self.out.failed(Code::AMapPage, ib, "", &e);
+                        continue;
+                    }
                     Err(e) => {
-                        let amap = kind == PageType::AMap;
-                        whole &= !amap;
-                        let severity = if amap {
-                            Severity::Error
-                        } else {
-                            Severity::Warning
-                        };
-                        self.add("map-page", severity, ib, "2.2.2.7.2", e.to_string());
+                        self.out.failed(Code::MapPage, ib, "", &e);
                         continue;
                     }
                 };
@@ -153,14 +167,16 @@ impl Checker<'_> {
                 let Ok(stated) = Bits::from_page(format, &page) else {
                     continue;
                 };
+                free_slots.insert(*index, stated.free());
                 free += stated.free() as u64 * SLOT;
                 let lost = expected.combine(&stated, |e, s| e & !s);
                 let n = SLOTS - lost.free();
                 if n > 0 {
                     let slot = (0..SLOTS).find(|s| lost.get(*s)).unwrap_or(0) as u64;
-                    let detail = format!("{n} slots from here on are in use but marked free");
                     let at = amap_offset(*index) + slot * SLOT;
-                    self.add("used-but-free", Severity::Error, at, "2.2.2.7.2", detail);
+                    self.out.add(Code::UsedButFree, at, || {
+                        format!("{n} slots from here on are in use but marked free")
+                    });
                 }
                 let extra = stated.combine(expected, |s, e| s & !e);
                 let n = SLOTS - extra.free();
@@ -172,14 +188,31 @@ impl Checker<'_> {
             }
         }
         // An old PMap may hold free pages in reserve: used for the AMap, but not lost.
-        let reserve = self.ndb.header().pmap_free / SLOT;
+        let reserve = ndb.header().pmap_free / SLOT;
         if leaked as u64 > reserve {
-            let detail = format!("{leaked} slots of 64 bytes are marked used but hold nothing");
-            self.add("leaked", Severity::Info, first_leak, "2.2.2.7.2", detail);
+            self.out.add(Code::Leaked, first_leak, || {
+                format!("{leaked} slots of 64 bytes are marked used but hold nothing")
+            });
         }
+        let stated_free = ndb.header().amap_free;
         if whole && free != stated_free {
-            let detail = format!("cbAMapFree is {stated_free}, the AMaps say {free}");
-            self.add("amap-free", Severity::Warning, 200, "2.2.2.5", detail);
+            self.out.add(Code::AMapFree, 0, || {
+                format!("cbAMapFree is {stated_free}, the AMaps say {free}")
+            });
+        }
+        free_slots
+    }
+
+    fn dlist(&mut self, entries: &[(u64, usize)], maps: &BTreeMap<u64, usize>) {
+        for (index, free) in entries {
+            if maps.get(index) != Some(free) {
+                self.out.add(Code::DListStale, DLIST_OFFSET, || {
+                    let found = maps
+                        .get(index)
+                        .map_or("no such AMap".into(), |n| format!("{n} by the AMap"));
+                    format!("AMap {index}: {free} free slots by the list, {found}")
+                });
+            }
         }
     }
 }

@@ -40,4 +40,4 @@ pub use table_patch::{RowChange, TablePatch};
 pub use text::{Text, filetime_iso, utf16le};
 
 pub(crate) use heap_build::{fill_level, header_size};
-pub(crate) use names_edit::unlisted_names;
+pub(crate) use names_edit::{NameAudit, audit_names};

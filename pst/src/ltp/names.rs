@@ -208,8 +208,21 @@ impl NameMap {
                 format!("{} bytes, not a multiple of 8", streams.entries.len()),
             ));
         }
+        // Each name has a string of its own; a crafted map could name one long string over and over.
+        let limit = streams.strings.len() as u64 * 4 + 65_536;
+        let mut named = 0u64;
         for b in streams.entries.chunks_exact(8) {
             let (id, name) = streams.entry(b)?;
+            if let NameKind::String(s) = &name.kind {
+                named = named.saturating_add(s.len() as u64);
+            }
+            if named > limit {
+                return Err(PstError::Limit {
+                    what: "bytes of property names",
+                    found: named,
+                    limit,
+                });
+            }
             map.insert(id, name);
         }
         Ok(map)

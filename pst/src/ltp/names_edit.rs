@@ -4,6 +4,7 @@
 //! A new name goes to the entry stream, to the GUID and string streams where needed, and to the
 //! hash bucket in which other readers look for it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::build::build_pc;
@@ -220,14 +221,40 @@ impl NameMapEdit {
     }
 }
 
-/// The names that are not in the hash bucket in which [MS-PST] 2.4.7.6 looks for them: for the
-/// check.
-pub(crate) fn unlisted_names(ndb: &Arc<Ndb>) -> Result<Vec<PropName>> {
+/// What is odd about a name map, for the check.
+#[derive(Debug, Default)]
+pub(crate) struct NameAudit {
+    /// PidTagNameidBucketCount.
+    pub buckets: u32,
+    /// Names that are not in the hash bucket in which [MS-PST] 2.4.7.6 looks for them.
+    pub unlisted: Vec<PropName>,
+    /// How many records of hash buckets are not in the entry stream, or in another bucket.
+    pub stray: usize,
+    /// Ids with two names, and names with two ids.
+    pub twice: Vec<(u16, PropName)>,
+    /// The ids that have a name.
+    pub ids: BTreeSet<u16>,
+}
+
+/// Looks for what is odd about a file's name map; none for a file without one.
+pub(crate) fn audit_names(ndb: &Arc<Ndb>) -> Result<Option<NameAudit>> {
     let Some(n) = ndb.node(Nid::NAME_TO_ID_MAP)? else {
-        return Ok(Vec::new());
+        return Ok(None);
     };
     let edit = NameMapEdit::open_source(&NodeSource::stored(ndb, n.bid_data, n.bid_sub))?;
-    let mut unlisted = Vec::new();
+    let mut listed = BTreeSet::new();
+    for v in edit.streams.bag.iter() {
+        let id = v.tag.id();
+        let last = u32::from(BUCKET_BASE) + edit.buckets;
+        if id >= BUCKET_BASE && u32::from(id) < last {
+            let records = v.data.read(BUCKET_LIMIT)?;
+            listed.extend(records.as_chunks::<8>().0.iter().map(|r| (id, *r)));
+        }
+    }
+    let mut audit = NameAudit {
+        buckets: edit.buckets,
+        ..NameAudit::default()
+    };
     for b in edit.streams.entries.chunks_exact(8) {
         let (id, name) = edit.streams.entry(b)?;
         let hash = match &name.kind {
@@ -235,18 +262,16 @@ pub(crate) fn unlisted_names(ndb: &Arc<Ndb>) -> Result<Vec<PropName>> {
             NameKind::String(s) => crc(s),
         };
         let w = u16_at(b, 4, "NAMEID.wGuid")?;
-        let list = match edit.streams.bag.get(edit.bucket(hash, w)) {
-            Some(v) => v.data.read(BUCKET_LIMIT)?,
-            None => Vec::new(),
-        };
-        if !list
-            .chunks_exact(8)
-            .any(|e| e == nameid(hash, w, id.wrapping_sub(0x8000)))
-        {
-            unlisted.push(name);
+        let record = nameid(hash, w, id.wrapping_sub(0x8000));
+        if !audit.ids.insert(id) || edit.map.id(&name) != Some(id) {
+            audit.twice.push((id, name.clone()));
+        }
+        if !listed.remove(&(edit.bucket(hash, w), record)) {
+            audit.unlisted.push(name);
         }
     }
-    Ok(unlisted)
+    audit.stray = listed.len();
+    Ok(Some(audit))
 }
 
 /// A NAMEID record ([MS-PST] 2.4.7.1).

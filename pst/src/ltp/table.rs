@@ -459,9 +459,9 @@ impl TableContext {
         self.index.iter().copied()
     }
 
-    /// The row id that the row at matrix index `at` itself has.
-    pub(crate) fn raw_row_id(&self, at: u32) -> Result<u32> {
-        u32_at(&self.store.raw_row(at)?, 0, "dwRowID")
+    /// The raw bytes of the row at matrix index `at`, for the check.
+    pub(crate) fn raw_row(&self, at: u32) -> Result<Vec<u8>> {
+        self.store.raw_row(at)
     }
 
     /// How many whole rows the matrix has room for.

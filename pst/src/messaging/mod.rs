@@ -24,5 +24,6 @@ pub use read::{
     AttachmentData, FolderData, FolderEntry, Index, MAX_EMBED_DEPTH, MAX_MESSAGE_PARTS,
     MessageData, MessageEntry, Pst,
 };
+pub(crate) use search::SUD_LEN;
 pub use transaction::Transaction;
 pub use value::{for_each_chunk, value_len};

@@ -2,7 +2,7 @@
 
 use super::Ndb;
 use super::btree::BbtEntry;
-use super::bytes::{crc, put, signature, slice, u16_at, u32_at};
+use super::bytes::{crc, put, signature, signature_is, slice, sum_is, u16_at, u32_at};
 use super::crypt::CryptMethod;
 use super::format::Format;
 use crate::{Bid, Bref, PstError, Result};
@@ -33,7 +33,7 @@ pub fn verify_block<'a>(format: &Format, stored: &'a [u8], entry: &BbtEntry) -> 
         ));
     }
     let sum = u32_at(stored, t + format.trailer_crc, "dwCRC")?;
-    if sum != crc(data) {
+    if !sum_is(sum, data) {
         return Err(PstError::corrupt(
             "BLOCKTRAILER.dwCRC",
             ib,
@@ -41,7 +41,7 @@ pub fn verify_block<'a>(format: &Format, stored: &'a [u8], entry: &BbtEntry) -> 
         ));
     }
     let sig = u16_at(stored, t + 2, "wSig")?;
-    if sig != signature(ib, bid.0) {
+    if !signature_is(sig, signature(ib, bid.0)) {
         return Err(PstError::corrupt(
             "BLOCKTRAILER.wSig",
             ib,
@@ -112,6 +112,21 @@ impl Ndb {
             id: bid.to_string(),
         })?;
         self.block_data_of(&entry)
+    }
+
+    /// Reads the block that `entry` names and verifies it as it is stored, without decoding it.
+    ///
+    /// # Errors
+    /// As [`Ndb::block_data`].
+    pub(crate) fn verify_stored(&self, entry: &BbtEntry) -> Result<()> {
+        let format = self.format();
+        let cb = usize::from(entry.cb);
+        if cb > format.max_data() {
+            // The same refusal as for one who wants the data.
+            return self.block_data_of(entry).map(drop);
+        }
+        let stored = self.read(entry.bref.ib, format.block_space(cb))?;
+        verify_block(format, &stored, entry).map(drop)
     }
 
     /// The decoded data of the block that `entry` names.

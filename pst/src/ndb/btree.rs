@@ -214,6 +214,15 @@ impl BtPage {
         self.count
     }
 
+    /// How many entries the page says that it has room for (cEntMax), and how many fit.
+    pub(crate) fn capacity(&self) -> (usize, usize) {
+        let n = self.format.count_size;
+        let at = self.format.btree_entries + n;
+        let bytes = self.data.get(at..at + n).unwrap_or_default();
+        let stated = bytes.iter().rev().fold(0, |v, b| v << 8 | usize::from(*b));
+        (stated, self.format.btree_entries / self.stride.max(1))
+    }
+
     fn raw(&self, i: usize) -> Result<&[u8]> {
         slice(&self.data, i * self.stride, self.stride, "rgentries")
     }

@@ -79,6 +79,19 @@ pub fn signature(ib: u64, bid: u64) -> u16 {
     ((x >> 16) as u16) ^ (x as u16)
 }
 
+/// Whether `data` has the checksum that is stored with it.
+///
+/// A build for fuzzing (`cfg(fuzzing)`, which only cargo-fuzz sets) takes every checksum and signature
+/// for right: the fuzzer must get at the code behind them.
+pub(crate) fn sum_is(stored: u32, data: &[u8]) -> bool {
+    cfg!(fuzzing) || stored == crc(data)
+}
+
+/// Whether a stored signature is the one expected; see [`sum_is`].
+pub(crate) fn signature_is(stored: u16, expected: u16) -> bool {
+    cfg!(fuzzing) || stored == expected
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,7 +9,7 @@
 //! AMaps count as invalid and its block counter must be taken from the block B-tree. An ANSI header
 //! is one sector of 512 bytes with the partial checksum alone: it is there or it is not.
 
-use super::bytes::{crc, put, slice, u8_at, u16_at, u32_at};
+use super::bytes::{crc, put, slice, sum_is, u8_at, u16_at, u32_at};
 use super::crypt::CryptMethod;
 use super::format::Format;
 use crate::{Bid, Bref, NidType, PstError, Result};
@@ -122,7 +122,7 @@ fn partial_right(b: &[u8]) -> Result<bool> {
         at::PARTIAL_END - at::MAGIC_CLIENT,
         "HEADER",
     )?;
-    Ok(crc(covered) == u32_at(b, at::CRC_PARTIAL, "dwCRCPartial")?)
+    Ok(sum_is(u32_at(b, at::CRC_PARTIAL, "dwCRCPartial")?, covered))
 }
 
 impl Header {
@@ -170,7 +170,7 @@ impl Header {
         }
         if let Some((crc_at, end)) = l.crc_full {
             let full = slice(b, at::MAGIC_CLIENT, end - at::MAGIC_CLIENT, "HEADER")?;
-            torn |= crc(full) != u32_at(b, crc_at, "dwCRCFull")?;
+            torn |= !sum_is(u32_at(b, crc_at, "dwCRCFull")?, full);
         }
         let sentinel = u8_at(b, l.sentinel, "bSentinel")?;
         if sentinel != 0x80 {

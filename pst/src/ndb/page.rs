@@ -1,6 +1,6 @@
 //! Pages and their trailers ([MS-PST] 2.2.2.7, 2.2.2.7.1).
 
-use super::bytes::{crc, put, signature, slice, u8_at, u16_at, u32_at};
+use super::bytes::{crc, put, signature, signature_is, slice, sum_is, u8_at, u16_at, u32_at};
 use super::format::Format;
 use crate::{Bid, PstError, Result};
 
@@ -58,7 +58,7 @@ pub fn verify_page(
         ));
     }
     let stored = u32_at(page, t + format.trailer_crc, "dwCRC")?;
-    if stored != crc(data) {
+    if !sum_is(stored, data) {
         return Err(PstError::corrupt(
             "PAGETRAILER.dwCRC",
             ib,
@@ -77,7 +77,7 @@ pub fn verify_page(
     }
     let sig = u16_at(page, t + 2, "wSig")?;
     let expected = kind.signature(ib, own);
-    if sig != expected {
+    if !signature_is(sig, expected) {
         return Err(PstError::corrupt(
             "PAGETRAILER.wSig",
             ib,

@@ -1,9 +1,11 @@
 //! What the integration tests share: finding the corpus, and a storage over bytes in memory.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod doc;
 pub mod mail;
 #[path = "../../../tests/support/skip.rs"]
 pub mod skip;
+pub mod surgery;
 
 use std::path::PathBuf;
 use std::sync::Arc;
