@@ -7,7 +7,7 @@ use pst::ndb::CryptMethod;
 use pst::{Bref, PstError};
 use serde::Serialize;
 
-use super::{explain, open};
+use super::{explain, open, text};
 use crate::error::Outcome;
 use crate::exit::ExitStatus;
 use crate::output::{Output, clean, count, size};
@@ -18,6 +18,8 @@ struct Info {
     /// HEADER.wVer.
     version: u16,
     format: &'static str,
+    /// Whether files of this format can be changed.
+    editable: bool,
     encoding: &'static str,
     /// Bytes, by ROOT.ibFileEof.
     size: u64,
@@ -74,8 +76,9 @@ pub(super) fn run(path: &Path, out: &mut Output) -> Outcome {
             encoding,
             ..
         } = &info;
+        let read_only = if info.editable { "" } else { ", read only" };
         out.line(format_args!(
-            "format     {format} ({version}), encoding {encoding}"
+            "format     {format} ({version}), encoding {encoding}{read_only}"
         ))?;
         out.line(format_args!(
             "size       {}, {} free",
@@ -114,6 +117,7 @@ fn read(path: &Path) -> Result<Info, crate::error::UserError> {
     let (ndb, header) = (pst.ndb(), pst.ndb().header());
     let index = pst.index().map_err(failed)?;
     let store = pst.store().map_err(failed)?;
+    let page = pst.code_page().map_err(failed)?;
     let all = || index.messages.values().flatten();
     let number = |n: usize| n as u64;
     let mut nodes = 0;
@@ -129,19 +133,15 @@ fn read(path: &Path) -> Result<Info, crate::error::UserError> {
     Ok(Info {
         file: path.display().to_string(),
         version: header.version,
-        format: match header.version {
-            14 | 15 => "ANSI",
-            23 => "Unicode",
-            36 | 37 => "Unicode, 4K pages",
-            _ => "unknown",
-        },
+        format: ndb.format().name,
+        editable: ndb.format().writable,
         encoding: match header.crypt {
             CryptMethod::None => "none",
             CryptMethod::Permute => "permute",
             CryptMethod::Cyclic => "cyclic",
         },
         size: header.file_eof,
-        name: store.str(tags::DISPLAY_NAME).filter(|n| !n.is_empty()),
+        name: text(store.get(tags::DISPLAY_NAME).cloned(), page).filter(|n| !n.is_empty()),
         record_key: store
             .get(tags::RECORD_KEY)
             .and_then(|v| v.as_bytes())

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use storage::ReadAt;
 
-use super::cells::code_page;
+use super::row_cells::code_page;
 use super::tags;
 use crate::derived::{ObjectKind, is_derived_node};
 use crate::ltp::{

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use super::super::cells::cells_in;
+use super::super::row_cells::cells_in;
 use super::super::schema::is_table_only;
 use super::super::search::{self, SUD_LEN};
 use super::super::tags;

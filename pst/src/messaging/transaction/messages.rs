@@ -1,8 +1,8 @@
 //! Adding, updating, moving and deleting messages ([MS-PST] 2.6.3.2.6 to 2.6.3.2.10).
 
 use super::super::build::{OldMessage, normalised};
-use super::super::cells::cells;
 use super::super::read::{MessageData, not_found, read_message};
+use super::super::row_cells::cells;
 use super::super::schema::is_table_only;
 use super::super::search::Change;
 use super::Transaction;
