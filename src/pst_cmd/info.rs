@@ -149,12 +149,12 @@ fn read(path: &Path) -> Result<Info, crate::error::UserError> {
             CryptMethod::Cyclic => "cyclic",
         },
         size: header.file_eof,
-        name: text(store.get(tags::DISPLAY_NAME).cloned(), page).filter(|n| !n.is_empty()),
         size_state: match ndb.size_state() {
             SizeState::Fine => "fine",
             SizeState::Near => "near",
             SizeState::Full => "full",
         },
+        name: text(store.get(tags::DISPLAY_NAME).cloned(), page).filter(|n| !n.is_empty()),
         record_key: store
             .get(tags::RECORD_KEY)
             .and_then(|v| v.as_bytes())

@@ -12,12 +12,13 @@ mod libpst;
 mod lzfu;
 mod ours;
 mod rules;
+mod rust;
 
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use facts::{Bag, FACETS, FOLDER, Facts, both, count, minus};
+use facts::{Bag, FACETS, FOLDER, Facts, RECIPIENT, both, count, minus};
 use ours::Known;
 use pst::messaging::Pst;
 use rules::{RULES, Reader, Side};
@@ -111,6 +112,49 @@ fn the_engine_says_what_libpff_and_libpst_agree_on() {
     let dead: Vec<_> = dead.map(|(_, r)| (r.name, r.reader, r.side)).collect();
     assert!(dead.is_empty(), "rules that explain nothing: {dead:?}");
     assert!(total > 900, "{total}");
+}
+
+/// Statements about recipients without the folder, and only of messages in folders.
+fn of_recipients(facts: &Facts) -> Bag {
+    let mut out = Bag::new();
+    for (statement, n) in facts.of(RECIPIENT) {
+        let (place, rest) = statement.split_once('|').unwrap();
+        if !rest.contains(">|") && !place.contains('>') {
+            *out.entry(rest.to_owned()).or_default() += n;
+        }
+    }
+    out
+}
+
+#[test]
+fn recipients_are_those_that_libpff_and_outlook_pst_agree_on() {
+    let Some(dir) = support::shared() else { return };
+    let mut total = 0;
+    for file in support::UNICODE_FILES {
+        let path = dir.join("corpus").join(file);
+        let (ours, known) = ours::facts(storage(&path), false);
+        let Some(pff) = libpff::facts(&path, &known.top) else {
+            support::skip::skipped("readers", "pffexport is not installed");
+            return;
+        };
+        let pst = Pst::open(storage(&path)).unwrap();
+        let index = pst.index().unwrap();
+        let messages = index.messages.values().flatten();
+        let messages: Vec<_> = messages.filter(|m| !m.associated).map(|m| m.nid).collect();
+        let (theirs, read) = rust::recipients(&path, &messages);
+        let agreed = both(&of_recipients(&pff), &theirs);
+        println!(
+            "{file}: outlook-pst reads {read} of {} messages; {} recipients in both others",
+            messages.len(),
+            count(&agreed)
+        );
+        let own = of_recipients(&ours);
+        assert_eq!(minus(&agreed, &own), Bag::new(), "{file}");
+        // What it alone says, libpff's export leaves out: meetings have no recipients there.
+        assert_eq!(minus(&theirs, &own), Bag::new(), "{file}");
+        total += count(&agreed);
+    }
+    assert!(total > 50, "{total}");
 }
 
 #[test]
