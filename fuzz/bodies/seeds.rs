@@ -3,7 +3,11 @@
 use std::sync::{Arc, OnceLock};
 
 use pst::ltp::{PropBag, PropTag, PropValue};
-use pst::messaging::{AttachmentData, MessageData, Transaction, create_empty, tags};
+use pst::messaging::{
+    AttachmentData, MessageData, Transaction, create_empty, create_empty_as, tags,
+};
+use pst::ndb::CryptMethod;
+use pst::ndb::format::ANSI;
 use pst::{Nid, NidType};
 use storage::{MemStorage, ReadAt};
 
@@ -133,6 +137,8 @@ fn files() -> Vec<(String, Vec<u8>)> {
     for (_, bytes) in &mut out {
         shrink(bytes);
     }
+    let ansi = create_empty_as(b"seeds of fuzzing", &ANSI, CryptMethod::Cyclic).expect("makes");
+    out.push(("ansi".to_owned(), build(ansi, true)));
     out
 }
 
