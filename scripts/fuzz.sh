@@ -11,7 +11,6 @@ if [ $# -gt 0 ]; then targets=("$@"); else targets=(walk check apply structures)
 # Everything is safe Rust: the address sanitizer would only make it slow.
 build=(cargo +nightly fuzz build --fuzz-dir fuzz --sanitizer none)
 "${build[@]}"
-(cd fuzz && cargo run --quiet --locked --bin seeds -- corpus)
 
 failed=0
 summary=""
@@ -19,7 +18,9 @@ for target in "${targets[@]}"; do
     log="fuzz/target/$target.log"
     echo "fuzzing $target for $seconds s (log: $log)"
     status=0
-    cargo +nightly fuzz run --fuzz-dir fuzz --sanitizer none "$target" "fuzz/corpus/$target" -- \
+    mkdir -p "fuzz/corpus/$target"
+    # The target writes its seeds before it reads its corpus.
+    PSTSYNCD_SEEDS="fuzz/corpus/$target" cargo +nightly fuzz run --fuzz-dir fuzz --sanitizer none "$target" "fuzz/corpus/$target" -- \
         -max_total_time="$seconds" -rss_limit_mb=1024 -malloc_limit_mb=1024 -timeout=10 \
         -max_len=307200 -print_final_stats=1 >"$log" 2>&1 || status=$?
     runs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log" | tail -n 1)

@@ -193,8 +193,8 @@ pub enum PstCommand {
     },
     /// Print every object as one canonical line: equal mail gives equal lines
     Dump(PstFile),
-    /// Check a PST's structures; ends with 5 where an error is found
-    Check(PstFile),
+    /// Check a PST from its header to its folders' counts; ends with 5 where an error is found
+    Check(CheckArgs),
     /// Compare two versions of a PST and write the change list and carrier as one file
     Diff {
         /// The older version
@@ -212,6 +212,24 @@ pub enum PstCommand {
         /// The file that `pst diff` wrote
         changes: PathBuf,
     },
+}
+
+/// Arguments of `pst check`.
+#[derive(Args)]
+pub struct CheckArgs {
+    /// The PST file
+    pub file: PathBuf,
+    /// Rebuild the allocation maps from the B-trees, and nothing else; what is replaced is kept in
+    /// FILE.pstsyncd-maps
+    #[arg(long)]
+    pub repair_maps: bool,
+    /// Put back what a repair replaced, from its backup; refused if the file was changed since
+    #[arg(long, value_name = "BACKUP", conflicts_with = "repair_maps")]
+    pub restore_maps: Option<PathBuf>,
+    /// With a repair: nothing else opens the file, so go without a file lease (for file systems that
+    /// do not have them)
+    #[arg(long)]
+    pub exclusive: bool,
 }
 
 /// A PST given by its path.

@@ -42,7 +42,31 @@ pub enum Exclusivity {
     Promised,
 }
 
+/// Why a file could not be had alone.
+#[derive(Debug, PartialEq, Eq)]
+pub enum NotAlone {
+    /// Another program has it open: try again later.
+    InUse(String),
+    /// No lease can be had there.
+    NoLease(String),
+}
+
 impl Exclusivity {
+    /// Takes a file that the caller has open, for as long as it stays open. `path` is its name in
+    /// messages.
+    ///
+    /// # Errors
+    /// [`NotAlone`]; nothing is held then but perhaps the advisory lock.
+    pub fn hold(self, path: &str, file: &File) -> Result<(), NotAlone> {
+        self.take(path, file).map_err(|fault| {
+            let message = fault.body().message;
+            match fault.code {
+                ErrorCode::InUse => NotAlone::InUse(message),
+                _ => NotAlone::NoLease(message),
+            }
+        })
+    }
+
     /// Takes the container for as long as `file` is open.
     ///
     /// A process that is just being started holds copies of our files for a moment, until it

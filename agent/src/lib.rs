@@ -32,7 +32,7 @@ use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
 pub use apply::StepHook;
 pub use engine::{Applied, Engine, EngineError, InventoryAnswer};
 pub use error::AgentError;
-pub use exclusive::Exclusivity;
+pub use exclusive::{Exclusivity, NotAlone};
 pub use in_place::InPlace;
 pub use pst_engine::PstEngine;
 pub use server::Limits;

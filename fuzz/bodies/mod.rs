@@ -21,8 +21,6 @@ use pst::inventory::Inventory;
 use storage::{MemStorage, ReadAt};
 
 pub use packages::apply;
-#[allow(unused_imports)]
-// The targets have no use for it; the seed writer and the smoke test do.
 pub use seeds::seeds;
 pub use structures::structures;
 
@@ -36,6 +34,18 @@ pub const TARGETS: [(&str, Body); 4] = [
     ("apply", apply),
     ("structures", structures),
 ];
+
+/// Writes the seeds of a target into the directory that `PSTSYNCD_SEEDS` names, where it names one: the
+/// fuzzer reads its corpus after that.
+pub fn write_seeds(target: &str) {
+    let Some(dir) = std::env::var_os("PSTSYNCD_SEEDS").map(std::path::PathBuf::from) else {
+        return;
+    };
+    std::fs::create_dir_all(&dir).expect("makes the directory");
+    for (name, seed) in seeds(target) {
+        std::fs::write(dir.join(name), seed).expect("writes a seed");
+    }
+}
 
 pub fn memory(data: &[u8]) -> Arc<dyn ReadAt> {
     Arc::new(MemStorage::from(data.to_vec()))

@@ -3,4 +3,7 @@
 #[path = "../bodies/mod.rs"]
 mod bodies;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| bodies::check(data));
+libfuzzer_sys::fuzz_target!(
+    init: bodies::write_seeds("check"),
+    |data: &[u8]| bodies::check(data)
+);

@@ -257,6 +257,30 @@ fn values_named_too_often_are_refused_before_they_fill_memory() {
         some.len()
     );
 
+    let content = greedy_table();
+    let class: PropBag = [PropValue::string(0x001A, "IPM.Note")]
+        .into_iter()
+        .collect();
+    let mut message = build_pc(&class, None).unwrap();
+    let source = NodeSource::built(content.clone());
+    assert!(matches!(
+        TableEdit::open_source(&source),
+        Err(PstError::Limit { .. })
+    ));
+    // As the recipients of a message, they are read with it.
+    message.subnodes = Subnodes::Tree([(Nid::RECIPIENT_TABLE, content)].into());
+    let base = Ndb::create_empty_ndb();
+    let mut t = NdbTransaction::begin(Arc::new(Ndb::open(bytes(base.clone())).unwrap())).unwrap();
+    let nid = Nid::new(NidType::NORMAL_MESSAGE, 0x900);
+    t.put_node(nid, Nid(0x122), &message).unwrap();
+    let storage = MemStorage::from(base);
+    t.finish().unwrap().commit(&storage).unwrap();
+    let read = pst::Pst::open(Arc::new(storage)).unwrap().message(nid);
+    assert!(matches!(read, Err(PstError::Limit { .. })));
+}
+
+/// Many cells that all name one long value.
+fn greedy_table() -> NodeContent {
     let columns: Vec<_> = (1..=200)
         .map(|id| PropTag::new(id, PropType::BINARY))
         .collect();
@@ -287,9 +311,5 @@ fn values_named_too_often_are_refused_before_they_fill_memory() {
             subnodes: Subnodes::None,
         },
     );
-    let source = NodeSource::built(content);
-    assert!(matches!(
-        TableEdit::open_source(&source),
-        Err(PstError::Limit { .. })
-    ));
+    content
 }

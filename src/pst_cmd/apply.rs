@@ -5,8 +5,6 @@
 //! was cut short is simply run again: what is done already is skipped. While another program holds
 //! the file, nothing is written.
 
-use std::fs::{self, TryLockError};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,9 +12,10 @@ use pst::Pst;
 use pst::inventory::Inventory;
 use pst::ndb::EditOptions;
 use serde::Serialize;
-use storage::{FileStorage, ReadAt, ScratchDir};
+use storage::{ReadAt, ScratchDir};
 use sync::{Counts, MAX_PACKAGE, Package, apply_with, expected};
 
+use super::alone::open_alone;
 use super::{explain, explain_sync, open_file};
 use crate::error::{Outcome, UserError};
 use crate::exit::ExitStatus;
@@ -164,61 +163,4 @@ fn read_package(path: &Path) -> Result<Package, UserError> {
     let mut bytes = vec![0; len];
     file.read_exact_at(0, &mut bytes).map_err(failed)?;
     Package::decode(&bytes).map_err(|e| wrong(e.to_string()))
-}
-
-/// Opens the PST for writing, as long as nobody else has it open.
-fn open_alone(path: &Path) -> Result<Arc<FileStorage>, UserError> {
-    // What cannot even be read is told as by the other commands.
-    drop(open_file(path)?);
-    let failed = |e: std::io::Error| UserError::file("write to", path, &e);
-    let file = FileStorage::open(path).map_err(failed)?;
-    let in_use = |by: String| {
-        UserError::new(
-            "in-use",
-            format!("{} is in use by another program{by}", path.display()),
-            "close it there, then run the command again",
-        )
-    };
-    match file.file().try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Err(in_use(String::new())),
-        Err(TryLockError::Error(e)) => return Err(failed(e)),
-    }
-    match other_user(path) {
-        Some(pid) => Err(in_use(format!(" (process {pid})"))),
-        None => Ok(Arc::new(file)),
-    }
-}
-
-/// A process, not ours, that has the file open. Programs that lock nothing are seen here, as far as this
-/// user may see them; Samba holds real descriptors for its clients.
-fn other_user(path: &Path) -> Option<u32> {
-    let wanted = fs::metadata(path).ok().map(|m| (m.dev(), m.ino()))?;
-    for process in fs::read_dir("/proc").ok()?.flatten() {
-        let pid = process
-            .file_name()
-            .to_str()
-            .and_then(|n| n.parse::<u32>().ok());
-        let Some(pid) = pid.filter(|p| *p != std::process::id()) else {
-            continue;
-        };
-        let Ok(open) = fs::read_dir(process.path().join("fd")) else {
-            continue;
-        };
-        for entry in open.flatten() {
-            // The kernel tells the inode by itself; asking the file system waits as long as that
-            // does not answer, and any process may hold a file of one that hangs.
-            let info = process.path().join("fdinfo").join(entry.file_name());
-            let inode = fs::read_to_string(info).ok().and_then(|text| {
-                let line = text.lines().find_map(|l| l.strip_prefix("ino:"))?;
-                line.trim().parse::<u64>().ok()
-            });
-            if inode == Some(wanted.1)
-                && fs::metadata(entry.path()).is_ok_and(|m| (m.dev(), m.ino()) == wanted)
-            {
-                return Some(pid);
-            }
-        }
-    }
-    None
 }

@@ -1,8 +1,9 @@
 //! `pst`: commands that work on PST files without a daemon.
 //!
-//! All of them but `apply` open the file for reading only. Numbers are counted, not taken from
+//! All of them but `apply` and the repairs of `check` open the file for reading only. Numbers are counted, not taken from
 //! the file's own counters, which may lag behind.
 
+mod alone;
 mod apply;
 mod check;
 mod diff;
@@ -10,6 +11,7 @@ mod dump;
 mod info;
 mod ls;
 mod progress;
+mod repair;
 
 use std::fs;
 use std::path::Path;
@@ -35,7 +37,13 @@ pub fn run(command: &PstCommand, out: &mut Output) -> Outcome {
         PstCommand::Info(args) => info::run(&args.file, out),
         PstCommand::Ls { file, long } => ls::run(&file.file, *long, out),
         PstCommand::Dump(args) => dump::run(&args.file, out),
-        PstCommand::Check(args) => check::run(&args.file, out),
+        PstCommand::Check(args) if args.repair_maps => {
+            repair::repair(&args.file, args.exclusive, out)
+        }
+        PstCommand::Check(args) => match &args.restore_maps {
+            Some(backup) => repair::restore(&args.file, backup, args.exclusive, out),
+            None => check::run(&args.file, out),
+        },
         PstCommand::Diff { old, new, output } => diff::run(old, new, output.as_deref(), out),
         PstCommand::Apply { file, changes } => apply::run(file, changes, out),
     }

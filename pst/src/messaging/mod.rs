@@ -8,6 +8,7 @@ mod build;
 mod create;
 mod names;
 mod read;
+mod required;
 mod row_cells;
 pub mod schema;
 mod search;

@@ -1,4 +1,5 @@
-//! Reading: [`Pst`], its one-pass index of objects, and folders and messages as property bags.
+//! Reading ([MS-PST] 2.4.3 to 2.4.6): [`Pst`], its one-pass index of objects, and folders and messages
+//! as property bags.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
@@ -398,8 +399,9 @@ fn read_level(
     if let Some(table) = subnodes.get(&Nid::RECIPIENT_TABLE) {
         let table = TableContext::open(ndb, table.bid_data, table.bid_sub)?;
         spend(budget, table.row_count())?;
-        for row in table.rows() {
-            let mut props = row?.props;
+        // Kept together: bounded together.
+        for row in table.all_rows()? {
+            let mut props = row.props;
             drop_row_ids(&mut props);
             message.recipients.push(props);
         }
@@ -407,8 +409,7 @@ fn read_level(
     if let Some(table) = subnodes.get(&Nid::ATTACHMENT_TABLE) {
         let table = TableContext::open(ndb, table.bid_data, table.bid_sub)?;
         spend(budget, table.row_count())?;
-        for row in table.rows() {
-            let row = row?;
+        for row in table.all_rows()? {
             let attachment = match subnodes.get(&Nid(row.id)) {
                 Some(sub) => read_attachment(ndb, sub.bid_data, sub.bid_sub, depth, budget)?,
                 // A row without its subnode: all that is left of the attachment.

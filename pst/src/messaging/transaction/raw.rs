@@ -1,5 +1,5 @@
-//! Raw nodes: everything that is carried as it is (search folders, criteria, the store's
-//! properties, views, the receive-folder table, unknown nodes).
+//! Raw nodes: everything that is carried as it is: search folders and criteria ([MS-PST] 2.4.8.6), the
+//! store's properties (2.4.3), views, the receive-folder table, unknown nodes.
 
 use super::super::read::not_found;
 use super::super::schema;
