@@ -157,11 +157,20 @@ impl Pst {
         if let Some(page) = self.page.get() {
             return Ok(*page);
         }
-        let index = self.index()?;
+        // Along the node B-tree, so that no index of all objects is needed for it.
         let mut pages: BTreeMap<u32, usize> = BTreeMap::new();
-        for entry in index.messages.values().flatten().take(PAGE_SAMPLE) {
-            let found = PropertyContext::open(&self.ndb, entry.entry.bid_data, entry.entry.bid_sub)
-                .and_then(|pc| {
+        let mut asked = 0;
+        for entry in self.ndb.nodes() {
+            let entry = entry?;
+            if entry.nid.kind() != NidType::NORMAL_MESSAGE {
+                continue;
+            }
+            if asked == PAGE_SAMPLE {
+                break;
+            }
+            asked += 1;
+            let found =
+                PropertyContext::open(&self.ndb, entry.bid_data, entry.bid_sub).and_then(|pc| {
                     let mut props = PropBag::new();
                     for id in [tags::MESSAGE_CODEPAGE, tags::INTERNET_CODEPAGE] {
                         props.extend(pc.get(id)?);
@@ -170,8 +179,9 @@ impl Pst {
                 });
             match found {
                 Ok(Some(page)) => *pages.entry(page.0).or_default() += 1,
-                Ok(None) | Err(PstError::Corrupt { .. } | PstError::NotFound { .. }) => {}
-                Err(e) => return Err(e),
+                Err(e @ PstError::Io { .. }) => return Err(e),
+                // A message that cannot be read says nothing about its text.
+                Ok(None) | Err(_) => {}
             }
         }
         // Of equally frequent ones the smallest number, so that the answer is always the same.
