@@ -8,6 +8,7 @@ mod check;
 mod diff;
 mod dump;
 mod info;
+mod inventory;
 mod ls;
 
 use std::fs;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use pst::ltp::{PropValue, PropertyContext};
 use pst::messaging::tags;
 use pst::ndb::NbtEntry;
+use pst::scan::Depth;
 use pst::{Nid, Pst, PstError};
 use storage::FileStorage;
 use sync::SyncError;
@@ -33,6 +35,14 @@ pub fn run(command: &PstCommand, out: &mut Output) -> Outcome {
     match command {
         PstCommand::Info(args) => info::run(&args.file, out),
         PstCommand::Ls { file, long } => ls::run(&file.file, *long, out),
+        PstCommand::Inventory {
+            file,
+            blocks,
+            content,
+        } => {
+            let depth = if *blocks { Depth::All } else { Depth::Named };
+            inventory::run(&file.file, (!content).then_some(depth), out)
+        }
         PstCommand::Dump(args) => dump::run(&args.file, out),
         PstCommand::Check(args) => check::run(&args.file, out),
         PstCommand::Diff { old, new, output } => diff::run(old, new, output.as_deref(), out),
