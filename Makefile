@@ -53,7 +53,8 @@ deny:
 doc:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps
 
-# Needs the machine for itself. PSTSYNCD_BENCH_MB and PSTSYNCD_BENCH_RUNS set the table's file and runs.
+# Needs the machine for itself, and 4 GB in the temporary directory. PSTSYNCD_BENCH_MB and PSTSYNCD_BENCH_LARGE_MB
+# set the table's files, PSTSYNCD_BENCH_RUNS its runs.
 bench: bootstrap
 	$(CARGO) build --locked --release --bins --example mail_writer
 	$(CARGO) bench --locked -p pstsyncd --bench core

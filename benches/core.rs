@@ -11,24 +11,30 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use pst::Pst;
+use pst::delta::{Reach, Relation, Trust, between, since};
 use pst::dump::{DumpOptions, dump};
 use pst::inventory::Inventory;
 use pst::ltp::PropertyContext;
-use pst::messaging::tags;
+use pst::messaging::{Step, tags};
+use pst::scan::{Depth, scan};
+use pst::{Nid, Pst};
 use storage::{FileStorage, ReadAt};
 use sync::{Package, apply, compare, compile};
 
-/// Opens the file and reads the subject of every message; counts them.
+/// Opens the file and reads the subject of every message, folder by folder; counts them.
 fn walk(path: &Path) -> Result<usize> {
     let pst = support::open(path)?;
-    let index = pst.index()?;
+    let tree = pst.folder_tree()?;
+    let order: Vec<Nid> = tree.folders.keys().copied().collect();
     let mut found = 0;
-    for message in index.messages.values().flatten() {
-        let entry = &message.entry;
-        let context = PropertyContext::open(pst.ndb(), entry.bid_data, entry.bid_sub)?;
-        found += usize::from(context.get(tags::SUBJECT)?.is_some());
-    }
+    pst.each_message::<pst::PstError>(&tree, &order, &mut |step| {
+        if let Step::Message(message) = step {
+            let entry = &message.entry;
+            let context = PropertyContext::open(pst.ndb(), entry.bid_data, entry.bid_sub)?;
+            found += usize::from(context.get(tags::SUBJECT)?.is_some());
+        }
+        Ok(())
+    })?;
     Ok(found)
 }
 
@@ -68,8 +74,12 @@ fn core(c: &mut Criterion) {
     let base = must("generator", support::generated(dir.path(), megabytes));
     let changed = dir.path().join("changed.pst");
     must("copy", std::fs::copy(&base, &changed).map_err(Into::into));
-    must("edit", support::change_subject(&changed));
+    let ranges = must(
+        "edit",
+        support::change_subject_to(&changed, "Another subject"),
+    );
     let pst = must("open", support::open(&base));
+    let bid_next = must("last block", pst.ndb().next_bid().map_err(Into::into));
     let count = must("messages", support::messages(&pst)).len() as u64;
     let before = must("inventory", Inventory::read(&pst).map_err(Into::into));
     let package = must("delta", delta(&changed, &before));
@@ -79,6 +89,14 @@ fn core(c: &mut Criterion) {
     group.sample_size(10);
     group.throughput(Throughput::Elements(count));
     group.bench_function("walk", |b| b.iter(|| must("walk", walk(black_box(&base)))));
+    group.bench_function("scan", |b| {
+        b.iter(|| {
+            must(
+                "scan",
+                support::open(&base).and_then(|p| Ok(scan(&p, Depth::Named)?)),
+            )
+        });
+    });
     group.bench_function("inventory_read", |b| {
         b.iter(|| must("read", update(&base, &Inventory::default())));
     });
@@ -105,6 +123,28 @@ fn core(c: &mut Criterion) {
                 "index",
                 support::open(&changed).and_then(|p| Ok(p.index()?)),
             )
+        });
+    });
+    group.bench_function("delta_by_ranges", |b| {
+        b.iter(|| {
+            let now = must("open", support::open(&changed));
+            let trust = Trust::Written {
+                bid_next,
+                ranges: &ranges,
+            };
+            let delta = must("delta", since(&before, &now, trust).map_err(Into::into));
+            assert_eq!((delta.reach, delta.changes.len()), (Reach::Ranges, 1));
+        });
+    });
+    group.bench_function("delta_of_two_versions", |b| {
+        b.iter(|| {
+            let (old, new) = (
+                must("open", support::open(&base)),
+                must("open", support::open(&changed)),
+            );
+            let delta = between(&old, &new, Relation::SameLineage);
+            let delta = must("delta", delta.map_err(Into::into));
+            assert_eq!((delta.reach, delta.changes.len()), (Reach::Pages, 1));
         });
     });
     group.bench_function("inventory_update", |b| {

@@ -2,7 +2,7 @@
 //! each edit a transaction of its own with its syncs, as a mail client does it.
 //!
 //! ```text
-//! mail_writer create FILE [--megabytes N] [--seed N]
+//! mail_writer create FILE [--megabytes N] [--messages N] [--seed N]
 //! mail_writer edit FILE [--operations N] [--seed N]
 //! ```
 
@@ -31,6 +31,9 @@ enum Verb {
         /// About how large it becomes.
         #[arg(long, default_value_t = 50)]
         megabytes: u64,
+        /// Exactly this many messages; attachments are made as large as that needs
+        #[arg(long)]
+        messages: Option<u64>,
         /// The same seed makes the same mail.
         #[arg(long, default_value_t = 1)]
         seed: u64,
@@ -50,8 +53,9 @@ fn main() -> ExitCode {
         Verb::Create {
             file,
             megabytes,
+            messages,
             seed,
-        } => create(&file, megabytes << 20, seed),
+        } => create(&file, megabytes << 20, messages, seed),
         Verb::Edit {
             file,
             operations,
@@ -67,7 +71,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn create(path: &Path, bytes: u64, seed: u64) -> Result<()> {
+fn create(path: &Path, bytes: u64, messages: Option<u64>, seed: u64) -> Result<()> {
     let file = FileStorage::create_new(path)
         .with_context(|| format!("cannot create {}", path.display()))?;
     file.write_all_at(0, &pst::create_empty(b"mail writer demo")?)?;
@@ -81,13 +85,24 @@ fn create(path: &Path, bytes: u64, seed: u64) -> Result<()> {
         folders.push(tx.create_folder(root, None, &named(name))?);
     }
     commit(tx, &file)?;
+    // Every third message has an attachment, of half the largest size on average; the rest of a
+    // message takes some 4 KB.
+    let largest = messages.map_or(200_000, |n| {
+        (bytes / n.max(1)).saturating_sub(4 << 10).max(1) * 6
+    });
     let mut number = 0;
-    while file.len()? < bytes {
+    let more = |number: u64| -> Result<bool> {
+        Ok(match messages {
+            Some(n) => number < n,
+            None => file.len()? < bytes,
+        })
+    };
+    while more(number)? {
         let mut tx = begin(&file)?;
-        for _ in 0..250 {
+        for _ in 0..250.min(messages.unwrap_or(u64::MAX) - number) {
             let folder = random.pick(&folders);
             let attachment = if random.below(3) == 0 {
-                random.below(200_000)
+                random.below(largest)
             } else {
                 0
             };

@@ -191,6 +191,18 @@ pub enum PstCommand {
         #[arg(short, long)]
         long: bool,
     },
+    /// List every object with its folder, kind and fingerprint
+    Inventory {
+        /// The file.
+        #[command(flatten)]
+        file: PstFile,
+        /// Fingerprints of all blocks of an object, not only of those that its node names
+        #[arg(long)]
+        blocks: bool,
+        /// Read every object: fingerprints of the content, wherever and however it is stored
+        #[arg(long, conflicts_with = "blocks")]
+        content: bool,
+    },
     /// Print every object as one canonical line: equal mail gives equal lines
     Dump(PstFile),
     /// Check a PST from its header to its folders' counts; ends with 5 where an error is found

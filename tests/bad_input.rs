@@ -102,7 +102,7 @@ fn files_that_are_no_sound_pst() {
     for (name, bytes) in cases {
         let path = rig.path(name);
         fs::write(&path, &bytes).expect("writes");
-        for verb in ["info", "ls", "dump", "check"] {
+        for verb in ["info", "ls", "inventory", "dump", "check"] {
             let output = rig
                 .command(&["pst", verb])
                 .arg(&path)

@@ -32,7 +32,7 @@ fn help_and_version_succeed_and_name_every_verb_and_exit_code() {
         assert!(text.contains(&format!("\n  {word}")), "{word} in {text}");
     }
     assert!(text.contains("0 synced, 2 pending, 3 conflicts, 4 offline, 5 error"));
-    for verb in ["info", "ls", "dump", "check", "diff", "apply"] {
+    for verb in ["info", "ls", "inventory", "dump", "check", "diff", "apply"] {
         let help = machine.run(&["pst", verb, "--help"]);
         assert_eq!(help.status.code(), Some(0));
         assert!(stdout(&help).contains("--json"), "{verb}");

@@ -40,7 +40,7 @@ fn what_is_no_sound_pst_is_named_with_a_next_step_and_left_as_it_is() {
     ];
     for (name, bytes, code) in cases {
         std::fs::write(machine.path(name), &bytes).unwrap();
-        for verb in ["info", "ls", "dump", "check"] {
+        for verb in ["info", "ls", "inventory", "dump", "check"] {
             let error = machine.refused(&["pst", verb, name], 5, code);
             assert!(error["message"].as_str().unwrap().contains(name), "{error}");
         }
@@ -59,10 +59,83 @@ fn what_is_no_file_is_not_waited_for() {
             .unwrap()
             .success()
     );
-    for verb in ["info", "ls", "dump", "check"] {
+    for verb in ["info", "ls", "inventory", "dump", "check"] {
         machine.refused(&["pst", verb, "nowhere.pst"], 5, "not-found");
         machine.refused(&["pst", verb, "share"], 5, "not-a-file");
         machine.refused(&["pst", verb, "pipe.pst"], 5, "not-a-file");
+    }
+}
+
+/// One line per object, in both forms; the fast one changes where the object does.
+#[test]
+fn an_inventory_names_every_object_and_what_changed() {
+    use pst::ltp::PropValue;
+    use pst::messaging::{MessageData, Transaction, tags};
+    use std::sync::Arc;
+    use storage::{MemStorage, ReadAt};
+
+    let machine = Machine::new();
+    let mut mail = pst::create_empty(b"for an inventory").unwrap();
+    let mut edit = |f: &dyn Fn(&mut Transaction)| {
+        let file = Arc::new(MemStorage::from(mail.clone()));
+        let mut tx = Transaction::begin(Arc::clone(&file) as Arc<dyn ReadAt>).unwrap();
+        f(&mut tx);
+        tx.finish().unwrap().commit(&*file).unwrap();
+        mail = file.to_vec();
+        std::fs::write(machine.path("mail.pst"), &mail).unwrap();
+    };
+    let message = |subject: &str| MessageData {
+        props: [PropValue::string(tags::SUBJECT, subject)]
+            .into_iter()
+            .collect(),
+        ..MessageData::default()
+    };
+    edit(&|tx| {
+        let top = tx.ipm_subtree().unwrap();
+        for subject in ["one", "two"] {
+            tx.add_message(top, None, &message(subject), false).unwrap();
+        }
+    });
+    let rows = |form: &[&str]| -> std::collections::BTreeMap<String, serde_json::Value> {
+        let mut args = vec!["pst", "inventory", "mail.pst", "--json"];
+        args.extend(form);
+        let out = machine.run(&args);
+        assert!(out.status.success());
+        let lines = stdout(&out);
+        let parse = |l: &str| serde_json::from_str::<serde_json::Value>(l).unwrap();
+        lines
+            .lines()
+            .map(parse)
+            .map(|l| (l["nid"].as_str().unwrap().to_owned(), l))
+            .collect()
+    };
+    let (fast, blocks, content) = (rows(&[]), rows(&["--blocks"]), rows(&["--content"]));
+    let names = |rows: &std::collections::BTreeMap<String, serde_json::Value>| -> Vec<_> {
+        rows.values()
+            .map(|l| (l["nid"].clone(), l["parent"].clone(), l["kind"].clone()))
+            .collect()
+    };
+    assert_eq!(names(&fast), names(&content));
+    assert_eq!(names(&fast), names(&blocks));
+    let messages: Vec<String> = fast
+        .iter()
+        .filter(|(_, l)| l["kind"] == "message")
+        .map(|(nid, _)| nid.clone())
+        .collect();
+    assert_eq!(messages.len(), 2);
+    let nid = u32::from_str_radix(messages[1].trim_start_matches("0x"), 16).unwrap();
+    edit(&|tx| tx.update_message(pst::Nid(nid), &message("three")).unwrap());
+    for (before, after) in [
+        (fast, rows(&[])),
+        (blocks, rows(&["--blocks"])),
+        (content, rows(&["--content"])),
+    ] {
+        let changed: Vec<_> = before
+            .iter()
+            .filter(|(nid, l)| l["kind"] == "message" && after[*nid] != **l)
+            .map(|(nid, _)| nid.clone())
+            .collect();
+        assert_eq!(changed, [messages[1].clone()]);
     }
 }
 

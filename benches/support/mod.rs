@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use pst::ltp::PropValue;
 use pst::messaging::{AttachmentData, MessageData, Transaction, tags};
 use pst::{Nid, Pst};
-use storage::{FileStorage, ReadAt, WriteAt};
+use storage::{FileStorage, RangeSet, ReadAt, WriteAt};
 
 /// The directory that cargo builds into, seen from the running benchmark.
 fn target_dir() -> Result<PathBuf> {
@@ -21,7 +21,8 @@ fn target_dir() -> Result<PathBuf> {
         .context("the benchmark does not lie in cargo's target directory")
 }
 
-/// A PST of about `megabytes` in `dir`, made by the example `mail_writer`: the same on every machine.
+/// A PST of about `megabytes` in `dir`, made by the example `mail_writer`: the same on every machine. It has
+/// 20,000 messages in 1200 MB.
 ///
 /// # Errors
 /// If the example is not built, or the disk is full.
@@ -32,6 +33,7 @@ pub fn generated(dir: &Path, megabytes: u64) -> Result<PathBuf> {
         .arg("create")
         .arg(&file)
         .args(["--megabytes", &megabytes.to_string()])
+        .args(["--messages", &(megabytes * 20_000 / 1200).to_string()])
         .output();
     match done {
         Ok(out) if out.status.success() => {
@@ -76,12 +78,20 @@ pub fn messages(pst: &Pst) -> Result<Vec<(Nid, Nid)>> {
 /// # Errors
 /// As the transaction's.
 pub fn change_subject(path: &Path) -> Result<()> {
+    change_subject_to(path, "Another subject").map(drop)
+}
+
+/// As [`change_subject`], to this one; the bytes that were written.
+///
+/// # Errors
+/// As the transaction's.
+pub fn change_subject_to(path: &Path, subject: &str) -> Result<RangeSet> {
     edit(path, |pst, tx, all| {
         let (_, nid) = all[all.len() / 2];
         let mut message = pst.message(nid)?;
         message
             .props
-            .insert(PropValue::string(tags::SUBJECT, "Another subject"));
+            .insert(PropValue::string(tags::SUBJECT, subject));
         tx.update_message(nid, &message)?;
         Ok(())
     })
@@ -95,6 +105,7 @@ pub fn delete_message(path: &Path) -> Result<()> {
     edit(path, |_, tx, all| {
         Ok(tx.delete_message(all[all.len() / 3].1)?)
     })
+    .map(drop)
 }
 
 /// Adds a message with an attachment of 3 KB that cannot be compressed.
@@ -134,12 +145,13 @@ pub fn add_message(path: &Path) -> Result<()> {
         tx.add_message(all[0].0, None, &message, false)?;
         Ok(())
     })
+    .map(drop)
 }
 
 fn edit(
     path: &Path,
     how: impl FnOnce(&Pst, &mut Transaction, &[(Nid, Nid)]) -> Result<()>,
-) -> Result<()> {
+) -> Result<RangeSet> {
     let file = Arc::new(FileStorage::open(path)?);
     let pst = Pst::open(Arc::clone(&file) as Arc<dyn ReadAt>)?;
     let all = messages(&pst)?;
@@ -148,6 +160,12 @@ fn edit(
     }
     let mut tx = Transaction::on(Arc::clone(pst.ndb()))?;
     how(&pst, &mut tx, &all)?;
-    tx.finish()?.commit(&*file as &dyn WriteAt)?;
-    Ok(())
+    let set = tx.finish()?;
+    set.commit(&*file as &dyn WriteAt)?;
+    let grown = set.base_len..set.target_len;
+    let writes = set.phases.iter().flat_map(|p| &p.writes);
+    Ok(writes
+        .map(|(at, bytes)| *at..*at + bytes.len() as u64)
+        .chain([grown])
+        .collect())
 }

@@ -20,12 +20,26 @@ pub(crate) fn map<T: Sync, R: Send>(
     items: &[T],
     work: &(dyn Fn(&T) -> Result<R> + Sync),
 ) -> Result<Vec<R>> {
+    map_with(items, &|| (), &|(), item| work(item))
+}
+
+/// As [`map`], with something that a thread makes for itself now and then, and keeps from one item to
+/// the next ones.
+///
+/// # Errors
+/// As [`map`].
+pub(crate) fn map_with<T: Sync, R: Send, S>(
+    items: &[T],
+    make: &(dyn Fn() -> S + Sync),
+    work: &(dyn Fn(&mut S, &T) -> Result<R> + Sync),
+) -> Result<Vec<R>> {
     let threads = thread::available_parallelism()
         .map_or(1, usize::from)
         .min(THREADS)
         .min(items.len() / TAKEN);
     if threads < 2 {
-        return items.iter().map(work).collect();
+        let mut own = make();
+        return items.iter().map(|item| work(&mut own, item)).collect();
     }
     // Pieces are taken in order, and a piece that was taken is finished up to its first failure:
     // so the first failure of all is among those that were met.
@@ -33,13 +47,15 @@ pub(crate) fn map<T: Sync, R: Send>(
     let failed = AtomicBool::new(false);
     let done: Mutex<Vec<(usize, Result<Vec<R>>)>> = Mutex::default();
     let run = || {
+        let mut own = make();
         while !failed.load(Ordering::Relaxed) {
             let piece = next.fetch_add(1, Ordering::Relaxed);
             let start = piece.saturating_mul(TAKEN);
             let Some(rest) = items.get(start..).filter(|rest| !rest.is_empty()) else {
                 break;
             };
-            let result: Result<Vec<R>> = rest.iter().take(TAKEN).map(work).collect();
+            let piece_items = rest.iter().take(TAKEN);
+            let result: Result<Vec<R>> = piece_items.map(|item| work(&mut own, item)).collect();
             if result.is_err() {
                 failed.store(true, Ordering::Relaxed);
             }

@@ -1,19 +1,18 @@
 //! The fast inventory: what is there, where, and a *change fingerprint* of each object, without reading
 //! the mail.
 //!
-//! Two kinds of fingerprints, and what equal ones mean:
+//! There are three kinds of fingerprints. What equal ones mean:
 //!
-//! | | change fingerprint (here) | content fingerprint ([`crate::inventory`]) |
-//! |---|---|---|
-//! | is made of | the checksums that the trailers of all its data blocks store ([MS-PST] 2.2.2.8.1), their lengths, and the numbers of its subnodes | every property value, by name |
-//! | reads | B-trees, XBLOCKs, subnode trees, 16 bytes of each data block | everything |
-//! | equal ones | the same stored bytes, as far as a CRC-32 per block can tell: by accident one changed block in four thousand million goes unseen, a forger can make any | the same object (BLAKE3) |
-//! | different ones | nothing: what says the same can be stored in many ways | different objects |
-//! | between files | only where property ids mean the same in both ([`crate::ltp::NameMap`]) | always |
+//! | | named blocks ([`Depth::Named`]) | all blocks ([`Depth::All`]) | content ([`crate::inventory`]) |
+//! |---|---|---|---|
+//! | made of | `bidData` and `bidSub`, with the lengths and checksums that the trailers of these two blocks store ([MS-PST] 2.2.2.8.1) | lengths and stored checksums of all data blocks, and the numbers of all subnodes | every property value, by name |
+//! | reads | B-trees, two trailers an object | B-trees, XBLOCKs, subnode trees, a trailer a data block | everything |
+//! | holds | inside one lineage | between all files in which property ids mean the same ([`crate::ltp::NameMap`]) | between all files |
+//! | equal | the same object, since blocks are not rewritten; the checksums notice another file under the same BIDs, but not in blocks further down | the same stored bytes, as far as a CRC-32 a block can tell: by accident one changed block in four thousand million goes unseen, a forger can make any | the same object (BLAKE3) |
+//! | different | nothing: a writer also writes anew what did not change | nothing: the same can be stored in many ways | different objects |
 //!
-//! BIDs are no part of it (but where the encoding of the data depends on them, [MS-PST] 5.2), so it holds
-//! between lineages, for a compacted or a restored copy. That the data still is what its checksum says
-//! is found out by who reads it.
+//! BIDs are no part of the second kind, but where the encoding of the data depends on them ([MS-PST] 5.2).
+//! That data still is what its checksum says is found out by who reads it.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -29,6 +28,15 @@ const MAX_DEPTH: usize = 64;
 /// The most subnodes that one object may have over all levels.
 const MAX_SUBNODES: usize = 1 << 20;
 
+/// What change fingerprints are made of: see the head of this module.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Depth {
+    /// The two blocks that the node names.
+    Named,
+    /// All blocks of the object.
+    All,
+}
+
 /// One object.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ScanRow {
@@ -36,7 +44,7 @@ pub struct ScanRow {
     pub entry: NbtEntry,
     /// What it is.
     pub kind: ObjectKind,
-    /// Its change fingerprint: see the head of this module.
+    /// Its change fingerprint.
     pub print: [u8; 16],
 }
 
@@ -44,7 +52,7 @@ pub struct ScanRow {
 ///
 /// # Errors
 /// The first object whose trees cannot be read.
-pub fn scan(pst: &Pst) -> Result<Vec<ScanRow>> {
+pub fn scan(pst: &Pst, depth: Depth) -> Result<Vec<ScanRow>> {
     let tree = FolderTree::read(pst.ndb())?;
     let mut nodes = Vec::new();
     for entry in pst.ndb().nodes() {
@@ -53,13 +61,17 @@ pub fn scan(pst: &Pst) -> Result<Vec<ScanRow>> {
             nodes.push((kind, entry));
         }
     }
-    parallel::map(&nodes, &|(kind, entry)| {
-        Ok(ScanRow {
-            entry: *entry,
-            kind: *kind,
-            print: Prints::new(pst.ndb()).of(*kind, entry)?,
-        })
-    })
+    parallel::map_with(
+        &nodes,
+        &|| Prints::new(pst.ndb()),
+        &|prints, (kind, entry)| {
+            Ok(ScanRow {
+                entry: *entry,
+                kind: *kind,
+                print: prints.of(depth, *kind, entry)?,
+            })
+        },
+    )
 }
 
 impl ScanRow {
@@ -89,14 +101,26 @@ impl<'a> Prints<'a> {
     ///
     /// # Errors
     /// If its trees cannot be read, or exceed a bound.
-    pub(crate) fn of(&self, kind: ObjectKind, entry: &NbtEntry) -> Result<[u8; 16]> {
+    pub(crate) fn of(&self, depth: Depth, kind: ObjectKind, entry: &NbtEntry) -> Result<[u8; 16]> {
         let crypt = self.ndb.header().crypt;
         let mut h = Vec::with_capacity(256);
         h.extend_from_slice(b"pstsyncd blocks\0\x01");
         h.extend_from_slice(&self.ndb.header().version.to_le_bytes());
-        h.extend_from_slice(&[kind as u8, crypt.to_byte()]);
-        let mut left = MAX_SUBNODES;
-        self.node(entry.bid_data, entry.bid_sub, 0, &mut left, &mut h)?;
+        h.extend_from_slice(&[kind as u8, crypt.to_byte(), depth as u8]);
+        match depth {
+            Depth::Named => {
+                for bid in [entry.bid_data, entry.bid_sub] {
+                    h.extend_from_slice(&bid.key().to_le_bytes());
+                    if !bid.is_none() {
+                        self.block(bid, &mut h)?;
+                    }
+                }
+            }
+            Depth::All => {
+                let mut left = MAX_SUBNODES;
+                self.node(entry.bid_data, entry.bid_sub, 0, &mut left, &mut h)?;
+            }
+        }
         let mut out = [0; 16];
         blake3::Hasher::new()
             .update(&h)
@@ -150,7 +174,7 @@ impl<'a> Prints<'a> {
         Ok(())
     }
 
-    /// Length and stored checksum of a data block.
+    /// Length and stored checksum of a block.
     fn block(&self, bid: Bid, h: &mut Vec<u8>) -> Result<()> {
         let entry = self.entry(bid)?;
         let format = self.ndb.format();

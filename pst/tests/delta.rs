@@ -15,7 +15,7 @@ use pst::inventory::Inventory;
 use pst::ltp::{NodeSource, PropValue};
 use pst::messaging::{MessageData, Transaction, tags};
 use pst::ndb::{Ndb, NdbTransaction, NodeContent, NodeData, Subnodes};
-use pst::scan::scan;
+use pst::scan::{Depth, scan};
 use pst::{Bid, Nid, NidType, Pst};
 use storage::{RangeSet, ReadAt};
 use support::mail::{attachment, embedded, folder, message, recipient};
@@ -162,6 +162,37 @@ fn check_lineage(what: &str, old: &Version, new: &Version, written: &RangeSet) -
         tables(&apart.changes),
         "{what}: cells of tables"
     );
+    // An equal change fingerprint is an equal object, in one lineage and by all blocks.
+    for depth in [Depth::Named, Depth::All] {
+        let was: BTreeMap<_, _> = scan(&old.pst, depth)
+            .unwrap()
+            .iter()
+            .map(|r| (r.nid(), (r.kind, r.print)))
+            .collect();
+        let now = scan(&new.pst, depth).unwrap();
+        assert!(
+            now.iter()
+                .map(pst::scan::ScanRow::nid)
+                .eq(new.inventory.rows.keys().copied()),
+            "{what}: the same objects as in an inventory"
+        );
+        for row in now {
+            let content = |v: &Version| {
+                v.inventory
+                    .rows
+                    .get(&row.nid())
+                    .map(|r| (r.kind, r.fingerprint))
+            };
+            if was.get(&row.nid()) == Some(&(row.kind, row.print)) {
+                assert_eq!(
+                    content(old),
+                    content(new),
+                    "{what}: {depth:?} of {}",
+                    row.nid()
+                );
+            }
+        }
+    }
     // What changed in tables only is also told by kept digests, from the tables that were written.
     let told: Vec<_> = tables(&pages.changes).into_keys().collect();
     for delta in [&by_ranges, &by_tree] {
@@ -291,6 +322,7 @@ fn cases(default: u64) -> u64 {
 #[test]
 fn random_edits_give_the_same_answer_in_every_way() {
     let mut reached: BTreeMap<Reach, u32> = BTreeMap::new();
+    let mut tables_only = 0;
     for case in 0..cases(12) {
         let mut rng = Rng(case * 7919 + 17);
         let mut now = Version::empty();
@@ -313,10 +345,13 @@ fn random_edits_give_the_same_answer_in_every_way() {
             }
             let reach = check_lineage(&format!("case {case} step {step}"), &now, &to, &all);
             *reached.entry(reach).or_default() += 1;
+            let pages = between(&now.pst, &to.pst, Relation::SameLineage).unwrap();
+            tables_only += tables(&pages.changes).len();
             now = to;
         }
     }
-    println!("{reached:?}");
+    println!("{reached:?}, {tables_only} rows changed in tables only");
+    assert!(tables_only > 5);
     let by_ranges = reached.get(&Reach::Ranges).copied().unwrap_or(0);
     let all: u32 = reached.values().sum();
     assert!(by_ranges * 2 > all, "written ranges suffice: {reached:?}");
@@ -436,7 +471,7 @@ fn a_compacted_copy_holds_the_same_objects() {
     assert_eq!(objects(&delta), []);
     // Block checksums alone told it: the fast inventory is the same on both sides.
     let prints = |pst: &Pst| -> Vec<_> {
-        let rows = scan(pst).unwrap();
+        let rows = scan(pst, Depth::All).unwrap();
         rows.iter().map(|r| (r.nid(), r.kind, r.print)).collect()
     };
     assert_eq!(prints(&old.pst), prints(&new.pst));

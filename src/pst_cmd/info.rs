@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use pst::derived::ObjectKind;
 use pst::messaging::tags;
 use pst::ndb::{CryptMethod, SizeState};
 use pst::{Bref, PstError};
@@ -123,14 +124,13 @@ fn read(path: &Path) -> Result<Info, crate::error::UserError> {
     let failed = |e: PstError| explain(path, &e);
     let pst = open(path)?;
     let (ndb, header) = (pst.ndb(), pst.ndb().header());
-    let index = pst.index().map_err(failed)?;
+    let tree = pst.folder_tree().map_err(failed)?;
     let store = pst.store().map_err(failed)?;
     let page = pst.code_page().map_err(failed)?;
-    let all = || index.messages.values().flatten();
-    let number = |n: usize| n as u64;
-    let mut nodes = 0;
+    let (mut nodes, mut raw_nodes) = (0, 0);
     for node in ndb.nodes() {
-        node.map_err(failed)?;
+        let kind = tree.kind(&node.map_err(failed)?);
+        raw_nodes += u64::from(kind == Some(ObjectKind::Raw));
         nodes += 1;
     }
     let mut blocks = 0;
@@ -159,10 +159,10 @@ fn read(path: &Path) -> Result<Info, crate::error::UserError> {
             .get(tags::RECORD_KEY)
             .and_then(|v| v.as_bytes())
             .map(hex),
-        folders: number(index.folders.len()),
-        messages: number(all().filter(|m| !m.associated).count()),
-        associated: number(all().filter(|m| m.associated).count()),
-        raw_nodes: number(index.raw.len()),
+        folders: tree.folders.len() as u64,
+        messages: tree.folders.values().map(|f| f.messages).sum(),
+        associated: tree.folders.values().map(|f| f.associated).sum(),
+        raw_nodes,
         nodes,
         blocks,
         free: header.amap_free,

@@ -1,13 +1,13 @@
 //! `pst ls`: the folders of a PST with their counts, and with `-l` their messages.
 //!
 //! A folder or message that cannot be read is shown as such, and the list goes on; the command then ends
-//! with an error.
+//! with an error. Memory grows with the folders of the file, not with its messages.
 
 use std::path::Path;
 
 use pst::ltp::{PropValue, filetime_iso};
-use pst::messaging::{Index, MessageEntry, tags};
-use pst::{Nid, Pst};
+use pst::messaging::{FolderTree, MessageEntry, Step, tags};
+use pst::{Nid, Pst, PstError};
 use serde::Serialize;
 
 use super::{context, explain, open, page_of, text, without_prefix_mark};
@@ -24,15 +24,15 @@ const MODIFIED: u16 = 0x3008;
 
 #[derive(Serialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
-enum Item {
-    Folder(FolderItem),
-    Message(MessageItem),
-    Associated(MessageItem),
+enum Item<'a> {
+    Folder(FolderItem<'a>),
+    Message(MessageItem<'a>),
+    Associated(MessageItem<'a>),
 }
 
 #[derive(Serialize)]
-struct FolderItem {
-    path: Vec<String>,
+struct FolderItem<'a> {
+    path: &'a [String],
     nid: String,
     /// Found in the folder.
     messages: u64,
@@ -45,8 +45,8 @@ struct FolderItem {
 }
 
 #[derive(Serialize, Default)]
-struct MessageItem {
-    path: Vec<String>,
+struct MessageItem<'a> {
+    path: &'a [String],
     nid: String,
     class: Option<String>,
     subject: Option<String>,
@@ -58,49 +58,64 @@ struct MessageItem {
     error: Option<String>,
 }
 
-/// One folder on the way: where it lies, what it is called, what its properties said.
+/// One folder on the way: how deep it lies, what it is called, what its properties said.
 struct Here {
     nid: Nid,
-    path: Vec<String>,
+    /// Folders above it, the root folder not counted; none for that one itself.
+    depth: Option<usize>,
+    name: String,
     unread: Option<i32>,
     error: Option<String>,
 }
 
+/// What ends a list before its end.
+enum Stop {
+    Pst(PstError),
+    User(UserError),
+}
+
+impl From<PstError> for Stop {
+    fn from(error: PstError) -> Self {
+        Self::Pst(error)
+    }
+}
+
 pub(super) fn run(path: &Path, long: bool, out: &mut Output) -> Outcome {
     let pst = open(path)?;
-    let index = pst.index().map_err(|e| explain(path, &e))?;
-    let mut unreadable = 0u64;
-    // Depth first, by name; a stack, because a file may nest folders deeper than ours is.
-    let mut waiting = vec![look(&pst, &index, Nid::ROOT_FOLDER, &[])];
-    while let Some(here) = waiting.pop() {
-        unreadable += u64::from(here.error.is_some());
-        let messages = index.messages.get(&here.nid).map_or(&[][..], Vec::as_slice);
-        let associated = messages.iter().filter(|m| m.associated).count() as u64;
-        let folder = FolderItem {
-            path: here.path.clone(),
-            nid: here.nid.to_string(),
-            messages: messages.len() as u64 - associated,
-            associated,
-            unread: here.unread,
-            error: here.error,
-        };
-        show_folder(folder, out)?;
-        if long {
-            for message in messages {
-                let item = read_message(&pst, message, &here.path);
-                unreadable += u64::from(item.error.is_some());
-                show_message(item, message.associated, out)?;
+    let tree = pst.folder_tree().map_err(|e| explain(path, &e))?;
+    let folders = in_order(&pst, &tree);
+    let order: Vec<Nid> = folders.iter().map(|f| f.nid).collect();
+    let mut list = List {
+        pst: &pst,
+        tree: &tree,
+        path: Vec::new(),
+        unreadable: 0,
+        out,
+    };
+    let mut rest = folders.into_iter();
+    if long {
+        let done = pst.each_message(&tree, &order, &mut |step| match step {
+            Step::Folder(folder) => {
+                for here in rest.by_ref() {
+                    let reached = here.nid == folder.folder.nid;
+                    list.folder(here).map_err(Stop::User)?;
+                    if reached {
+                        break;
+                    }
+                }
+                Ok(())
             }
-        }
-        let children = index.children.get(&here.nid).map_or(&[][..], Vec::as_slice);
-        let mut below: Vec<_> = children
-            .iter()
-            .map(|nid| look(&pst, &index, *nid, &here.path))
-            .collect();
-        // The last is taken first.
-        below.sort_by(|a, b| (&b.path, b.nid).cmp(&(&a.path, a.nid)));
-        waiting.append(&mut below);
+            Step::Message(message) => list.message(message).map_err(Stop::User),
+        });
+        done.map_err(|stop| match stop {
+            Stop::Pst(e) => explain(path, &e),
+            Stop::User(e) => e,
+        })?;
     }
+    for here in rest {
+        list.folder(here)?;
+    }
+    let unreadable = list.unreadable;
     if unreadable == 0 {
         return Ok(ExitStatus::Synced);
     }
@@ -115,50 +130,92 @@ pub(super) fn run(path: &Path, long: bool, out: &mut Output) -> Outcome {
     ))
 }
 
-fn look(pst: &Pst, index: &Index, nid: Nid, above: &[String]) -> Here {
-    let mut path = above.to_vec();
-    let is_root = nid == Nid::ROOT_FOLDER;
-    match index
-        .folders
-        .get(&nid)
-        .map(|f| context(pst, &f.entry))
-        .transpose()
-    {
-        Ok(props) => {
-            let get = |id| props.as_ref().and_then(|p| p.get(id).ok().flatten());
-            let name = text(get(tags::DISPLAY_NAME), page_of(pst, get));
-            if !is_root {
-                path.push(name.unwrap_or_default());
-            }
-            let unread = get(tags::CONTENT_UNREAD).and_then(|v| v.as_i32());
-            Here {
-                nid,
-                path,
-                unread,
-                error: None,
-            }
-        }
-        Err(error) => {
-            if !is_root {
-                path.push(format!("({nid})"));
-            }
-            Here {
-                nid,
-                path,
-                unread: None,
-                error: Some(error.to_string()),
-            }
-        }
+/// The folders depth first, by name.
+fn in_order(pst: &Pst, tree: &FolderTree) -> Vec<Here> {
+    let mut order = Vec::with_capacity(tree.folders.len());
+    // A stack, because a file may nest folders deeper than ours is.
+    let mut waiting = vec![look(pst, tree, Nid::ROOT_FOLDER, None)];
+    while let Some(here) = waiting.pop() {
+        let children = tree.children.get(&here.nid).map_or(&[][..], Vec::as_slice);
+        let depth = Some(here.depth.map_or(0, |d| d + 1));
+        let mut below: Vec<_> = children
+            .iter()
+            .map(|nid| look(pst, tree, *nid, depth))
+            .collect();
+        // The last is taken first.
+        below.sort_by(|a, b| (&b.name, b.nid).cmp(&(&a.name, a.nid)));
+        waiting.append(&mut below);
+        order.push(here);
+    }
+    order
+}
+
+fn look(pst: &Pst, tree: &FolderTree, nid: Nid, depth: Option<usize>) -> Here {
+    let read = || -> pst::Result<(String, Option<i32>)> {
+        let Some(folder) = tree.folders.get(&nid) else {
+            return Ok((String::new(), None));
+        };
+        let props = context(pst, &folder.folder.entry)?;
+        let get = |id| props.get(id).ok().flatten();
+        let name = text(get(tags::DISPLAY_NAME), page_of(pst, get)).unwrap_or_default();
+        Ok((name, get(tags::CONTENT_UNREAD).and_then(|v| v.as_i32())))
+    };
+    let (name, unread, error) = match read() {
+        Ok((name, unread)) => (name, unread, None),
+        Err(error) => (format!("({nid})"), None, Some(error.to_string())),
+    };
+    Here {
+        nid,
+        depth,
+        name,
+        unread,
+        error,
     }
 }
 
-fn read_message(pst: &Pst, message: &MessageEntry, folder: &[String]) -> MessageItem {
+/// The list as far as it was shown.
+struct List<'a> {
+    pst: &'a Pst,
+    tree: &'a FolderTree,
+    /// Of the folder that was shown last; without the root folder.
+    path: Vec<String>,
+    unreadable: u64,
+    out: &'a mut Output,
+}
+
+impl List<'_> {
+    fn folder(&mut self, here: Here) -> Result<(), UserError> {
+        self.unreadable += u64::from(here.error.is_some());
+        self.path.truncate(here.depth.unwrap_or(0));
+        if here.depth.is_some() {
+            self.path.push(here.name);
+        }
+        let counted = self.tree.folders.get(&here.nid);
+        let item = FolderItem {
+            path: &self.path,
+            nid: here.nid.to_string(),
+            messages: counted.map_or(0, |f| f.messages),
+            associated: counted.map_or(0, |f| f.associated),
+            unread: here.unread,
+            error: here.error,
+        };
+        show_folder(item, self.out)
+    }
+
+    fn message(&mut self, message: &MessageEntry) -> Result<(), UserError> {
+        let item = read_message(self.pst, message, &self.path);
+        self.unreadable += u64::from(item.error.is_some());
+        show_message(item, message.associated, self.out)
+    }
+}
+
+fn read_message<'a>(pst: &Pst, message: &MessageEntry, path: &'a [String]) -> MessageItem<'a> {
     let item = MessageItem {
-        path: folder.to_vec(),
+        path,
         nid: message.nid.to_string(),
         ..Default::default()
     };
-    let read = || -> pst::Result<MessageItem> {
+    let read = || -> pst::Result<MessageItem<'a>> {
         let props = context(pst, &message.entry)?;
         let get = |id| props.get(id);
         let page = page_of(pst, |id| get(id).ok().flatten());
@@ -176,7 +233,7 @@ fn read_message(pst: &Pst, message: &MessageEntry, folder: &[String]) -> Message
             attachments: get(tags::MESSAGE_FLAGS)?
                 .and_then(|v| v.as_i32())
                 .map(|flags| flags & tags::FLAG_HAS_ATTACH != 0),
-            path: item.path.clone(),
+            path,
             nid: item.nid.clone(),
             error: None,
         })
@@ -187,7 +244,7 @@ fn read_message(pst: &Pst, message: &MessageEntry, folder: &[String]) -> Message
     })
 }
 
-fn show_folder(folder: FolderItem, out: &mut Output) -> Result<(), UserError> {
+fn show_folder(folder: FolderItem<'_>, out: &mut Output) -> Result<(), UserError> {
     if out.is_json() {
         return out.json(&Item::Folder(folder));
     }
@@ -210,7 +267,11 @@ fn show_folder(folder: FolderItem, out: &mut Output) -> Result<(), UserError> {
     out.line(line)
 }
 
-fn show_message(item: MessageItem, associated: bool, out: &mut Output) -> Result<(), UserError> {
+fn show_message(
+    item: MessageItem<'_>,
+    associated: bool,
+    out: &mut Output,
+) -> Result<(), UserError> {
     if out.is_json() {
         return out.json(&if associated {
             Item::Associated(item)

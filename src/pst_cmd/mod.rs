@@ -9,6 +9,7 @@ mod check;
 mod diff;
 mod dump;
 mod info;
+mod inventory;
 mod ls;
 mod progress;
 mod repair;
@@ -20,6 +21,7 @@ use std::sync::Arc;
 use pst::ltp::{CodePage, PropValue, PropertyContext};
 use pst::messaging::{code_page, tags};
 use pst::ndb::NbtEntry;
+use pst::scan::Depth;
 use pst::{Nid, Pst, PstError};
 use storage::FileStorage;
 use sync::SyncError;
@@ -36,6 +38,14 @@ pub fn run(command: &PstCommand, out: &mut Output) -> Outcome {
     match command {
         PstCommand::Info(args) => info::run(&args.file, out),
         PstCommand::Ls { file, long } => ls::run(&file.file, *long, out),
+        PstCommand::Inventory {
+            file,
+            blocks,
+            content,
+        } => {
+            let depth = if *blocks { Depth::All } else { Depth::Named };
+            inventory::run(&file.file, (!content).then_some(depth), out)
+        }
         PstCommand::Dump(args) => dump::run(&args.file, out),
         PstCommand::Check(args) if args.repair_maps => {
             repair::repair(&args.file, args.exclusive, out)

@@ -11,6 +11,7 @@ use std::process::{Child, Command, Output, Stdio};
 use serde_json::Value;
 use tempfile::TempDir;
 
+pub mod editor;
 pub mod readers;
 pub mod skip;
 pub mod trace;

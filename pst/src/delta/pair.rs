@@ -8,7 +8,7 @@ use crate::derived::ObjectKind;
 use crate::inventory::Row;
 use crate::messaging::{FolderLookup, FolderTree};
 use crate::ndb::NbtEntry;
-use crate::scan::Prints;
+use crate::scan::{Depth, Prints};
 use crate::{Nid, NidType, Pst, Result};
 
 /// What changed from `old` to `new`, cells of tables included.
@@ -115,8 +115,9 @@ impl Pair<'_> {
             return Ok(all);
         }
         let prints = |pst: &Pst, side: &Side| -> Result<Option<[u8; 16]>> {
-            let print =
-                |(kind, e): &(ObjectKind, NbtEntry)| Ok(Some(Prints::new(pst.ndb()).of(*kind, e)?));
+            let print = |(kind, e): &(ObjectKind, NbtEntry)| {
+                Ok(Some(Prints::new(pst.ndb()).of(Depth::All, *kind, e)?))
+            };
             side.as_ref().map_or(Ok(None), print)
         };
         let equal = crate::parallel::map(&all.objects, &|(a, b)| {

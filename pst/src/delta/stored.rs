@@ -51,7 +51,9 @@ impl<'a> Stored<'a> {
     fn by_ranges(&self, bid_next: Bid, ranges: &RangeSet) -> Result<Delta> {
         let ndb = self.pst.ndb();
         let Some(found) = written::find(ndb, ranges)? else {
-            return self.by_tree(Some(bid_next), &self.blocks_in(ranges)?);
+            let mut reused = self.blocks_in(ranges)?;
+            reused.retain(|bid| *bid < bid_next.key());
+            return self.by_tree(Some(bid_next), &reused);
         };
         let reused: BTreeSet<u64> = found
             .blocks

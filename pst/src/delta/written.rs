@@ -19,6 +19,9 @@ use crate::{Bid, Bref, Result};
 /// Bytes read at once: a multiple of the page size.
 const CHUNK: u64 = 256 << 10;
 
+/// Where more than this, and half of the file, was written, the trees are read instead: they are less.
+const MUCH: u64 = 64 << 20;
+
 /// What lies in the written ranges.
 #[derive(Debug, Default)]
 pub(super) struct Found {
@@ -35,6 +38,10 @@ pub(super) fn find(ndb: &Ndb, ranges: &RangeSet) -> Result<Option<Found>> {
     let format = ndb.format();
     let eof = ndb.header().file_eof;
     let page = format.page_size as u64;
+    let written = ranges.total();
+    if written > MUCH && written > eof / 2 {
+        return Ok(None);
+    }
     // Maps of another shape than those below are not known here.
     if !ndb.header().maps_valid() || format.page_size != 512 || format.block_align as u64 != SLOT {
         return Ok(None);
