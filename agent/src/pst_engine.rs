@@ -10,8 +10,19 @@ use sync::{Package, SyncError, decode_inventory, encode_inventory};
 use crate::engine::{Applied, Engine, EngineError, InventoryAnswer};
 
 /// Understands PSTs.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct PstEngine;
+#[derive(Clone, Copy, Debug)]
+pub struct PstEngine {
+    /// The most bytes that a package may unpack to.
+    pub max_unpacked: u64,
+}
+
+impl Default for PstEngine {
+    fn default() -> Self {
+        Self {
+            max_unpacked: sync::MAX_CONTENT,
+        }
+    }
+}
 
 impl Engine for PstEngine {
     fn inventory(
@@ -34,7 +45,7 @@ impl Engine for PstEngine {
     }
 
     fn apply(&self, base: Arc<dyn ReadAt>, package: &[u8]) -> Result<Applied, EngineError> {
-        let package = Package::decode(package).map_err(refused)?;
+        let package = Package::decode_within(package, self.max_unpacked).map_err(refused)?;
         let applied = sync::apply(base, &package).map_err(refused)?;
         let nid_map = applied
             .nid_map
