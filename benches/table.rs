@@ -312,7 +312,7 @@ fn shipped(dir: &Path, program: &str) -> Result<()> {
     println!("\n### Bytes shipped\n");
     let old = support::generated(dir, 50)?;
     let new = dir.join("new.pst");
-    println!("\n| edit | pst diff | pst diff, packed | xdelta3 -9 | rsync -z |");
+    println!("\n| edit | pst diff | on a link | xdelta3 -9 | rsync -z |");
     println!("|---|---:|---:|---:|---:|");
     let edits: [(&str, &[Edit]); 4] = [
         ("one subject changed", &[support::change_subject]),
