@@ -1,7 +1,6 @@
 //! What small edits ship, measured as a user would: two files, `pst diff` between them.
 #![allow(clippy::expect_used)]
 
-#[allow(dead_code)]
 #[path = "../benches/support/mod.rs"]
 mod support;
 
