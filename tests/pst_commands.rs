@@ -315,6 +315,45 @@ fn what_diff_writes_apply_does_once() {
 }
 
 #[test]
+fn applying_twice_where_a_number_was_taken_changes_nothing() {
+    use pst::ltp::{PropBag, PropValue};
+    use pst::messaging::{MessageData, Transaction, tags};
+    let machine = Machine::new();
+    let (old, new) = two_versions();
+    std::fs::write(machine.path("old.pst"), &old).unwrap();
+    std::fs::write(machine.path("new.pst"), &new).unwrap();
+    machine.run(&["pst", "diff", "old.pst", "new.pst", "-o", "changes"]);
+    // Someone else's message has the number of the one that is to be added.
+    let file = std::sync::Arc::new(storage::MemStorage::from(old));
+    let mut edit = Transaction::begin(std::sync::Arc::clone(&file) as _).unwrap();
+    let folder = edit.ipm_subtree().unwrap();
+    let props = PropBag::from_iter([
+        PropValue::string(tags::MESSAGE_CLASS, "IPM.Note"),
+        PropValue::string(tags::SUBJECT, "Theirs"),
+    ]);
+    let message = MessageData {
+        props,
+        ..MessageData::default()
+    };
+    edit.add_message(folder, None, &message, false).unwrap();
+    edit.finish().unwrap().commit(&*file).unwrap();
+    std::fs::write(machine.path("other.pst"), file.to_vec()).unwrap();
+    let apply = || -> serde_json::Value {
+        let out = machine.run(&["pst", "apply", "other.pst", "changes", "--json"]);
+        assert_eq!(out.status.code(), Some(0));
+        serde_json::from_str(&stdout(&out)).unwrap()
+    };
+    let first = apply();
+    assert_eq!(first["done"], 1);
+    assert_eq!(first["remapped"].as_array().unwrap().len(), 1, "{first}");
+    let after = std::fs::read(machine.path("other.pst")).unwrap();
+    let again = apply();
+    assert_eq!(again["done"], 0, "{again}");
+    assert_eq!(again["remapped"], first["remapped"]);
+    assert!(std::fs::read(machine.path("other.pst")).unwrap() == after);
+}
+
+#[test]
 fn diff_and_apply_refuse_what_would_cost_mail() {
     let machine = Machine::new();
     let (old, new) = two_versions();

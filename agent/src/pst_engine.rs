@@ -15,9 +15,20 @@ use crate::engine::{Applied, Engine, EngineError, InventoryAnswer};
 const MEMORY: u64 = 32 << 20;
 
 /// Understands PSTs.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct PstEngine {
     options: EditOptions,
+    /// The most bytes that a package may unpack to.
+    max_unpacked: u64,
+}
+
+impl Default for PstEngine {
+    fn default() -> Self {
+        Self {
+            options: EditOptions::default(),
+            max_unpacked: sync::MAX_CONTENT,
+        }
+    }
 }
 
 impl PstEngine {
@@ -30,6 +41,16 @@ impl PstEngine {
                 memory: MEMORY,
                 ..EditOptions::default()
             },
+            ..Self::default()
+        }
+    }
+
+    /// The same, refusing packages that unpack to more than so many bytes.
+    #[must_use]
+    pub fn accepting(self, max_unpacked: u64) -> Self {
+        Self {
+            max_unpacked,
+            ..self
         }
     }
 }
@@ -55,7 +76,7 @@ impl Engine for PstEngine {
     }
 
     fn apply(&self, base: Arc<dyn ReadAt>, package: &[u8]) -> Result<Applied, EngineError> {
-        let package = Package::decode(package).map_err(refused)?;
+        let package = Package::decode_within(package, self.max_unpacked).map_err(refused)?;
         let applied = sync::apply_with(base, &package, &self.options).map_err(refused)?;
         let nid_map = applied
             .nid_map

@@ -18,7 +18,7 @@ pub fn rows(bench: &mut Bench, size: &str, old: &Path) -> Result<()> {
     let (dir, program) = (bench.dir.path().to_path_buf(), bench.program);
     let dir = dir.as_path();
     let new = dir.join("new.pst");
-    println!("\n| edit | pst diff | pst diff, packed | xdelta3 -9 | rsync -z |");
+    println!("\n| edit | pst diff | on a link | xdelta3 -9 | rsync -z |");
     println!("|---|---:|---:|---:|---:|");
     let edits: [(&str, &[Edit]); 4] = [
         ("one subject changed", &[support::change_subject]),

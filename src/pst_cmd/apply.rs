@@ -13,7 +13,6 @@ use pst::inventory::Inventory;
 use pst::ndb::EditOptions;
 use serde::Serialize;
 use storage::{ReadAt, ScratchDir};
-use storage::{ReadAt, ScratchDir};
 use sync::{Counts, MAX_PACKAGE, Package, apply_with, as_current, expected};
 
 use super::alone::open_alone;

@@ -85,7 +85,8 @@ pub enum Piece {
     Kept(u32),
     /// The carrier's attachment at this index.
     Carried(u32),
-    /// The target's attachment, with what the carrier's says laid over it.
+    /// The target's attachment, with what the carrier's says laid over it, but for
+    /// PidTagAttachMethod: that says what the carrier holds.
     Patched {
         /// Index at the target, before the change; each at most once.
         before: u32,

@@ -198,8 +198,13 @@ impl<'a> Laying<'a> {
     }
 }
 
+/// What is always carried of a message: without these, other readers take it for none.
+const MESSAGE_ALWAYS: [u16; 2] = [tags::MESSAGE_CLASS, tags::SEARCH_KEY];
+/// PidTagAttachMethod afByReference ([MS-OXCMSG] 2.2.2.9): the content is not here.
+const BY_REFERENCE: i32 = 2;
+
 /// Of a message what `edits` say has changed; how it is to be laid over the older version goes into
-/// `levels`. What other readers need of a message, its class, is always there.
+/// `levels`.
 fn only(
     message: &MessageData,
     edits: &Edits,
@@ -213,7 +218,7 @@ fn only(
         attachments: None,
     });
     let mut out = MessageData {
-        props: with(&edits.set, &message.props, tags::MESSAGE_CLASS, names),
+        props: with(&edits.set, &message.props, &MESSAGE_ALWAYS, names),
         ..MessageData::default()
     };
     if edits.recipients {
@@ -245,10 +250,15 @@ fn only(
                     }
                     _ => (None, None),
                 };
-                out.attachments.push(AttachmentData {
-                    props: with(set, &now.props, tags::ATTACH_METHOD, names),
-                    embedded,
-                });
+                let mut props = Edits::pick(set, &now.props, names);
+                // The method says what is carried, so that others can read it; it is never laid over
+                // the target's.
+                let method = match (&embedded, now.props.get(tags::ATTACH_METHOD)) {
+                    (Some(_), Some(method)) => method.clone(),
+                    _ => PropValue::i32(tags::ATTACH_METHOD, BY_REFERENCE),
+                };
+                props.insert(method);
+                out.attachments.push(AttachmentData { props, embedded });
                 Piece::Patched {
                     before: number(*before)?,
                     carried,
@@ -264,16 +274,15 @@ fn only(
     Ok(out)
 }
 
-/// The properties in `set`, and the one with the id `always`.
+/// The properties in `set`, and those with the ids in `always`.
 fn with(
     set: &std::collections::BTreeSet<pst::canonical::CanonKey>,
     props: &PropBag,
-    always: u16,
+    always: &[u16],
     names: &NameMap,
 ) -> PropBag {
     let mut out = Edits::pick(set, props, names);
-    let always: Option<PropValue> = props.get(always).cloned();
-    out.extend(always);
+    out.extend(always.iter().filter_map(|id| props.get(*id).cloned()));
     out
 }
 

@@ -98,7 +98,7 @@ pub struct Report {
     pub held_deletes: usize,
     /// Length of the container, bytes.
     pub container_bytes: u64,
-    /// Length of the encoded package, bytes, before compression.
+    /// Length of the encoded package, bytes.
     pub package_bytes: u64,
     /// Bytes sent to the destination, as counted by the client.
     pub bytes_sent: u64,

@@ -35,6 +35,7 @@ pub use destination::{ApplyAnswer, ApplyJob, ApplyOutcome, Destination, RemoteIn
 pub use engine::{Options, Report, Sequencer, Source, Verdict, sync_container};
 pub use error::{Result, SyncError};
 pub use package::{
-    APPLY_VERSION, Carrier, Envelope, Extent, MAX_CARRIER, MAX_LIST, MAX_PACKAGE, Package,
+    APPLY_VERSION, Carrier, Envelope, Extent, MAX_CARRIER, MAX_CONTENT, MAX_LIST, MAX_PACKAGE,
+    Package,
 };
 pub use rows::{decode_inventory, encode_inventory};

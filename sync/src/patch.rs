@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use pst::canonical::{Edits, Record, RecordAttachment};
 use pst::ltp::{NameMap, PropBag};
-use pst::messaging::{AttachmentData, MAX_EMBED_DEPTH, MessageData};
+use pst::messaging::{AttachmentData, MAX_EMBED_DEPTH, MessageData, tags};
 
 use crate::change_list::{Level, Patch, Piece};
 use crate::error::{Result, SyncError};
@@ -116,7 +116,9 @@ impl Patching<'_> {
                 level,
             } => {
                 let (before, known) = take(old, *before)?;
-                let carried = take(new, *carried)?;
+                let mut carried = take(new, *carried)?;
+                // It says what the carrier holds, not what the attachment is.
+                carried.props.remove(tags::ATTACH_METHOD);
                 let embedded = match (level, before.embedded, known.message, carried.embedded) {
                     (None, kept, ..) => kept,
                     (Some(level), Some(data), Some(record), Some(carried)) => {

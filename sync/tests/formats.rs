@@ -271,6 +271,9 @@ fn lengths_that_lie_are_refused() {
     for image in [0, 3, 5, sync::MAX_CARRIER, sync::MAX_CARRIER + 1, u64::MAX] {
         with(12, &image.to_le_bytes()).expect_err("another length of the image");
     }
+    let len = 0x122 + 4;
+    Package::decode_within(&good, len).expect("as much as is allowed");
+    Package::decode_within(&good, len - 1).expect_err("more than is allowed");
     with(6, &[1]).expect_err("an unknown pattern");
     with(7, &[1]).expect_err("a reserved byte");
     with(4, &[3]).expect_err("an unknown version");

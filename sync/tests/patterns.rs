@@ -31,7 +31,7 @@ const FILES: [(&str, &str); 3] = [
     ),
     (
         "2.zst",
-        "25f36db8f66ee85f8c96d0a46a9a4d9cd4efa51fc24a5cef8f36204cd50f5a41",
+        "7bf9d84cda0c98c3432de8aa154832cf5ee10d65d34d853545b34c8c6333ea30",
     ),
 ];
 
@@ -97,7 +97,7 @@ fn real_message() -> MessageData {
     ]));
     data.attachments.push(AttachmentData {
         props: PropBag::from_iter([
-            PropValue::string(0x3707, "minutes.pdf"),
+            PropValue::string(tags::ATTACH_LONG_FILENAME, "minutes.pdf"),
             PropValue::binary(tags::ATTACH_DATA, noise(140_000)),
             PropValue::i32(tags::ATTACH_METHOD, 1),
         ]),
@@ -148,10 +148,10 @@ fn small_changes_make_small_packages() {
         (
             "an attachment's name",
             package(|d| {
-                let name = PropValue::string(0x3707, "protocol.pdf");
+                let name = PropValue::string(tags::ATTACH_LONG_FILENAME, "minutes (2).pdf");
                 d.attachments[0].props.insert(name);
             }),
-            750,
+            400,
         ),
     ];
     for (what, package, limit) in cases {
@@ -177,24 +177,58 @@ fn make_patterns() {
         std::fs::write(Path::new(&dir).join(name), packed).expect("writes");
     };
     put("skeleton-2.pst.zst", &skeleton());
-    let mut package = package(|d| {
+    // The usual comes last, nearest to what is compressed: one message, another subject.
+    let renamed = package(|d| {
+        let name = PropValue::string(tags::ATTACH_LONG_FILENAME, "protocol.pdf");
+        d.attachments[0].props.insert(name);
+    });
+    let usual = package(|d| {
         subject(d, "RE: Minutes");
         let time = PropTag::new(0x3008, PropType::TIME);
         d.props.insert(PropValue::new(time, [0; 8]));
     });
-    // Fingerprints are as good as random: they would only be in the way.
+    let mut pattern = Vec::new();
+    for package in [added(), renamed, usual] {
+        pattern.extend_from_slice(&body(package));
+    }
+    put("2.zst", &pattern);
+}
+
+/// A package's list and image as they stand in a frame, without fingerprints: those are as good as
+/// random, and would only be in the way.
+fn body(mut package: Package) -> Vec<u8> {
     for change in &mut package.changes {
-        if let Action::Update { before, after, .. } = &mut change.action {
-            (*before, *after) = ([0; 32], [0; 32]);
+        match &mut change.action {
+            Action::Update { before, after, .. } => (*before, *after) = ([0; 32], [0; 32]),
+            Action::Add { after, .. } => *after = [0; 32],
+            _ => {}
         }
     }
-    let mut pattern =
+    let mut bytes =
         bincode::encode_to_vec(&package.changes, bincode::config::legacy()).expect("encodes");
     let image = package.carrier.unfold().expect("unfolds");
-    let start = pattern.len();
-    pattern.resize(start + package.carrier.len() as usize, 0);
-    image
-        .read_exact_at(0, &mut pattern[start..])
-        .expect("reads");
-    put("2.zst", &pattern);
+    let start = bytes.len();
+    bytes.resize(start + package.carrier.len() as usize, 0);
+    image.read_exact_at(0, &mut bytes[start..]).expect("reads");
+    bytes
+}
+
+/// A package that adds a message with an attachment, and one without.
+fn added() -> Package {
+    let base = Mailbox::new(0);
+    let after = base.twin();
+    let inbox = after.inbox();
+    let mut data = real_message();
+    let content = PropValue::binary(tags::ATTACH_DATA, vec![0; 100]);
+    data.attachments[0].props.insert(content);
+    after.edit(|tx| {
+        tx.add_message(inbox, None, &data, false).expect("adds");
+        data.attachments.clear();
+        tx.add_message(inbox, None, &data, false).expect("adds");
+    });
+    let new = after.pst();
+    let read = |pst: &Pst| Inventory::read(pst).expect("reads");
+    let changes = compare(&read(&base.pst()), &read(&new)).into_iter();
+    let changes = changes.map(|c| (c.clone(), c.nid())).collect();
+    sync::compile(&new, changes).expect("compiles")
 }

@@ -336,7 +336,10 @@ fn attachments(before: &Detail, now: &Detail, after: &Record) -> Option<Vec<Atta
             |a, b| a.message.is_none() && b.message.is_none() && same_data(a, b),
             true,
         ),
-        (|a, b| a.message.is_some() && b.message.is_some(), true),
+        (
+            |a, b| a.message.is_some() && b.message.is_some() && same_method(a, b),
+            true,
+        ),
     ];
     for (alike, edited) in rounds {
         for ((slot, now), record) in out.iter_mut().zip(&now.attachments).zip(&after.attachments) {
@@ -364,7 +367,14 @@ fn attachments(before: &Detail, now: &Detail, after: &Record) -> Option<Vec<Atta
 /// Whether both have the same PidTagAttachDataBinary: what is long in an attachment.
 fn same_data(a: &AttachmentDetail, b: &AttachmentDetail) -> bool {
     let key = u64::from(tags::ATTACH_DATA);
-    a.props.contains_key(&key) && a.props.get(&key) == b.props.get(&key)
+    a.props.contains_key(&key) && a.props.get(&key) == b.props.get(&key) && same_method(a, b)
+}
+
+/// Whether both say in the same way where their content is. An attachment that does not is another
+/// one: PidTagAttachMethod is never patched.
+fn same_method(a: &AttachmentDetail, b: &AttachmentDetail) -> bool {
+    let key = u64::from(tags::ATTACH_METHOD);
+    a.props.get(&key) == b.props.get(&key)
 }
 
 fn edit(
@@ -385,5 +395,114 @@ fn edit(
         set,
         removed,
         message,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ltp::PropValue;
+    use crate::messaging::{AttachmentData, MessageData};
+
+    fn message(subject: &str, files: &[(&str, &[u8])]) -> MessageData {
+        let file = |(name, data): &(&str, &[u8])| AttachmentData {
+            props: PropBag::from_iter([
+                PropValue::string(tags::ATTACH_LONG_FILENAME, name),
+                PropValue::binary(tags::ATTACH_DATA, *data),
+            ]),
+            embedded: None,
+        };
+        MessageData {
+            props: PropBag::from_iter([PropValue::string(tags::SUBJECT, subject)]),
+            recipients: vec![PropBag::from_iter([PropValue::string(0x3001, "Ann")])],
+            attachments: files.iter().map(file).collect(),
+        }
+    }
+
+    fn record(data: &MessageData) -> Record {
+        Record::message(data, false, &NameMap::default()).unwrap()
+    }
+
+    fn edits(before: &MessageData, after: &MessageData) -> Edits {
+        Edits::between(&Detail::of(&record(before)), &record(after))
+    }
+
+    /// Kept details must stay readable, and mean the same: the hashes are part of the version.
+    const GOLDEN: &str = "010200370093a6e209ffff05000000008004030201da428404bebace9f0200a94ea390cd66\
+        207b020001379335216f073754b1fad700fdd4bfd9d5b7ad130000010100370044c2ab93da428404bebace9f0000";
+
+    #[test]
+    fn a_detail_has_these_bytes() {
+        let mut data = message("a", &[("b", b"c")]);
+        data.attachments.push(AttachmentData {
+            props: PropBag::new(),
+            embedded: Some(Box::new(message("inner", &[]))),
+        });
+        let mut detail = Detail::of(&record(&data));
+        detail.props.insert((1 << 47) | 5, 0x0102_0304);
+        let bytes = detail.encode().unwrap();
+        let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(hex, GOLDEN);
+        assert_eq!(Detail::decode(&bytes), Some(detail));
+        for len in 0..bytes.len() {
+            assert_eq!(Detail::decode(&bytes[..len]), None, "cut at {len}");
+        }
+        let mut longer = bytes.clone();
+        longer.push(0);
+        assert_eq!(Detail::decode(&longer), None);
+        let mut other = bytes;
+        other[0] = 2;
+        assert_eq!(Detail::decode(&other), None);
+    }
+
+    #[test]
+    fn too_much_to_say_is_no_detail() {
+        let files: Vec<(String, Vec<u8>)> =
+            (0..2000).map(|i| (format!("file {i}"), vec![1])).collect();
+        let files: Vec<(&str, &[u8])> = files.iter().map(|(n, d)| (&**n, &**d)).collect();
+        assert_eq!(Detail::of(&record(&message("many", &files))).encode(), None);
+        let bomb = [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF];
+        assert_eq!(Detail::decode(&bomb), None);
+    }
+
+    #[test]
+    fn nesting_is_bounded() {
+        // Level after level, each with one attachment that holds the next.
+        let mut bytes = vec![1];
+        for _ in 0..1000 {
+            bytes.extend_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
+            bytes.extend_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+        }
+        assert!(bytes.len() > 1000 && Detail::decode(&bytes).is_none());
+    }
+
+    #[test]
+    fn edits_name_what_changed() {
+        let before = message("a", &[("1", b"one"), ("2", b"two"), ("3", b"three")]);
+        assert_eq!(edits(&before, &before), Edits::default());
+
+        let mut after = before.clone();
+        after.props = PropBag::from_iter([PropValue::string(0x0070, "topic")]);
+        let found = edits(&before, &after);
+        assert_eq!(found.set, [CanonKey::Id(0x0070)].into_iter().collect());
+        assert_eq!(found.removed, [0x37]);
+        assert!(!found.recipients && found.attachments.is_none());
+
+        let mut after = before.clone();
+        after.recipients.clear();
+        assert!(edits(&before, &after).recipients);
+
+        // One gone, one renamed, two swapped, one new.
+        let after = message("a", &[("3", b"three"), ("two", b"two"), ("4", b"four")]);
+        let Some(pieces) = edits(&before, &after).attachments else {
+            panic!("attachments differ");
+        };
+        assert_eq!(pieces[0], AttachmentEdit::Kept(2));
+        assert!(
+            matches!(&pieces[1], AttachmentEdit::Edited { before: 1, set, .. }
+                if set.iter().eq([&CanonKey::Id(tags::ATTACH_LONG_FILENAME)])),
+            "{pieces:?}"
+        );
+        assert_eq!(pieces[2], AttachmentEdit::New);
     }
 }

@@ -80,7 +80,7 @@ impl Pst {
             return Ok(PropBag::new());
         };
         let lock = || {
-            self.row_cells
+            self.row_status
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
         };

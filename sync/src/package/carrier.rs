@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use bincode::{Decode, Encode};
-use storage::{MemStorage, Overlay, ReadAt, WriteAt};
+use storage::ReadAt;
 
 use super::pattern;
 use super::{MAX_CARRIER, PIECE};
@@ -115,13 +115,54 @@ impl Carrier {
     }
 
     pub(super) fn image(&self) -> io::Result<Arc<dyn ReadAt>> {
-        let ground = self.ground.bytes()?;
-        let image = Overlay::new(MemStorage::from(ground.to_vec()))?;
-        image.set_len(self.len)?;
-        for extent in self.extents.iter() {
-            image.write_all_at(extent.offset, &extent.bytes)?;
+        Ok(Arc::new(Image {
+            ground: self.ground.bytes()?,
+            len: self.len,
+            extents: Arc::clone(&self.extents),
+        }))
+    }
+}
+
+/// A carrier laid out, without a copy of what it holds.
+struct Image {
+    ground: Arc<[u8]>,
+    len: u64,
+    extents: Arc<Vec<Extent>>,
+}
+
+impl ReadAt for Image {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.len)
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        let room = usize::try_from(self.len.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let len = buf.len().min(room);
+        let buf = buf.get_mut(..len).unwrap_or_default();
+        buf.fill(0);
+        lay(buf, offset, 0, &self.ground);
+        let after = |e: &Extent| e.offset + e.bytes.len() as u64 <= offset;
+        let first = self.extents.partition_point(after);
+        let end = offset.saturating_add(len as u64);
+        for extent in self.extents.iter().skip(first) {
+            if extent.offset >= end {
+                break;
+            }
+            lay(buf, offset, extent.offset, &extent.bytes);
         }
-        Ok(Arc::new(image))
+        Ok(len)
+    }
+}
+
+/// Copies what `bytes`, which begin at `from`, have for `buf`, which begins at `at`.
+fn lay(buf: &mut [u8], at: u64, from: u64, bytes: &[u8]) {
+    let skip = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+    let to = buf.get_mut(skip(from.saturating_sub(at))..);
+    let of = bytes.get(skip(at.saturating_sub(from))..);
+    if let (Some(to), Some(of)) = (to, of) {
+        for (to, of) in to.iter_mut().zip(of) {
+            *to = *of;
+        }
     }
 }
 
@@ -172,6 +213,38 @@ impl Folder {
             ground: Ground::default(),
             len: self.at,
             extents: Arc::new(self.extents),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use storage::MemStorage;
+
+    use super::*;
+
+    #[test]
+    fn a_carrier_reads_as_it_was() {
+        let mut bytes = pattern::skeleton().expect("unpacks").to_vec();
+        let len = bytes.len();
+        bytes.resize(len + 5000, 0);
+        for at in [0, 511, 512, 600, 5000, len - 1, len, len + 1, len + 4999] {
+            bytes[at] ^= 0x55;
+        }
+        for cut in [0, 1, 511, 513, 4096, len - 1, len, len + 513, len + 5000] {
+            let bytes = &bytes[..cut];
+            let carrier = Carrier::of(&MemStorage::from(bytes.to_vec())).expect("folds");
+            let image = carrier.image().expect("an image");
+            let mut all = vec![1; cut + 10];
+            assert_eq!(image.read_at(0, &mut all).expect("reads"), cut);
+            assert_eq!(&all[..cut], bytes);
+            for at in (0..cut).step_by(977) {
+                let mut some = vec![1; 1500.min(cut - at)];
+                let n = image.read_at(at as u64, &mut some).expect("reads");
+                assert_eq!(some[..n], bytes[at..at + n], "at {at} of {cut}");
+            }
+            assert_eq!(image.read_at(cut as u64, &mut [0]).expect("reads"), 0);
+            assert_eq!(image.read_at(u64::MAX, &mut [0]).expect("reads"), 0);
         }
     }
 }

@@ -42,14 +42,13 @@ pub const MAX_PACKAGE: usize = 1 << 30;
 pub const MAX_CARRIER: u64 = 2 << 30;
 /// The most bytes of an encoded list.
 pub const MAX_LIST: usize = 256 << 20;
+/// The most bytes that a package may unpack to: carrier and list.
+pub const MAX_CONTENT: u64 = MAX_CARRIER + MAX_LIST as u64;
 /// The rules by which this version writes change lists (DESIGN R6). It applies those before it too.
 pub const APPLY_VERSION: u8 = 2;
 /// The largest zstd window that is accepted, as a power of two (64 MiB).
 const MAX_WINDOW_LOG: u32 = 26;
-/// Carriers up to this many bytes are compressed as well as zstd can; that takes some milliseconds.
-const SMALL: u64 = 1 << 20;
-const LEVEL_SMALL: i32 = 19;
-/// A good trade for larger ones.
+/// A good trade: higher levels take ten times as long for a byte or two.
 const LEVEL: i32 = 9;
 /// Bytes that are read or written at once.
 const PIECE: usize = 64 << 10;
@@ -97,6 +96,14 @@ impl Package {
     /// # Errors
     /// [`SyncError::Package`] naming the field that is not acceptable.
     pub fn decode(bytes: &[u8]) -> Result<Self> {
+        Self::decode_within(bytes, MAX_CONTENT)
+    }
+
+    /// As [`Package::decode`], of a package that unpacks to at most `limit` bytes.
+    ///
+    /// # Errors
+    /// As [`Package::decode`].
+    pub fn decode_within(bytes: &[u8], limit: u64) -> Result<Self> {
         if bytes.starts_with(MAGIC) && bytes.get(4) == Some(&v1::VERSION) {
             return v1::decode(bytes);
         }
@@ -104,7 +111,7 @@ impl Package {
             apply_version,
             list,
             carrier,
-        } = Envelope::open(bytes)?;
+        } = Envelope::open_within(bytes, limit)?;
         let config = bincode::config::legacy().with_limit::<MAX_LIST>();
         let (changes, used) = bincode::decode_from_slice(&list, config)
             .map_err(|e| SyncError::package("list", e.to_string()))?;
@@ -151,8 +158,7 @@ impl Envelope {
 
     fn squeeze(&self, out: Vec<u8>, image: u64) -> io::Result<Vec<u8>> {
         let prefix = pattern::prefix()?;
-        let level = if image <= SMALL { LEVEL_SMALL } else { LEVEL };
-        let mut encoder = zstd::stream::write::Encoder::with_ref_prefix(out, level, &prefix)?;
+        let mut encoder = zstd::stream::write::Encoder::with_ref_prefix(out, LEVEL, &prefix)?;
         encoder.include_checksum(false)?;
         encoder.include_contentsize(false)?;
         encoder.set_pledged_src_size(Some(self.list.len() as u64 + image))?;
@@ -177,6 +183,14 @@ impl Envelope {
     /// # Errors
     /// [`SyncError::Package`] naming the field that is not acceptable.
     pub fn open(bytes: &[u8]) -> Result<Self> {
+        Self::open_within(bytes, MAX_CONTENT)
+    }
+
+    /// As [`Envelope::open`], of one that unpacks to at most `limit` bytes.
+    ///
+    /// # Errors
+    /// As [`Envelope::open`].
+    pub fn open_within(bytes: &[u8], limit: u64) -> Result<Self> {
         let (signed, digest) = bytes
             .split_last_chunk::<DIGEST>()
             .ok_or_else(|| SyncError::package("length", "too short"))?;
@@ -225,11 +239,13 @@ impl Envelope {
         let [a, b, c, d, image @ ..] = lengths;
         let list = u32::from_le_bytes([a, b, c, d]) as usize;
         let image = u64::from_le_bytes(image);
-        if list > MAX_LIST {
+        if list > MAX_LIST || list as u64 > limit {
             return Err(SyncError::package("list", format!("{list} bytes")));
         }
-        if image > MAX_CARRIER {
-            return Err(SyncError::package("carrier", format!("{image} bytes")));
+        if image > MAX_CARRIER || (list as u64).saturating_add(image) > limit {
+            let limit = limit.min(MAX_CARRIER);
+            let detail = format!("{image} bytes beside a list of {list}; the limit is {limit}");
+            return Err(SyncError::package("carrier", detail));
         }
         let (list, carrier) = unsqueeze(frame, list, image)
             .map_err(|e| SyncError::package("frame", e.to_string()))?;
