@@ -27,11 +27,9 @@ struct Synthetic(u64);
 
 impl Synthetic {
     fn fill(at: u64, buf: &mut [u8]) {
-        let mut at = at;
-        for byte in buf {
+        for (at, byte) in (at..).zip(buf) {
             let word = (at / 8).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ (at >> 40);
             *byte = word.to_le_bytes()[at as usize % 8] ^ (word >> 29) as u8;
-            at += 1;
         }
     }
 }
