@@ -106,10 +106,13 @@ fn real_files_are_told_as_other_readers_tell_them() {
         return skip::skipped("corpus", "no corpus on this machine");
     }
     let machine = Machine::new();
-    for (name, messages) in [
-        ("enron.pst", 71),
-        ("tika-testPST.pst", 7),
-        ("many-small.pst", 72),
+    for (name, messages, version, encoding) in [
+        ("enron.pst", 71, 23, "permute"),
+        ("tika-testPST.pst", 7, 23, "permute"),
+        ("many-small.pst", 72, 23, "permute"),
+        ("ansi-32bit.pst", 1, 14, "permute"),
+        ("ansi-contacts.pst", 1, 14, "permute"),
+        ("ost2013-4k.ost", 183, 36, "none"),
     ] {
         let file = corpus.join(name);
         let file = file.to_str().unwrap();
@@ -118,8 +121,10 @@ fn real_files_are_told_as_other_readers_tell_them() {
         assert_eq!(info["messages"], messages, "{name}");
         assert_eq!(
             (&info["version"], &info["encoding"]),
-            (&23.into(), &"permute".into())
+            (&version.into(), &encoding.into()),
+            "{name}"
         );
+        assert_eq!(info["editable"], version != 36, "{name}");
         let ls = machine.run(&["pst", "ls", "-l", file, "--json"]);
         assert_eq!(ls.status.code(), Some(0));
         let items: Vec<serde_json::Value> = stdout(&ls)
@@ -138,6 +143,9 @@ fn real_files_are_told_as_other_readers_tell_them() {
             !stdout(&human).chars().any(|c| c.is_control() && c != '\n'),
             "{name}"
         );
+        if name == "ansi-contacts.pst" {
+            assert!(stdout(&human).contains("連絡先 (Contact dedicated)/"));
+        }
         let check = machine.run(&["pst", "check", file]);
         assert_eq!(check.status.code(), Some(0), "{name}: {}", stdout(&check));
         let dump = machine.run(&["pst", "dump", file]);

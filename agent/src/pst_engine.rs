@@ -1,17 +1,38 @@
 //! The engine for PSTs: [`sync`] and [`pst`] behind the agent's seam.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use pst::inventory::Inventory;
+use pst::ndb::EditOptions;
 use pst::{Pst, PstError};
-use storage::ReadAt;
+use storage::{ReadAt, ScratchDir};
 use sync::{Package, SyncError, decode_inventory, encode_inventory};
 
 use crate::engine::{Applied, Engine, EngineError, InventoryAnswer};
 
+/// Bytes of new blocks that are kept in memory; what is more waits in a temporary file.
+const MEMORY: u64 = 32 << 20;
+
 /// Understands PSTs.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct PstEngine;
+#[derive(Clone, Default)]
+pub struct PstEngine {
+    options: EditOptions,
+}
+
+impl PstEngine {
+    /// An engine that puts what is large into temporary files in `dir` until it is written: memory
+    /// does not follow the size of what a package adds. (The default keeps all in memory.)
+    pub fn with_scratch(dir: impl Into<PathBuf>) -> Self {
+        Self {
+            options: EditOptions {
+                scratch: Some(Arc::new(ScratchDir::new(dir))),
+                memory: MEMORY,
+                ..EditOptions::default()
+            },
+        }
+    }
+}
 
 impl Engine for PstEngine {
     fn inventory(
@@ -35,7 +56,7 @@ impl Engine for PstEngine {
 
     fn apply(&self, base: Arc<dyn ReadAt>, package: &[u8]) -> Result<Applied, EngineError> {
         let package = Package::decode(package).map_err(refused)?;
-        let applied = sync::apply(base, &package).map_err(refused)?;
+        let applied = sync::apply_with(base, &package, &self.options).map_err(refused)?;
         let nid_map = applied
             .nid_map
             .iter()

@@ -15,7 +15,9 @@ use pst::ltp::{
     PropBag, PropTag, PropType, PropValue, RowChange, TableContext, TableEdit, TableLookup,
     TablePatch,
 };
-use pst::ndb::{Ndb, NdbTransaction};
+use pst::messaging::create_empty_as;
+use pst::ndb::format::{ANSI, UNICODE};
+use pst::ndb::{CryptMethod, Format, Ndb, NdbTransaction};
 use pst::{Nid, NidType};
 use storage::MemStorage;
 use support::{Rng, bytes};
@@ -137,8 +139,10 @@ struct Seen {
 }
 
 /// `start` rows, then batches of (operation, row, seed) on both a patch and a table built anew.
-fn run(start: u32, batches: &[Vec<(u8, u32, u64)>], seen: &mut Seen) {
-    let file = MemStorage::from(pst::create_empty(&[9; 16]).unwrap());
+fn run(format: &'static Format, start: u32, batches: &[Vec<(u8, u32, u64)>], seen: &mut Seen) {
+    let empty = create_empty_as(&[9; 16], format, CryptMethod::Permute).unwrap();
+    let file = MemStorage::from(empty);
+    let ndb = open(&file);
     let mut model = Model::default();
     let mut edit = TableEdit::new(&columns()).unwrap();
     for n in 0..start {
@@ -147,10 +151,10 @@ fn run(start: u32, batches: &[Vec<(u8, u32, u64)>], seen: &mut Seen) {
         model.put(id, n + 1, props);
     }
     let mut whole_model = model.clone();
-    let mut t = NdbTransaction::begin(open(&file)).unwrap();
-    t.put_node(TABLE, Nid(0), &edit.build(None).unwrap())
+    let mut t = NdbTransaction::begin(Arc::clone(&ndb)).unwrap();
+    t.put_node(TABLE, Nid(0), &edit.build(Some(&ndb)).unwrap())
         .unwrap();
-    t.put_node(WHOLE, Nid(0), &edit.build(None).unwrap())
+    t.put_node(WHOLE, Nid(0), &edit.build(Some(&ndb)).unwrap())
         .unwrap();
     t.finish().unwrap().commit(&file).unwrap();
     let mut version = start;
@@ -274,7 +278,8 @@ proptest! {
         start in 0u32..700,
         batches in prop::collection::vec(prop::collection::vec(any::<(u8, u32, u64)>(), 0..60), 1..6),
     ) {
-        run(start, &batches, &mut Seen::default());
+        let format = if start % 2 == 0 { &UNICODE } else { &ANSI };
+        run(format, start, &batches, &mut Seen::default());
     }
 }
 
@@ -290,7 +295,7 @@ fn thousands_of_edits_of_one_table_find_the_room_that_they_left() {
         })
         .collect();
     let mut seen = Seen::default();
-    run(1_500, &batches, &mut seen);
+    run(&UNICODE, 1_500, &batches, &mut seen);
     println!(
         "{} operations, {} batches patched, {} built; {:?} heap blocks",
         seen.operations, seen.patched, seen.built, seen.blocks

@@ -243,6 +243,8 @@ fn raw_nodes_are_carried_as_they_are_and_search_folders_get_their_rows() {
     commit(&tx.finish().unwrap(), &file);
     let mut tx = begin(&file);
     tx.put_raw_node(nid, holder, &content()).unwrap();
+    let criteria = nid.with_kind(NidType::SEARCH_CRITERIA_OBJECT);
+    tx.put_raw_node(criteria, Nid(0), &content()).unwrap();
     commit(&tx.finish().unwrap(), &file);
     consistent(&open(&file));
     let mut tx = begin(&file);

@@ -10,9 +10,10 @@ use std::sync::Arc;
 
 use pst::Pst;
 use pst::inventory::Inventory;
+use pst::ndb::EditOptions;
 use serde::Serialize;
-use storage::{Overlay, ReadAt};
-use sync::{Counts, MAX_PACKAGE, Package, apply, expected};
+use storage::{ReadAt, ScratchDir};
+use sync::{Counts, MAX_PACKAGE, Package, apply_with, expected};
 
 use super::alone::open_alone;
 use super::{explain, explain_sync, open_file};
@@ -47,9 +48,15 @@ pub(super) fn run(path: &Path, changes: &Path, out: &mut Output) -> Outcome {
     let io = |e| UserError::file("change", path, &e);
 
     let before = Inventory::read(&Pst::open(Arc::clone(&base)).map_err(failed)?).map_err(failed)?;
-    let applied = apply(Arc::clone(&base), &package).map_err(|e| explain_sync(path, &e))?;
-    let result = Overlay::new(base).map_err(io)?;
-    applied.write_set.commit(&result).map_err(io)?;
+    // What is large waits in a temporary file until it is written.
+    let options = EditOptions {
+        scratch: Some(Arc::new(ScratchDir::new(std::env::temp_dir()))),
+        memory: 64 << 20,
+        ..EditOptions::default()
+    };
+    let applied =
+        apply_with(Arc::clone(&base), &package, &options).map_err(|e| explain_sync(path, &e))?;
+    let result = applied.write_set.preview(base).map_err(io)?;
     // Held against what the change list says, not against what came out.
     let wanted = expected(&before, &package.changes, &applied.nid_map).digest();
     let worked_out = inventory_after(Arc::new(result), &before)

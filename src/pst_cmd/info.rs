@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use pst::messaging::tags;
-use pst::ndb::CryptMethod;
+use pst::ndb::{CryptMethod, SizeState};
 use pst::{Bref, PstError};
 use serde::Serialize;
 
-use super::{explain, open};
+use super::{explain, open, text};
 use crate::error::Outcome;
 use crate::exit::ExitStatus;
 use crate::output::{Output, clean, count, size};
@@ -18,9 +18,13 @@ struct Info {
     /// HEADER.wVer.
     version: u16,
     format: &'static str,
+    /// Whether files of this format can be changed.
+    editable: bool,
     encoding: &'static str,
     /// Bytes, by ROOT.ibFileEof.
     size: u64,
+    /// Against the limit that Outlook has for the format: "fine", "near" (from 95 % on) or "full".
+    size_state: &'static str,
     /// PidTagDisplayName of the store.
     name: Option<String>,
     /// PidTagRecordKey of the store, in hexadecimal: its identity.
@@ -74,13 +78,20 @@ pub(super) fn run(path: &Path, out: &mut Output) -> Outcome {
             encoding,
             ..
         } = &info;
+        let read_only = if info.editable { "" } else { ", read only" };
         out.line(format_args!(
-            "format     {format} ({version}), encoding {encoding}"
+            "format     {format} ({version}), encoding {encoding}{read_only}"
         ))?;
         out.line(format_args!(
-            "size       {}, {} free",
+            "size       {}, {} free{}",
             size(info.size),
-            size(info.free)
+            size(info.free),
+            match info.size_state {
+                "near" => "; near the limit of its format: move mail to another file",
+                "full" =>
+                    "; at the limit of its format: it takes only what fits into its free space",
+                _ => "",
+            }
         ))?;
         out.line(format_args!(
             "holds      {} folders, {} messages, {} associated messages, {} raw nodes",
@@ -114,6 +125,7 @@ fn read(path: &Path) -> Result<Info, crate::error::UserError> {
     let (ndb, header) = (pst.ndb(), pst.ndb().header());
     let index = pst.index().map_err(failed)?;
     let store = pst.store().map_err(failed)?;
+    let page = pst.code_page().map_err(failed)?;
     let all = || index.messages.values().flatten();
     let number = |n: usize| n as u64;
     let mut nodes = 0;
@@ -129,19 +141,20 @@ fn read(path: &Path) -> Result<Info, crate::error::UserError> {
     Ok(Info {
         file: path.display().to_string(),
         version: header.version,
-        format: match header.version {
-            14 | 15 => "ANSI",
-            23 => "Unicode",
-            36 | 37 => "Unicode, 4K pages",
-            _ => "unknown",
-        },
+        format: ndb.format().name,
+        editable: ndb.format().writable,
         encoding: match header.crypt {
             CryptMethod::None => "none",
             CryptMethod::Permute => "permute",
             CryptMethod::Cyclic => "cyclic",
         },
         size: header.file_eof,
-        name: store.str(tags::DISPLAY_NAME).filter(|n| !n.is_empty()),
+        size_state: match ndb.size_state() {
+            SizeState::Fine => "fine",
+            SizeState::Near => "near",
+            SizeState::Full => "full",
+        },
+        name: text(store.get(tags::DISPLAY_NAME).cloned(), page).filter(|n| !n.is_empty()),
         record_key: store
             .get(tags::RECORD_KEY)
             .and_then(|v| v.as_bytes())

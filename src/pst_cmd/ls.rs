@@ -10,7 +10,7 @@ use pst::messaging::{Index, MessageEntry, tags};
 use pst::{Nid, Pst};
 use serde::Serialize;
 
-use super::{context, explain, open, text, without_prefix_mark};
+use super::{context, explain, open, page_of, text, without_prefix_mark};
 use crate::error::{Outcome, UserError};
 use crate::exit::ExitStatus;
 use crate::output::{Output, clean, count, size};
@@ -126,7 +126,7 @@ fn look(pst: &Pst, index: &Index, nid: Nid, above: &[String]) -> Here {
     {
         Ok(props) => {
             let get = |id| props.as_ref().and_then(|p| p.get(id).ok().flatten());
-            let name = text(get(tags::DISPLAY_NAME));
+            let name = text(get(tags::DISPLAY_NAME), page_of(pst, get));
             if !is_root {
                 path.push(name.unwrap_or_default());
             }
@@ -161,15 +161,16 @@ fn read_message(pst: &Pst, message: &MessageEntry, folder: &[String]) -> Message
     let read = || -> pst::Result<MessageItem> {
         let props = context(pst, &message.entry)?;
         let get = |id| props.get(id);
+        let page = page_of(pst, |id| get(id).ok().flatten());
         let time = |value: Option<PropValue>| value.and_then(|v| v.as_filetime());
         let date = match time(get(DELIVERY_TIME)?) {
             Some(date) => Some(date),
             None => time(get(MODIFIED)?),
         };
         Ok(MessageItem {
-            class: text(get(tags::MESSAGE_CLASS)?),
-            subject: text(get(tags::SUBJECT)?).map(|s| without_prefix_mark(&s).to_owned()),
-            from: text(get(SENDER_NAME)?),
+            class: text(get(tags::MESSAGE_CLASS)?, page),
+            subject: text(get(tags::SUBJECT)?, page).map(|s| without_prefix_mark(&s).to_owned()),
+            from: text(get(SENDER_NAME)?, page),
             date: date.map(filetime_iso),
             size: get(tags::MESSAGE_SIZE)?.and_then(|v| v.as_i32()),
             attachments: get(tags::MESSAGE_FLAGS)?

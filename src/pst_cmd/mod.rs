@@ -17,8 +17,8 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use pst::ltp::{PropValue, PropertyContext};
-use pst::messaging::tags;
+use pst::ltp::{CodePage, PropValue, PropertyContext};
+use pst::messaging::{code_page, tags};
 use pst::ndb::NbtEntry;
 use pst::{Nid, Pst, PstError};
 use storage::FileStorage;
@@ -147,7 +147,8 @@ fn context(pst: &Pst, entry: &NbtEntry) -> pst::Result<PropertyContext> {
 /// A text property of an object, for people; none where it cannot be read.
 fn text_of(pst: &Pst, nid: Nid, id: u16) -> Option<String> {
     let entry = pst.ndb().node(nid).ok()??;
-    let text = text(context(pst, &entry).ok()?.get(id).ok()?)?;
+    let page = page_of(pst, |id| context(pst, &entry).ok()?.get(id).ok()?);
+    let text = text(context(pst, &entry).ok()?.get(id).ok()?, page)?;
     Some(if id == tags::SUBJECT {
         without_prefix_mark(&text).to_owned()
     } else {
@@ -155,10 +156,21 @@ fn text_of(pst: &Pst, nid: Nid, id: u16) -> Option<String> {
     })
 }
 
+/// The code page of an object's 8-bit text: its own, else the store's.
+fn page_of(pst: &Pst, get: impl Fn(u16) -> Option<PropValue>) -> Option<CodePage> {
+    let named = [tags::MESSAGE_CODEPAGE, tags::INTERNET_CODEPAGE];
+    let props = named.into_iter().filter_map(get).collect();
+    code_page(&props).or_else(|| pst.code_page().ok().flatten())
+}
+
 /// Some writers store the terminating NUL with the text.
-fn text(value: Option<PropValue>) -> Option<String> {
-    let text = value?.as_str()?;
-    Some(text.trim_end_matches('\0').to_owned())
+fn text(value: Option<PropValue>, page: Option<CodePage>) -> Option<String> {
+    let value = value?;
+    let text = match page {
+        Some(page) => value.as_text_in(page)?,
+        None => value.as_text()?,
+    };
+    Some(text.text.trim_end_matches('\0').to_owned())
 }
 
 /// A stored subject may begin with U+0001 and a character that tells the length of its prefix

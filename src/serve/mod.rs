@@ -63,7 +63,8 @@ pub fn agent(command: &AgentCommand, format: Format) -> Outcome {
     runtime.block_on(async {
         let shutdown = signalled().map_err(|e| no_runtime(&e))?;
         let ready = |agent: &Agent| greet(agent, &serve.root, format);
-        agent::serve(config, Arc::new(PstEngine), ready, shutdown)
+        let engine = PstEngine::with_scratch(&state_dir);
+        agent::serve(config, Arc::new(engine), ready, shutdown)
             .await
             .map_err(|e| explain(&e, &serve, &state_dir))
     })?;

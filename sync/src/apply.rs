@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use pst::inventory::fingerprint_node;
 use pst::messaging::Transaction;
+use pst::ndb::EditOptions;
 use pst::{Nid, NidType, Pst};
 use storage::{ReadAt, WriteSet};
 
@@ -34,6 +35,19 @@ pub struct Applied {
 /// [`SyncError::WrongBase`] if an object is not in the state that the change list was made for;
 /// [`SyncError::Package`] for an unknown apply version or a carrier that lacks an object.
 pub fn apply(base: Arc<dyn ReadAt>, package: &Package) -> Result<Applied> {
+    apply_with(base, package, &EditOptions::default())
+}
+
+/// As [`apply`], with options: where large values wait until they are written, how large the container
+/// may grow. They do not change what is written.
+///
+/// # Errors
+/// As [`apply`]; [`pst::PstError::Limit`] for a container that would outgrow its limit.
+pub fn apply_with(
+    base: Arc<dyn ReadAt>,
+    package: &Package,
+    options: &EditOptions,
+) -> Result<Applied> {
     if package.apply_version != APPLY_VERSION {
         return Err(SyncError::package(
             "apply_version",
@@ -51,7 +65,7 @@ pub fn apply(base: Arc<dyn ReadAt>, package: &Package) -> Result<Applied> {
     let mut run = Run {
         target: Pst::open(Arc::clone(&base))?,
         carrier,
-        tx: Transaction::begin(Arc::clone(&base))?,
+        tx: Transaction::begin_with(Arc::clone(&base), options)?,
         deleted: BTreeSet::new(),
         nid_map: BTreeMap::new(),
         re_added: package

@@ -23,7 +23,7 @@ mod rows;
 pub mod wire;
 
 pub use agent_destination::AgentDestination;
-pub use apply::{Applied, apply};
+pub use apply::{Applied, apply, apply_with};
 pub use change_list::{Action, Change, Counts, Fingerprint, ObjectKind};
 pub use compare::{compare, expected};
 pub use compile::compile;

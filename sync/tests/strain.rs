@@ -15,10 +15,13 @@ use pst::ltp::{Guid, PropBag, PropName, PropTag, PropType, PropValue};
 use pst::messaging::{AttachmentData, MessageData, Transaction, tags};
 use pst::{Nid, Pst};
 use storage::{CrashStorage, MemStorage, ReadAt};
-use sync::{Change, Package, apply, compare, compile, expected};
+use sync::{Action, Change, ObjectKind, Package, apply, compare, compile, expected};
 
+/// Every file has one of another kind beside it: ANSI files become Unicode files and back.
 const FILES: &[&str] = &[
     "aspose-outlook.pst",
+    "ansi-32bit.pst",
+    "ansi-contacts.pst",
     "contacts.pst",
     "dist-list.pst",
     "empty.pst",
@@ -139,6 +142,52 @@ fn real_files_become_one_another() {
         let back = ship(&out, &a);
         assert_equal(&back, &a, &format!("{what} and back"));
     }
+}
+
+/// An OST with 4 KiB pages is a source like any other, and refused as a target.
+#[test]
+fn an_ost_with_large_pages_is_copied_and_never_changed() {
+    let Some(corpus) = corpus() else { return };
+    let read = |name: &str| {
+        let bytes = std::fs::read(corpus.join(name)).expect("reads");
+        Mailbox(Arc::new(MemStorage::from(bytes)))
+    };
+    let ost = read("ost2013-4k.ost");
+    let source = open(&ost);
+    let there = Inventory::read(&source).expect("reads");
+    // Its store is no PST's store: folders and messages are copied, nothing is deleted for them.
+    let copied =
+        |c: &Change| c.kind != ObjectKind::Raw && !matches!(c.action, Action::Delete { .. });
+    for name in ["empty.pst", "ansi-contacts.pst"] {
+        let target = read(name);
+        let here = Inventory::read(&open(&target)).expect("reads");
+        let changes = compare(&here, &there).into_iter().filter(copied);
+        let list: Vec<(Change, Nid)> = changes.map(|c| (c.clone(), c.nid())).collect();
+        assert!(list.len() > 200, "{}", list.len());
+        let package = compile(&source, list).expect("compiles");
+        let base = Arc::clone(&target.0) as Arc<dyn ReadAt>;
+        let applied = apply(base, &package).expect("applies");
+        applied
+            .write_set
+            .commit(target.0.as_ref())
+            .expect("commits");
+        let after = open(&target);
+        let want = expected(&here, &package.changes, &applied.nid_map);
+        let found = Inventory::read(&after).expect("reads");
+        assert_eq!(found.digest(), want.digest(), "{name}");
+        assert_eq!(severe(&after), Vec::<String>::new(), "{name}");
+    }
+    let old = open(&ost);
+    let inventory = |pst: &Pst| Inventory::read(pst).expect("reads");
+    let new = open(&read("empty.pst"));
+    let changes = compare(&inventory(&old), &inventory(&new));
+    let list = changes.into_iter().map(|c| (c.clone(), c.nid())).collect();
+    let package = compile(&new, list).expect("compiles");
+    let refused = apply(Arc::clone(&ost.0) as Arc<dyn ReadAt>, &package).expect_err("refuses");
+    assert!(
+        refused.to_string().contains("OST with 4 KiB pages"),
+        "{refused}"
+    );
 }
 
 #[test]

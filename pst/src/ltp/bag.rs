@@ -1,4 +1,4 @@
-//! The properties of one object, row or map.
+//! The properties of one object, row or map ([MS-PST] 2.3.3, 2.3.4.4).
 
 use std::collections::BTreeMap;
 

@@ -19,6 +19,28 @@ impl CodePage {
     /// UTF-8.
     pub const UTF8: Self = Self(65001);
 
+    /// The Windows code page of the language that an internet code page is used for: what 8-bit text of
+    /// such a message is in, where the message does not say it itself. `None` for those that say
+    /// nothing of the language.
+    #[must_use]
+    pub const fn of_internet(page: u32) -> Option<Self> {
+        Some(Self(match page {
+            874 | 932 | 936 | 949 | 950 | 1250..=1258 => page,
+            20_932 | 50_220..=50_222 | 51_932 => 932,
+            50_227 | 52_936 | 54_936 => 936,
+            50_225 | 51_949 => 949,
+            866 | 20_866 | 21_866 | 28_595 => 1251,
+            28_591 | 28_605 => 1252,
+            28_592 => 1250,
+            28_597 => 1253,
+            28_599 => 1254,
+            28_598 | 38_598 => 1255,
+            28_596 => 1256,
+            28_594 | 28_603 => 1257,
+            _ => return None,
+        }))
+    }
+
     /// Reads the text of PtypString8 bytes. An unknown code page reads ASCII alone as exact.
     #[must_use]
     pub fn decode(self, bytes: &[u8]) -> Text {
@@ -59,7 +81,7 @@ impl CodePage {
     fn encoding(self) -> Option<&'static Encoding> {
         Some(match self.0 {
             65_001 => encoding_rs::UTF_8,
-            20_127 | 1252 | 28_591 => encoding_rs::WINDOWS_1252,
+            1252 | 28_591 => encoding_rs::WINDOWS_1252,
             1250 => encoding_rs::WINDOWS_1250,
             1251 => encoding_rs::WINDOWS_1251,
             1253 => encoding_rs::WINDOWS_1253,
@@ -120,6 +142,14 @@ mod tests {
             );
             assert_eq!(page.encode(text).as_deref(), Some(bytes), "{page:?}");
         }
+    }
+
+    #[test]
+    fn an_internet_code_page_tells_the_language() {
+        assert_eq!(CodePage::of_internet(50_220), Some(CodePage(932)));
+        assert_eq!(CodePage::of_internet(20_866), Some(CodePage(1251)));
+        assert_eq!(CodePage::of_internet(20_127), None);
+        assert_eq!(CodePage::of_internet(65_001), None);
     }
 
     #[test]

@@ -102,6 +102,7 @@ pub struct HeapBuilder {
     /// Values are taken while there are fewer blocks than this.
     value_blocks: usize,
     block: usize,
+    place: usize,
 }
 
 impl HeapBuilder {
@@ -116,6 +117,7 @@ impl HeapBuilder {
     pub fn for_format(client_sig: ClientSig, format: &Format) -> Self {
         Self {
             block: format.max_data(),
+            place: if format.bid_size == 4 { 2 } else { 4 },
             client_sig,
             user_root: Hid::NONE,
             value_blocks: VALUE_BLOCKS,
@@ -130,6 +132,13 @@ impl HeapBuilder {
     #[cfg(test)]
     pub(crate) const fn limit_values(&mut self, n: usize) {
         self.value_blocks = n;
+    }
+
+    /// Bytes of TCROWID.dwRowIndex in the file that the heap is for: 2 in ANSI files, else 4
+    /// ([MS-PST] 2.3.4.3.1).
+    #[must_use]
+    pub const fn place_size(&self) -> usize {
+        self.place
     }
 
     /// Bytes of data in a full block of the file that the heap is for.

@@ -1,4 +1,4 @@
-//! Where a node's bytes come from: a file, or content that was just built and lies in memory.
+//! Where a node's bytes come from ([MS-PST] 2.2.1.1): a file, or content that was just built and lies in memory.
 //!
 //! The readers of this layer work on either, so a freshly built table can be opened again before
 //! it was committed, and an attachment's embedded message is read with the same code as a node.

@@ -133,6 +133,19 @@ pub(crate) fn row_place(data: &[u8]) -> Result<u32> {
     }
 }
 
+/// As [`row_place`], the other way: `size` bytes of a row's place.
+pub(crate) fn encode_place(at: usize, size: usize) -> Result<Vec<u8>> {
+    let limit: u64 = if size == 2 { 1 << 16 } else { 1 << 32 };
+    if at as u64 >= limit {
+        return Err(PstError::Limit {
+            what: "table rows",
+            found: at as u64 + 1,
+            limit,
+        });
+    }
+    Ok((at as u64).to_le_bytes().into_iter().take(size).collect())
+}
+
 /// A row index must map 4-byte ids to 2- or 4-byte places.
 pub(crate) fn check_index(header: &BthHeader) -> Result<()> {
     if header.key_size != 4 || !matches!(header.entry_size, 2 | 4) {

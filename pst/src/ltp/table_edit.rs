@@ -16,7 +16,7 @@ use super::heap::ClientSig;
 use super::heap_build::MAX_ITEM;
 use super::node::NodeSource;
 use super::prop::PropTag;
-use super::table::{Column, Layout, Row, TableContext};
+use super::table::{Column, Layout, Row, TableContext, encode_place};
 use crate::ndb::{Ndb, NodeContent, NodeData};
 use crate::{Bid, PstError, Result};
 
@@ -290,19 +290,15 @@ impl TableEdit {
         debug_assert_eq!((index, info), (fixed_hid(1), fixed_hid(2)));
         sink.heap.set_user_root(info);
 
+        let place = sink.heap.place_size();
         let mut ids = BTreeMap::new();
         let mut matrix = Vec::with_capacity(self.row_count());
         for (at, row) in self.rows().enumerate() {
-            let at = u32::try_from(at).map_err(|_| PstError::Limit {
-                what: "table rows",
-                found: at as u64,
-                limit: u32::MAX.into(),
-            })?;
-            ids.insert(u128::from(row.id), at.to_le_bytes().to_vec());
+            ids.insert(u128::from(row.id), encode_place(at, place)?);
             matrix.push(self.encode_row(&mut sink, row)?);
         }
         let ids: Vec<_> = ids.into_iter().collect();
-        build_bth(&mut sink.heap, index, 4, 4, &ids)?;
+        build_bth(&mut sink.heap, index, 4, place, &ids)?;
 
         let size = self.layout.row_size();
         let rows = if matrix.is_empty() {

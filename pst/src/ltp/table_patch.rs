@@ -27,7 +27,7 @@ use super::heap_edit::HeapEdit;
 use super::matrix_edit::MatrixEdit;
 use super::node::{Blocks, NodeSource};
 use super::prop::{PropTag, PropType, PropValue, ValueData};
-use super::table::{Layout, Matrix, TableStore, check_index, row_place};
+use super::table::{Layout, Matrix, TableStore, check_index, encode_place, row_place};
 use crate::ndb::bytes::u32_at;
 use crate::ndb::{DataPatch, Ndb, NodeContent, NodeData, SubnodePatch, Subnodes};
 use crate::{Bid, Nid, NidType, PstError, Result};
@@ -228,21 +228,7 @@ impl TablePatch {
     }
 
     fn set_place(&mut self, id: u32, at: usize) -> Result<()> {
-        let width = self.index.header().entry_size;
-        let fits = at
-            <= if width == 2 {
-                0xFFFF
-            } else {
-                i32::MAX as usize
-            };
-        if !fits {
-            return Err(PstError::Limit {
-                what: "table rows",
-                found: at as u64 + 1,
-                limit: if width == 2 { 1 << 16 } else { 1 << 31 },
-            });
-        }
-        let data: Vec<u8> = (at as u32).to_le_bytes().into_iter().take(width).collect();
+        let data = encode_place(at, self.index.header().entry_size)?;
         self.index.set(&mut self.heap, id.into(), &data)
     }
 

@@ -1,4 +1,4 @@
-//! Views of stored values for people: strings and times. No view changes what is stored.
+//! Views of stored values for people ([MS-OXCDATA] 2.11.1): strings and times. No view changes what is stored.
 
 /// UTF-16LE bytes of a string, without terminator.
 #[must_use]

@@ -7,8 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::cells::{cells_in, code_page};
 use super::read::{AttachmentData, MAX_EMBED_DEPTH, MAX_MESSAGE_PARTS, MessageData};
+use super::row_cells::{cells_in, code_page};
 use super::tags;
 use super::value::reuse_streams;
 use crate::canonical::{RecordAttachment, with_attach_flag};

@@ -5,17 +5,17 @@
 //! bytes of the file; nothing is lost by reading and writing an object back.
 
 mod build;
-mod cells;
 mod create;
 mod names;
 mod read;
+mod required;
+mod row_cells;
 pub mod schema;
 mod search;
 pub mod tags;
 mod transaction;
 mod value;
 
-pub use cells::{cells, cells_in, code_page};
 pub use create::{DELETED_ITEMS, IPM_SUBTREE, SEARCH_ROOT, create_empty, create_empty_as};
 pub(crate) use names::by_key;
 pub(crate) use read::not_found;
@@ -23,6 +23,7 @@ pub use read::{
     AttachmentData, FolderData, FolderEntry, Index, MAX_EMBED_DEPTH, MAX_MESSAGE_PARTS,
     MessageData, MessageEntry, Pst,
 };
+pub use row_cells::{cells, cells_in, code_page};
 pub(crate) use search::SUD_LEN;
 pub use transaction::Transaction;
 pub use value::{for_each_chunk, value_len};

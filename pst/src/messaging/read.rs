@@ -1,11 +1,12 @@
-//! Reading: [`Pst`], its one-pass index of objects, and folders and messages as property bags.
+//! Reading ([MS-PST] 2.4.3 to 2.4.6): [`Pst`], its one-pass index of objects, and folders and messages
+//! as property bags.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
 
 use storage::ReadAt;
 
-use super::cells::code_page;
+use super::row_cells::code_page;
 use super::tags;
 use crate::derived::{ObjectKind, is_derived_node};
 use crate::ltp::{

@@ -1,4 +1,4 @@
-//! Property values as a flow of chunks, wherever they lie.
+//! Property values as a flow of chunks, wherever they lie: heap, subnode or data tree ([MS-PST] 2.3.3.2).
 
 use std::sync::Arc;
 

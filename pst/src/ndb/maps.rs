@@ -39,6 +39,15 @@ pub(crate) fn read_dlist(ndb: &Ndb) -> Result<Vec<(u64, usize)>> {
     Ok(entries)
 }
 
+/// As [`read_dlist`]; a list that is not valid is as good as none, for it is a hint alone. One that
+/// cannot be read now is not: the edit would come out otherwise than with it.
+pub(super) fn dlist_hints(ndb: &Ndb) -> Result<Vec<(u64, usize)>> {
+    match read_dlist(ndb) {
+        Err(e @ PstError::Io { .. }) => Err(e),
+        other => Ok(other.unwrap_or_default()),
+    }
+}
+
 /// Builds the density list page from (AMap index, free slots).
 pub(super) fn dlist_page(format: &Format, mut entries: Vec<(u64, usize)>, bid: Bid) -> Vec<u8> {
     entries.retain(|(index, free)| *free > 0 && *free <= SLOTS && *index < 1 << 20);
@@ -80,7 +89,7 @@ pub(super) fn map_writes(base: &Ndb, space: &Space, header: &mut Header) -> Resu
     let mut dlist: std::collections::BTreeMap<u64, usize> = if space.rebuilt {
         std::collections::BTreeMap::new()
     } else {
-        read_dlist(base).unwrap_or_default().into_iter().collect()
+        dlist_hints(base)?.into_iter().collect()
     };
     dlist.retain(|index, _| *index < space.count());
     let mut total_free = 0u64;

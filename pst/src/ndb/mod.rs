@@ -24,6 +24,7 @@ mod page;
 mod patch;
 mod proof;
 mod recompute;
+mod references;
 pub(crate) mod subnode;
 mod transaction;
 

@@ -29,11 +29,9 @@ use super::block::{name_block, seal_block};
 use super::btree::{BbtEntry, BtLeaf, NbtEntry};
 use super::btree_write::{self, PageSpace};
 use super::crypt::CryptMethod;
-use super::data_tree::XBlock;
 use super::limits::SizeLimits;
-use super::maps::{map_writes, read_dlist};
+use super::maps::{dlist_hints, map_writes};
 use super::recompute::walk_pages;
-use super::subnode::SBlock;
 use super::{Header, Ndb, SharedCache};
 use crate::{Bid, Bref, Nid, NidType, PstError, Result};
 
@@ -65,7 +63,7 @@ pub struct NdbTransaction {
     pub(super) header: Header,
     space: Space,
     nbt: BTreeMap<u64, Option<NbtEntry>>,
-    bbt: BTreeMap<u64, Option<BbtEntry>>,
+    pub(super) bbt: BTreeMap<u64, Option<BbtEntry>>,
     /// Reads the trees as of the last merge.
     reader: Arc<Ndb>,
     cache: SharedCache,
@@ -73,7 +71,7 @@ pub struct NdbTransaction {
     views: Vec<Weak<Ndb>>,
     /// Space that this transaction took and no longer needs, but that a view may still read.
     dead: Vec<(u64, usize)>,
-    changed: bool,
+    pub(super) changed: bool,
     /// An edit stopped half-way: its references do not add up.
     pub(super) failed: bool,
 }
@@ -129,8 +127,7 @@ impl NdbTransaction {
             })?;
             header.bid_next_block = Bid(header.bid_next_block.0.max(least));
         }
-        // A hint alone: one that cannot be read is as good as none.
-        let dense = read_dlist(&base).unwrap_or_default();
+        let dense = dlist_hints(&base)?;
         let limit = SizeLimits::of(base.format()).max;
         let mut space = Space::new(&base, dense, options.max_size.unwrap_or(limit))?;
         if !trusted {
@@ -366,84 +363,6 @@ impl NdbTransaction {
         self.reader.block_data_of(&entry)
     }
 
-    /// Adds a reference to a block.
-    pub(super) fn retain(&mut self, bid: Bid) -> Result<()> {
-        if bid.is_none() {
-            return Ok(());
-        }
-        let mut entry = self.block(bid)?.ok_or_else(|| PstError::NotFound {
-            what: "block",
-            id: bid.to_string(),
-        })?;
-        entry.cref = entry.cref.checked_add(1).ok_or(PstError::Limit {
-            what: "references to a block",
-            found: u64::from(entry.cref) + 1,
-            limit: u64::from(u16::MAX),
-        })?;
-        self.changed = true;
-        self.bbt.insert(bid.key(), Some(entry));
-        Ok(())
-    }
-
-    /// Drops a reference; blocks without one are removed, and with an internal block the
-    /// references that it holds (2.6.1.1.7, 2.6.1.2.6).
-    pub(super) fn release(&mut self, bid: Bid) -> Result<()> {
-        let mut todo = vec![bid];
-        while let Some(bid) = todo.pop() {
-            if bid.is_none() {
-                continue;
-            }
-            // A block that is already missing leaves nothing to give back.
-            let Some(mut entry) = self.block(bid)? else {
-                continue;
-            };
-            self.changed = true;
-            entry.cref = entry.cref.saturating_sub(1);
-            if entry.cref > 1 {
-                self.bbt.insert(bid.key(), Some(entry));
-                continue;
-            }
-            if bid.is_internal() {
-                leak_if_damaged(self.children(bid, &mut todo))?;
-            }
-            self.bbt.insert(bid.key(), None);
-            let space = self.base.format().block_space(usize::from(entry.cb));
-            leak_if_damaged(self.give_back(entry.bref.ib, space))?;
-        }
-        Ok(())
-    }
-
-    /// Removes an internal block to which the caller has the only reference; the references that
-    /// it holds become the caller's.
-    pub(super) fn take_apart(&mut self, bid: Bid) -> Result<()> {
-        if let Some(entry) = self.block(bid)? {
-            self.changed = true;
-            self.bbt.insert(bid.key(), None);
-            let space = self.base.format().block_space(usize::from(entry.cb));
-            leak_if_damaged(self.give_back(entry.bref.ib, space))?;
-        }
-        Ok(())
-    }
-
-    /// Appends the blocks that an internal block refers to.
-    fn children(&self, bid: Bid, out: &mut Vec<Bid>) -> Result<()> {
-        let format = self.base.format();
-        let data = self.block_data(bid)?;
-        if data.first() == Some(&1) {
-            out.extend(XBlock::parse(format, bid, &data)?.bids);
-        } else {
-            match SBlock::parse(format, bid, &data)? {
-                SBlock::Leaf(entries) => {
-                    for e in entries {
-                        out.extend([e.bid_data, e.bid_sub]);
-                    }
-                }
-                SBlock::Inner(children) => out.extend(children.into_iter().map(|(_, b)| b)),
-            }
-        }
-        Ok(())
-    }
-
     fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
         self.work
             .write_all_at(offset, data)
@@ -455,7 +374,7 @@ impl NdbTransaction {
         self.with_space(|space, ndb| space.alloc(ndb, len, page))
     }
 
-    fn give_back(&mut self, ib: u64, len: usize) -> Result<()> {
+    pub(super) fn give_back(&mut self, ib: u64, len: usize) -> Result<()> {
         if !self.space.is_mine(ib) {
             return self.with_space(|space, ndb| space.free_committed(ndb, ib, len));
         }
@@ -621,15 +540,6 @@ impl NdbTransaction {
             .validate()
             .map_err(|source| PstError::Io { offset: 0, source })?;
         Ok(write_set)
-    }
-}
-
-/// What a damaged block refers to, or where it claims to lie, cannot be given back: the space
-/// stays in use, which loses nothing.
-fn leak_if_damaged(result: Result<()>) -> Result<()> {
-    match result {
-        Err(PstError::Corrupt { .. }) => Ok(()),
-        other => other,
     }
 }
 

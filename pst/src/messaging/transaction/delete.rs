@@ -54,6 +54,11 @@ impl Transaction {
         }
         for search in self.searches_in(folder)? {
             self.delete_raw_node(search)?;
+            // Its criteria would select for nothing (2.4.8.6.1).
+            let criteria = search.with_kind(NidType::SEARCH_CRITERIA_OBJECT);
+            if self.ndb.node(criteria)?.is_some() {
+                self.delete_raw_node(criteria)?;
+            }
         }
         let parent = self.require_folder(folder)?.nid_parent;
         self.ndb.delete_node(folder)?;

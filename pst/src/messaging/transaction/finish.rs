@@ -1,4 +1,5 @@
-//! Writing what a transaction gathered: tables, counts, the name map, the search queue.
+//! Writing what a transaction gathered ([MS-PST] 2.6.3.2): tables, counts, the name map, the search
+//! queue.
 //!
 //! The order matters: contents tables give the counts, counts go into the folders' properties,
 //! those into the rows of the parents' hierarchy tables, which are written last. Everything is in
@@ -6,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use super::super::cells::cells_in;
+use super::super::row_cells::cells_in;
 use super::super::schema::is_table_only;
 use super::super::search::{self, SUD_LEN};
 use super::super::tags;

@@ -12,14 +12,19 @@ use crate::ltp::{CodePage, PropBag, PropTag, PropType, PropValue, Text};
 
 use super::tags;
 
-/// The code page that a message names for its 8-bit text: PidTagMessageCodepage, else
-/// PidTagInternetCodepage ([MS-OXCMSG] 2.2.1.4, [MS-OXCMAIL] 2.1.3.2).
+/// The code page of a message's 8-bit text: PidTagMessageCodepage ([MS-OXCMSG] 2.2.1.4), which says just
+/// that, else the Windows code page of the language that PidTagInternetCodepage tells
+/// ([MS-OXCMAIL] 2.1.3.2); that one is the code page of its MIME form and not itself meant.
 #[must_use]
 pub fn code_page(props: &PropBag) -> Option<CodePage> {
-    [tags::MESSAGE_CODEPAGE, tags::INTERNET_CODEPAGE]
-        .into_iter()
-        .find_map(|id| props.i32(id).filter(|page| *page > 0))
-        .map(|page| CodePage(page.cast_unsigned()))
+    let page = |id: u16| {
+        let page = props.i32(id).filter(|page| *page > 0);
+        page.map(i32::cast_unsigned)
+    };
+    match page(tags::MESSAGE_CODEPAGE) {
+        Some(page) => Some(CodePage(page)),
+        None => CodePage::of_internet(page(tags::INTERNET_CODEPAGE)?),
+    }
 }
 
 /// The cells of a row: the properties that the table has a column for. Row id and version are the
