@@ -3,7 +3,11 @@
 use std::sync::{Arc, OnceLock};
 
 use pst::ltp::{PropBag, PropTag, PropValue};
-use pst::messaging::{AttachmentData, MessageData, Transaction, create_empty, tags};
+use pst::messaging::{
+    AttachmentData, MessageData, Transaction, create_empty, create_empty_as, tags,
+};
+use pst::ndb::CryptMethod;
+use pst::ndb::format::ANSI;
 use pst::{Nid, NidType};
 use storage::{MemStorage, ReadAt};
 
@@ -74,7 +78,7 @@ pub fn message(n: u32, body: usize) -> MessageData {
         props: PropBag::from_iter([
             PropValue::string(tags::MESSAGE_CLASS, "IPM.Note"),
             PropValue::string(tags::SUBJECT, &format!("Subject {n}")),
-            PropValue::i32(tags::MESSAGE_FLAGS, i32::from(n % 2 == 0)),
+            PropValue::i32(tags::MESSAGE_FLAGS, i32::from(n.is_multiple_of(2))),
             PropValue::i32(tags::MESSAGE_SIZE, 1000),
             PropValue::time(tags::MESSAGE_DELIVERY_TIME, 130_000_000_000_000_000),
             PropValue::time(0x3007, 130_000_000_000_000_000),
@@ -133,6 +137,8 @@ fn files() -> Vec<(String, Vec<u8>)> {
     for (_, bytes) in &mut out {
         shrink(bytes);
     }
+    let ansi = create_empty_as(b"seeds of fuzzing", &ANSI, CryptMethod::Cyclic).expect("makes");
+    out.push(("ansi".to_owned(), build(ansi, true)));
     out
 }
 

@@ -11,7 +11,7 @@ use super::collect::Findings;
 use super::place::Place;
 use super::properties::Properties;
 use super::{Level, Progress};
-use crate::ltp::{ClientSig, NodeSource};
+use crate::ltp::{ClientSig, NodeSource, PropTag, PropType};
 use crate::ndb::{NbtEntry, Ndb};
 use crate::{Bid, Nid, NidType, PstError, Result};
 
@@ -33,16 +33,20 @@ pub(super) const COPIED: [u16; 8] = [
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Copies {
     have: u16,
+    /// Those that are 8-bit text: a row may have as 8-bit text what its object has as UTF-16, and
+    /// the other way round. Such are not compared.
+    narrow: u16,
     sums: [u32; COPIED.len()],
 }
 
 impl Copies {
-    pub fn set(&mut self, id: u16, sum: u32) {
-        if let Some(i) = COPIED.iter().position(|c| *c == id)
+    pub fn set(&mut self, tag: PropTag, sum: u32) {
+        if let Some(i) = COPIED.iter().position(|c| *c == tag.id())
             && let Some(slot) = self.sums.get_mut(i)
         {
             *slot = sum;
             self.have |= 1 << i;
+            self.narrow |= u16::from(tag.prop_type() == PropType::STRING8) << i;
         }
     }
 
@@ -54,9 +58,11 @@ impl Copies {
 
     /// The first property that both have, but not alike.
     pub fn differs(&self, other: &Self) -> Option<u16> {
-        COPIED.iter().copied().find(|id| {
+        let alike = !(self.narrow ^ other.narrow);
+        COPIED.iter().enumerate().find_map(|(i, id)| {
             let pair = self.get(*id).zip(other.get(*id));
-            pair.is_some_and(|(a, b)| a != b)
+            let differs = alike & 1 << i != 0 && pair.is_some_and(|(a, b)| a != b);
+            differs.then_some(*id)
         })
     }
 }

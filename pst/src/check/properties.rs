@@ -101,7 +101,7 @@ impl Content<'_> {
                 self.named.insert(id, self.place.clone());
             }
             if kind.fixed_size().is_some_and(|n| n <= 4) {
-                copies.set(id, narrow(kind, raw));
+                copies.set(PropTag::new(id, kind), narrow(kind, raw));
                 continue;
             }
             let tag = PropTag::new(id, kind);
@@ -123,7 +123,7 @@ impl Content<'_> {
                     });
                     self.value(&heap, tag, raw, &at, offset);
                     if COPIED.contains(&id) && !matches!(at, Located::Sub(_)) {
-                        copies.set(id, sum_of(&heap, raw));
+                        copies.set(tag, sum_of(&heap, raw));
                     }
                 }
                 Err(e) => {

@@ -157,7 +157,7 @@ impl Content<'_> {
                         }
                         _ => crc(cell),
                     };
-                    copies.set(id, sum);
+                    copies.set(c.tag, sum);
                 }
                 continue;
             }
@@ -174,7 +174,7 @@ impl Content<'_> {
                 .locate(table.heap(), subnodes, kind, hnid, used)
                 .map_err(|e| (c.tag, e))?;
             if copied && !matches!(located, Located::Sub(_)) {
-                copies.set(id, sum_of(table.heap(), raw));
+                copies.set(c.tag, sum_of(table.heap(), raw));
             }
         }
         Ok(copies)

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use pst::check::{Code, Options, Severity, check_file};
 use pst::dump::{DumpOptions, dump};
 use pst::ltp::{PropBag, PropTag, PropValue, PropertyContext, TableContext};
 use pst::messaging::{
@@ -247,17 +248,25 @@ pub fn varied(seed: u32) -> MessageData {
     m
 }
 
+/// The check of all levels finds nothing that matters, and no space is lost. (Messages of tests need not
+/// have every property.)
 pub fn clean(pst: &Pst) {
-    let findings = pst::check::check(pst.ndb());
-    assert!(findings.is_empty(), "{findings:#?}");
+    let report = check_file(pst.ndb(), &Options::default());
+    let lost = [Code::Leaked, Code::BlockOrphan, Code::CrefHigh];
+    let bad: Vec<_> = report
+        .findings
+        .iter()
+        // Tests delete folders that the store names, too.
+        .filter(|f| f.code != Code::StoreEntry.name())
+        .filter(|f| f.severity > Severity::Info || lost.iter().any(|c| c.name() == f.code))
+        .collect();
+    assert!(bad.is_empty(), "{bad:#?}");
 }
 
 pub fn clean_of_errors(pst: &Pst) {
     let findings = pst::check::check(pst.ndb());
     assert!(
-        findings
-            .iter()
-            .all(|f| f.severity < pst::check::Severity::Error),
+        findings.iter().all(|f| f.severity < Severity::Error),
         "{findings:#?}"
     );
 }
