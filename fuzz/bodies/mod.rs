@@ -66,7 +66,7 @@ pub fn walk(data: &[u8]) {
     }
     let _ = dump(&pst, DumpOptions::default(), &mut |_| Ok(()));
     let _ = Inventory::read(&pst);
-    let all = storage::RangeSet::from_iter([0..data.len() as u64]);
+    let all: storage::RangeSet = std::iter::once(0..data.len() as u64).collect();
     let _ = pst::verify_written(memory(data), &all);
 }
 

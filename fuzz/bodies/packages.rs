@@ -80,7 +80,7 @@ fn closed(mut bytes: Vec<u8>) -> Vec<u8> {
 /// Applies edits of {u16 position in 1/65536 of the whole, u8 length, bytes} to a package.
 fn edited(mut bytes: Vec<u8>, mut script: &[u8]) -> Vec<u8> {
     while let [low, high, n, rest @ ..] = script {
-        let at = bytes.len() * usize::from(u16::from_le_bytes([*low, *high])) >> 16;
+        let at = (bytes.len() * usize::from(u16::from_le_bytes([*low, *high]))) >> 16;
         let n = usize::from(n & 15).min(rest.len()).min(bytes.len() - at);
         let (with, next) = rest.split_at(n);
         bytes[at..at + n].copy_from_slice(with);

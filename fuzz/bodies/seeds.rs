@@ -78,7 +78,7 @@ pub fn message(n: u32, body: usize) -> MessageData {
         props: PropBag::from_iter([
             PropValue::string(tags::MESSAGE_CLASS, "IPM.Note"),
             PropValue::string(tags::SUBJECT, &format!("Subject {n}")),
-            PropValue::i32(tags::MESSAGE_FLAGS, i32::from(n % 2 == 0)),
+            PropValue::i32(tags::MESSAGE_FLAGS, i32::from(n.is_multiple_of(2))),
             PropValue::i32(tags::MESSAGE_SIZE, 1000),
             PropValue::time(tags::MESSAGE_DELIVERY_TIME, 130_000_000_000_000_000),
             PropValue::time(0x3007, 130_000_000_000_000_000),

@@ -185,7 +185,7 @@ pub fn plant(code: Code) -> Planted {
         }
         Code::EmbeddedMissing => {
             Planted::alone(with_attachment(tags::ATTACH_METHOD, tags::PT_I32, |r| {
-                r[4] = 5
+                r[4] = 5;
             }))
         }
         Code::SearchFolderParts => Planted::alone(without(SPAM_CRITERIA)),

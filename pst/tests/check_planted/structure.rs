@@ -149,14 +149,14 @@ pub fn plant(code: Code) -> Planted {
             Planted::anything(p)
         }
         Code::PageBid => Planted::alone(with_header(|h| {
-            h[32..40].copy_from_slice(&1u64.to_le_bytes())
+            h[32..40].copy_from_slice(&1u64.to_le_bytes());
         })),
         Code::NodeType => Planted::alone(edited(|tx| {
             tx.put_node(Nid(0x6B6), Nid(0), &NodeContent::default())
                 .unwrap();
         })),
         Code::BlockBid => Planted::alone(with_header(|h| {
-            h[516..524].copy_from_slice(&8u64.to_le_bytes())
+            h[516..524].copy_from_slice(&8u64.to_le_bytes());
         })),
         Code::BlockAlignment => {
             let p = with_block_entry(attachment_block, |e| e[8] += 32);
@@ -184,7 +184,7 @@ pub fn plant(code: Code) -> Planted {
             // A folder's data as its subnodes.
             let mut p = patient();
             p.leaf(PageType::Nbt, base().sub.0.into(), |e| {
-                e.copy_within(8..16, 16)
+                e.copy_within(8..16, 16);
             });
             Planted::with(p, &[Code::CrefLow, Code::Subnodes])
         }
@@ -227,14 +227,14 @@ pub fn plant(code: Code) -> Planted {
         Code::AMapLast => Planted::alone(with_header(|h| h[192..200].fill(0))),
         Code::Outside => {
             let p = with_block_entry(attachment_block, |e| {
-                e[8..16].copy_from_slice(&0x400u64.to_le_bytes())
+                e[8..16].copy_from_slice(&0x400u64.to_le_bytes());
             });
             Planted::with(p, &[Code::BlockDamaged, Code::Leaked])
         }
         Code::Overlap => {
             let other = patient().entry(body_tree(&patient())).bref.ib;
             let p = with_block_entry(attachment_block, |e| {
-                e[8..16].copy_from_slice(&other.to_le_bytes())
+                e[8..16].copy_from_slice(&other.to_le_bytes());
             });
             Planted::with(p, &[Code::BlockDamaged, Code::Leaked, Code::UsedButFree])
         }
@@ -255,10 +255,10 @@ pub fn plant(code: Code) -> Planted {
         }
         Code::AMapFree => Planted::alone(with_header(|h| h[200] ^= 64)),
         Code::DList => Planted::alone(with_page(PageType::DList, DLIST_OFFSET, false, |b| {
-            b[9] ^= 1
+            b[9] ^= 1;
         })),
         Code::DListStale => Planted::alone(with_page(PageType::DList, DLIST_OFFSET, true, |b| {
-            b[10] ^= 0x10
+            b[10] ^= 0x10;
         })),
         _ => unreachable!("{code} is of another level"),
     }

@@ -266,9 +266,7 @@ pub fn clean(pst: &Pst) {
 pub fn clean_of_errors(pst: &Pst) {
     let findings = pst::check::check(pst.ndb());
     assert!(
-        findings
-            .iter()
-            .all(|f| f.severity < pst::check::Severity::Error),
+        findings.iter().all(|f| f.severity < Severity::Error),
         "{findings:#?}"
     );
 }
