@@ -67,7 +67,7 @@ impl Patient {
             if let Some(i) = found {
                 changed += 1;
                 self.page(kind, ib as u64, |p| {
-                    edit(&mut p[i * stride..(i + 1) * stride])
+                    edit(&mut p[i * stride..(i + 1) * stride]);
                 });
             }
         }
