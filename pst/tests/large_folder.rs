@@ -241,3 +241,49 @@ fn one_edit_in_a_folder_of_a_hundred_thousand() {
     assert_eq!(queue.len(), 20 * (3 + 2 * 3 + 1 + 3));
     println!("all in {:?}", begun.elapsed());
 }
+
+/// Many edits of one folder in one transaction: each costs what it changes, however many there are.
+#[test]
+fn thousands_of_edits_in_one_transaction() {
+    let count = std::env::var("PST_LARGE_FOLDER").map_or(8_000, |n| n.parse().unwrap());
+    let (file, full, other, nids) = made(count);
+    let mut expected: BTreeSet<Nid> = nids.iter().copied().collect();
+    let mut elsewhere = BTreeSet::new();
+    let before = open(&file);
+    let begun = std::time::Instant::now();
+    let mut tx = begin(&file);
+    for n in 0..count / 10 {
+        let new = tx.add_message(full, None, &small(count + n), false);
+        expected.insert(new.unwrap());
+    }
+    println!("{} added in {:?}", count / 10, begun.elapsed());
+    for (n, nid) in nids.iter().enumerate().skip(nids.len() / 2).step_by(20) {
+        match n % 3 {
+            0 => tx.update_message(*nid, &small(n as u32 + 77)).unwrap(),
+            1 => {
+                tx.move_message(*nid, other).unwrap();
+                expected.remove(nid);
+                elsewhere.insert(*nid);
+            }
+            _ => {
+                tx.delete_message(*nid).unwrap();
+                expected.remove(nid);
+            }
+        }
+    }
+    let set = tx.finish().unwrap();
+    println!("all gathered in {:?}", begun.elapsed());
+    commit(&set, &file);
+    let pst = open(&file);
+    rows_right(&pst, full, &expected);
+    rows_right(&pst, other, &elsewhere);
+    sound(&pst);
+    // The table was changed, not built anew: both versions share blocks of the heap.
+    let blocks = |pst: &Pst| -> BTreeSet<u64> {
+        let table = full.with_kind(NidType::CONTENTS_TABLE);
+        let entry = pst.ndb().node(table).unwrap().unwrap();
+        let tree = pst.ndb().data(entry.bid_data).unwrap();
+        tree.block_bids().iter().map(|b| b.key()).collect()
+    };
+    assert!(blocks(&before).intersection(&blocks(&pst)).count() > 10);
+}
