@@ -111,6 +111,17 @@ fn errors(bytes: &[u8]) -> BTreeSet<String> {
         .collect()
 }
 
+/// A line of a dump without what counts a folder's content: bookkeeping, which a file that the engine writes
+/// has, and which other writers leave out here and there.
+fn without_counts(line: &str) -> String {
+    let mut value: serde_json::Value = serde_json::from_str(line).expect("JSON");
+    if let Some(props) = value.get_mut("props").and_then(|p| p.as_array_mut()) {
+        let counts = ["0x3602", "0x3603", "0x360a", "0x3617", "0x6635", "0x6636"];
+        props.retain(|p| !p["tag"].as_str().is_some_and(|tag| counts.contains(&tag)));
+    }
+    value.to_string()
+}
+
 /// What a pair comes to, for the second run.
 struct Outcome {
     name: String,
@@ -120,7 +131,8 @@ struct Outcome {
 }
 
 /// Checks every promise of diff and apply on one pair.
-fn check_pair(name: &str, old: &[u8], new: &[u8]) -> Outcome {
+/// Versions of one file keep the bookkeeping of its writer; a file that becomes another one keeps its own.
+fn check_pair(name: &str, old: &[u8], new: &[u8], versions: bool) -> Outcome {
     let Diff {
         before,
         after,
@@ -130,7 +142,12 @@ fn check_pair(name: &str, old: &[u8], new: &[u8]) -> Outcome {
     } = diff(old, new);
     let (result, done, writes) = applied(old, &encoded);
     assert_eq!(done, changes.len(), "{name}: every entry was work to do");
-    let (got, want) = (dumped(&result), dumped(new));
+    let (mut got, mut want) = (dumped(&result), dumped(new));
+    if !versions {
+        for line in got.iter_mut().chain(&mut want) {
+            *line = without_counts(line);
+        }
+    }
     if let Some((a, b)) = got.iter().zip(&want).find(|(a, b)| a != b) {
         let same = a.bytes().zip(b.bytes()).take_while(|(x, y)| x == y);
         let at = same.count().saturating_sub(80);
@@ -187,7 +204,11 @@ impl Twice {
     }
 
     fn pair(&mut self, name: &str, old: &[u8], new: &[u8]) -> (usize, Counts) {
-        let outcome = check_pair(name, old, new);
+        self.check(name, old, new, true)
+    }
+
+    fn check(&mut self, name: &str, old: &[u8], new: &[u8], versions: bool) -> (usize, Counts) {
+        let outcome = check_pair(name, old, new, versions);
         let path = self.dir.path().join(format!("{:06}", self.done.len()));
         std::fs::write(path.with_extension("old"), old).expect("writes");
         std::fs::write(path.with_extension("new"), new).expect("writes");
@@ -357,7 +378,7 @@ fn files_that_have_nothing_to_do_with_each_other() {
             for (j, (b, new)) in files.iter().enumerate() {
                 let next = j == (i + 1) % files.len();
                 if i != j && (every || next) {
-                    twice.pair(&format!("{a} to {b}"), old, new);
+                    twice.check(&format!("{a} to {b}"), old, new, false);
                     count += 1;
                 }
             }

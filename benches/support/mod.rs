@@ -73,7 +73,7 @@ pub fn messages(pst: &Pst) -> Result<Vec<(Nid, Nid)>> {
         .collect())
 }
 
-/// Changes the subject of a message in the middle of the file.
+/// Changes the subject of a message in the middle of the file, one without attachments.
 ///
 /// # Errors
 /// As the transaction's.
@@ -87,13 +87,16 @@ pub fn change_subject(path: &Path) -> Result<()> {
 /// As the transaction's.
 pub fn change_subject_to(path: &Path, subject: &str) -> Result<RangeSet> {
     edit(path, |pst, tx, all| {
-        let (_, nid) = all[all.len() / 2];
-        let mut message = pst.message(nid)?;
-        message
-            .props
-            .insert(PropValue::string(tags::SUBJECT, subject));
-        tx.update_message(nid, &message)?;
-        Ok(())
+        // One without attachments, so that files of all sizes are changed alike.
+        for (_, nid) in &all[all.len() / 2..] {
+            let mut message = pst.message(*nid)?;
+            if message.attachments.is_empty() {
+                let subject = PropValue::string(tags::SUBJECT, subject);
+                message.props.insert(subject);
+                return Ok(tx.update_message(*nid, &message)?);
+            }
+        }
+        bail!("every message has an attachment")
     })
 }
 

@@ -217,13 +217,12 @@ impl Spans<'_> {
                 let child = self.ndb.bt_child::<NbtEntry>(page, i)?;
                 self.visit(&child, start, end)?;
             } else if let Some((first, last)) = (self.edges)(start, end) {
-                // A page that was not written holds what it held. If it holds both ends of what was
-                // known in its interval, it holds all between them.
-                let there = |nid: u64| -> Result<bool> {
-                    let nid = u32::try_from(nid).unwrap_or(u32::MAX);
-                    Ok(self.ndb.node(crate::Nid(nid))?.is_some())
-                };
-                if !there(first)? || first != last && !there(last)? {
+                // A page that was not written holds what it held. What was known from its first key on
+                // was under it or behind it, what was known up to its last key under it or before
+                // it: so nothing between these two is gone.
+                let child = self.ndb.bt_child::<NbtEntry>(page, i)?;
+                let left = child.count() > 0 && child.key::<NbtEntry>(0)? <= first;
+                if !left || !self.holds(&child, last)? {
                     let nodes = self.nodes_in(start, end)?;
                     self.out.push(Span {
                         from: start,
@@ -239,6 +238,20 @@ impl Spans<'_> {
             self.out.push(Span { from, until, nodes });
         }
         Ok(())
+    }
+
+    /// Whether there is a node under a page.
+    fn holds(&self, page: &Arc<BtPage>, nid: u64) -> Result<bool> {
+        let mut page = Arc::clone(page);
+        loop {
+            let Some(i) = page.upper_bound::<NbtEntry>(nid)?.checked_sub(1) else {
+                return Ok(false);
+            };
+            if page.level == 0 {
+                return Ok(page.key::<NbtEntry>(i)? == nid);
+            }
+            page = self.ndb.bt_child::<NbtEntry>(&page, i)?;
+        }
     }
 
     fn nodes_in(&self, from: u64, until: u64) -> Result<Vec<NbtEntry>> {

@@ -52,24 +52,20 @@ pub(super) fn find(ndb: &Ndb, ranges: &RangeSet) -> Result<Option<Found>> {
         found: Found::default(),
         explained: RangeSet::new(),
     };
-    // A block may begin in a range and end up to its greatest length behind it.
+    let aligned =
+        |start: u64, end: u64| start - start % page..end.min(eof).next_multiple_of(page).min(eof);
+    let inside: RangeSet = ranges.iter().map(|r| aligned(r.start, r.end)).collect();
+    search.windows(&inside)?;
+    // A block may begin in a range and end behind it: then it holds the range's last byte, which nothing
+    // else explains.
     let reach = format.max_block as u64;
-    let windows: RangeSet = ranges
+    let mut behind: RangeSet = ranges
         .iter()
-        .map(|r| {
-            let end = r.end.saturating_add(reach).min(eof);
-            r.start - r.start % page..end.next_multiple_of(page).min(eof)
-        })
+        .filter(|r| !search.explained.contains(r.end - 1))
+        .map(|r| aligned(r.end, r.end.saturating_add(reach)))
         .collect();
-    for window in windows.iter() {
-        let mut at = window.start;
-        while at < window.end {
-            let end = window.end.min(at.saturating_add(CHUNK));
-            let len = usize::try_from(end - at).unwrap_or(0);
-            search.chunk(at, &ndb.read(at, len)?)?;
-            at = end;
-        }
-    }
+    behind.subtract(&inside);
+    search.windows(&behind)?;
     Ok(if search.complete(eof)? {
         Some(search.found)
     } else {
@@ -86,6 +82,19 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
+    fn windows(&mut self, windows: &RangeSet) -> Result<()> {
+        for window in windows.iter() {
+            let mut at = window.start;
+            while at < window.end {
+                let end = window.end.min(at.saturating_add(CHUNK));
+                let len = usize::try_from(end - at).unwrap_or(0);
+                self.chunk(at, &self.ndb.read(at, len)?)?;
+                at = end;
+            }
+        }
+        Ok(())
+    }
+
     /// Searches bytes that lie at `start`, a multiple of the page size.
     fn chunk(&mut self, start: u64, bytes: &[u8]) -> Result<()> {
         let format = self.ndb.format();
