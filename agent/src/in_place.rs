@@ -47,7 +47,7 @@ impl InPlace {
         let worker = Worker {
             root: Root::open(root)?,
             records: Records::open(records_dir)?,
-            engine: Arc::new(PstEngine::default()) as Arc<dyn Engine>,
+            engine: Arc::new(PstEngine::with_scratch(records_dir)) as Arc<dyn Engine>,
             exclusivity,
             steps: None,
             max_package: wire::MAX_UNPACKED,

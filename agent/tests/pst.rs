@@ -92,7 +92,10 @@ fn mail_reaches_the_pst_on_the_share_also_over_a_crash() {
     }));
     let runtime = common::runtime();
     let agent = runtime
-        .block_on(agent::start(config, Arc::new(PstEngine::default())))
+        .block_on(agent::start(
+            config,
+            Arc::new(PstEngine::with_scratch(dir.path())),
+        ))
         .unwrap();
     let invitation = load_invitation(agent.invitation().unwrap()).unwrap();
     let client = AgentClient::new(&invitation, Timeouts::default()).unwrap();

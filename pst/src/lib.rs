@@ -22,6 +22,6 @@ mod types;
 mod verify;
 
 pub use error::{PstError, Result};
-pub use messaging::{Pst, create_empty};
+pub use messaging::{Pst, create_empty, create_empty_as};
 pub use types::{Bid, Bref, Nid, NidType};
 pub use verify::{Moment, verify_written};

@@ -158,7 +158,7 @@ fn a_real_writers_edits_done_again_by_us_dump_the_same() {
             }
         }
         let set = tx.finish().unwrap();
-        let bytes: usize = set
+        let bytes: u64 = set
             .phases
             .iter()
             .flat_map(|p| &p.writes)

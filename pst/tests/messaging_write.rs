@@ -411,7 +411,7 @@ fn an_update_writes_what_changed_and_not_the_attachments() {
         let mut tx = begin(&file);
         tx.update_message(nid, m).unwrap();
         let set = tx.finish().unwrap();
-        let n: usize = set
+        let n: u64 = set
             .phases
             .iter()
             .flat_map(|p| &p.writes)

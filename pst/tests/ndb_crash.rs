@@ -13,10 +13,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use pst::check::{Severity, check};
-use pst::ndb::{Ndb, NdbTransaction, NodeContent, NodeData, Subnodes};
+use pst::ndb::{CryptMethod, Format, Ndb, NdbTransaction, NodeContent, NodeData, Subnodes};
 use pst::{Nid, NidType};
 use storage::{CrashStorage, Fate};
-use support::{Rng, bytes, committed, shared};
+use support::{FORMATS, Rng, bytes, committed, empty_ndb, shared};
 
 fn open(data: &[u8]) -> Arc<Ndb> {
     Arc::new(Ndb::open(bytes(data.to_vec())).unwrap())
@@ -155,7 +155,15 @@ fn all_cuts(image: &[u8], set: &storage::WriteSet, seed: u64) -> usize {
 
 #[test]
 fn every_cut_is_the_state_before_or_after() {
-    let mut image = Ndb::create_empty_ndb();
+    for format in FORMATS {
+        let cases = every_cut_of_a_chain(format);
+        println!("{}: {cases} crash images", format.name);
+        assert!(cases > 500, "{cases}");
+    }
+}
+
+fn every_cut_of_a_chain(format: &'static Format) -> usize {
+    let mut image = empty_ndb(format, CryptMethod::Permute);
     let mut cases = 0;
     for step in 1..=14u64 {
         let mut tx = NdbTransaction::begin(open(&image)).unwrap();
@@ -176,15 +184,19 @@ fn every_cut_is_the_state_before_or_after() {
             assert!(!open(&image).header().maps_valid());
         }
     }
-    println!("{cases} crash images");
-    assert!(cases > 500, "{cases}");
+    cases
 }
 
 #[test]
 fn every_cut_of_an_edit_of_a_real_file() {
     let Some(dir) = shared() else { return };
     let mut cases = 0;
-    for name in ["empty.pst", "dist-list.pst", "password.pst"] {
+    for name in [
+        "empty.pst",
+        "dist-list.pst",
+        "password.pst",
+        "ansi-32bit.pst",
+    ] {
         let image = std::fs::read(dir.join("corpus").join(name)).unwrap();
         let mut tx = NdbTransaction::begin(open(&image)).unwrap();
         edit(&mut tx, 3);

@@ -8,14 +8,15 @@ mod support;
 use std::sync::Arc;
 
 use pst::ndb::{
-    Ndb, NdbTransaction, NodeContent, NodeData, PageType, Subnodes, crc, seal_page, signature,
+    CryptMethod, Format, Ndb, NdbTransaction, NodeContent, NodeData, PageType, Subnodes, crc,
+    seal_page, signature,
 };
 use pst::{Nid, PstError, check::check};
-use support::{Rng, bytes, committed};
+use support::{FORMATS, Rng, bytes, committed, empty_ndb};
 
 /// A file with trees of two levels, data trees and subnodes.
-fn sample() -> Vec<u8> {
-    let mut data = Ndb::create_empty_with(pst::ndb::CryptMethod::None);
+fn sample(format: &'static Format) -> Vec<u8> {
+    let mut data = empty_ndb(format, CryptMethod::None);
     let mut tx = NdbTransaction::begin(open(&data).unwrap()).unwrap();
     let mut rng = Rng(3);
     for i in 0..60u32 {
@@ -75,7 +76,13 @@ fn exercise(data: &[u8]) {
 
 #[test]
 fn changed_pages_below_right_checksums() {
-    let data = sample();
+    FORMATS
+        .into_iter()
+        .for_each(changed_pages_below_right_checksums_in);
+}
+
+fn changed_pages_below_right_checksums_in(format: &'static Format) {
+    let data = sample(format);
     let ndb = open(&data).unwrap();
     let mut pages: Vec<(u64, PageType)> = vec![
         (ndb.header().nbt.ib, PageType::Nbt),
@@ -91,18 +98,20 @@ fn changed_pages_below_right_checksums() {
         }
     }
     assert!(pages.len() > 10);
+    let entries = format.btree_entries as u64;
     let mut rng = Rng(11);
     for round in 0..300 {
         let mut bad = data.clone();
         let (ib, kind) = pages[round % pages.len()];
         let page = &mut bad[ib as usize..ib as usize + 512];
-        let bid = pst::Bid(u64::from_le_bytes(page[504..512].try_into().unwrap()));
+        let own = format.page_data + format.trailer_bid;
+        let bid = pst::Bid(format.id_at(page, own, "bid").unwrap());
         for _ in 0..=rng.below(3) {
             // The counts and levels as often as entries.
             let at = if rng.below(3) == 0 {
-                488 + rng.below(4)
+                entries + rng.below(4)
             } else {
-                rng.below(488)
+                rng.below(entries)
             } as usize;
             page[at] = match rng.below(3) {
                 0 => 0xFF,
@@ -117,7 +126,13 @@ fn changed_pages_below_right_checksums() {
 
 #[test]
 fn changed_blocks_below_right_checksums() {
-    let data = sample();
+    FORMATS
+        .into_iter()
+        .for_each(changed_blocks_below_right_checksums_in);
+}
+
+fn changed_blocks_below_right_checksums_in(format: &'static Format) {
+    let data = sample(format);
     let ndb = open(&data).unwrap();
     let internal: Vec<_> = ndb
         .blocks()
@@ -144,8 +159,9 @@ fn changed_blocks_below_right_checksums() {
             };
         }
         let sum = crc(&bad[ib..ib + cb]);
-        let t = ib + (cb + 16).next_multiple_of(64) - 16;
-        bad[t + 4..t + 8].copy_from_slice(&sum.to_le_bytes());
+        let t = ib + format.block_space(cb) - format.block_trailer;
+        let at = t + format.trailer_crc;
+        bad[at..at + 4].copy_from_slice(&sum.to_le_bytes());
         assert_eq!(
             bad[t + 2..t + 4],
             signature(block.bref.ib, block.bref.bid.0).to_le_bytes()
@@ -156,7 +172,7 @@ fn changed_blocks_below_right_checksums() {
 
 #[test]
 fn changed_headers_below_right_checksums() {
-    let data = sample();
+    let data = sample(FORMATS[0]);
     let mut rng = Rng(13);
     for round in 0..200 {
         let mut bad = data.clone();
@@ -181,11 +197,18 @@ fn changed_headers_below_right_checksums() {
 
 #[test]
 fn maps_that_lie_are_noticed_before_anything_is_overwritten() {
-    let mut data = sample();
+    FORMATS
+        .into_iter()
+        .for_each(maps_that_lie_are_noticed_before_anything_is_overwritten_in);
+}
+
+fn maps_that_lie_are_noticed_before_anything_is_overwritten_in(format: &'static Format) {
+    let mut data = sample(format);
     let ndb = open(&data).unwrap();
     // Everything but the map pages themselves is called free.
     let page = &mut data[0x4400..0x4600];
-    page[2..496].fill(0);
+    let t = format.page_data;
+    page[t - 494..t].fill(0);
     seal_page(ndb.format(), page, PageType::AMap, 0x4400, pst::Bid(0x4400));
     let ndb = open(&data).unwrap();
     assert!(check(&ndb).iter().any(|f| f.code == "used-but-free"));
@@ -193,12 +216,15 @@ fn maps_that_lie_are_noticed_before_anything_is_overwritten() {
         data: NodeData::Bytes(vec![5; 3000]),
         ..Default::default()
     };
-    let mut tx = NdbTransaction::begin(Arc::clone(&ndb)).unwrap();
-    tx.put_node(Nid(0x2004), Nid(0), &content).unwrap();
-    assert!(matches!(tx.verify_space(), Err(PstError::Refused(_))));
-    let mut tx = NdbTransaction::begin_recomputed(ndb).unwrap();
-    tx.put_node(Nid(0x2004), Nid(0), &content).unwrap();
-    tx.verify_space().unwrap();
-    let data = committed(&data, &tx.finish().unwrap());
-    assert!(check(&open(&data).unwrap()).is_empty());
+    for recomputed in [false, true] {
+        let mut tx = if recomputed {
+            NdbTransaction::begin_recomputed(Arc::clone(&ndb)).unwrap()
+        } else {
+            NdbTransaction::begin(Arc::clone(&ndb)).unwrap()
+        };
+        tx.put_node(Nid(0x2004), Nid(0), &content).unwrap();
+        tx.verify_space().unwrap();
+        let data = committed(&data, &tx.finish().unwrap());
+        assert!(check(&open(&data).unwrap()).is_empty());
+    }
 }

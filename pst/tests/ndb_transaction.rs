@@ -9,9 +9,9 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use pst::check::{Severity, check};
-use pst::ndb::{CryptMethod, Ndb, NdbTransaction, NodeContent, NodeData, Subnodes};
+use pst::ndb::{CryptMethod, Format, Ndb, NdbTransaction, NodeContent, NodeData, Subnodes};
 use pst::{Bid, Nid, NidType, PstError};
-use support::{Rng, UNICODE_FILES, bytes, committed, pffinfo_accepts, shared};
+use support::{FORMATS, Rng, bytes, committed, editable_files, empty_ndb, pffinfo_accepts, shared};
 
 /// A node as the model knows it.
 #[derive(Clone, Debug, PartialEq)]
@@ -98,7 +98,7 @@ fn nid(n: u8) -> Nid {
 fn op() -> impl Strategy<Value = Op> {
     let len = prop_oneof![
         8 => 0..200usize,
-        4 => 8170..8180usize,
+        4 => 8170..8190usize,
         4 => 0..100_000usize,
         1 => (0..20usize).prop_map(|n| if n == 0 { 3_000_000 } else { n * 50 }),
     ];
@@ -115,8 +115,8 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-fn run(ops: &[Op], crypt: CryptMethod) {
-    let mut data = Ndb::create_empty_with(crypt);
+fn run(ops: &[Op], format: &'static Format, crypt: CryptMethod) {
+    let mut data = empty_ndb(format, crypt);
     let mut model: BTreeMap<Nid, Model> = BTreeMap::new();
     assert_equal(&data, &model);
     let mut tx = NdbTransaction::begin(open(&data)).unwrap();
@@ -211,8 +211,12 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 200, ..ProptestConfig::default() })]
 
     #[test]
-    fn random_edits_equal_the_model(ops in prop::collection::vec(op(), 1..60), crypt in 0..3u8) {
-        run(&ops, CryptMethod::from_byte(crypt).unwrap());
+    fn random_edits_equal_the_model(
+        ops in prop::collection::vec(op(), 1..60),
+        crypt in 0..3u8,
+        format in 0..FORMATS.len(),
+    ) {
+        run(&ops, FORMATS[format], CryptMethod::from_byte(crypt).unwrap());
     }
 }
 
@@ -225,22 +229,31 @@ fn simple(data: Vec<u8>) -> NodeContent {
 
 #[test]
 fn large_nodes_many_nodes_many_subnodes() {
+    FORMATS
+        .into_iter()
+        .for_each(large_nodes_many_nodes_many_subnodes_in);
+}
+
+fn large_nodes_many_nodes_many_subnodes_in(format: &'static Format) {
     let mut rng = Rng(42);
-    let mut data = Ndb::create_empty_ndb();
+    let mut data = empty_ndb(format, CryptMethod::Permute);
     let mut model = BTreeMap::new();
     let mut tx = NdbTransaction::begin(open(&data)).unwrap();
     let mut put = |tx: &mut NdbTransaction, nid: Nid, m: Model| {
         tx.put_node(nid, m.parent, &m.content()).unwrap();
         model.insert(nid, m);
     };
-    // 9 MB need an XXBLOCK, 700 subnodes an SIBLOCK.
+    // Blocks for one XBLOCK and some more need an XXBLOCK; as many entries for two SLBLOCKs and some
+    // more an SIBLOCK.
+    let big_len = format.max_data() * format.max_xblock() + 650_000;
+    let subnode_count = 2 * format.max_slblock() as u32 + 20;
     let big = Model {
         parent: Nid(0),
-        data: rng.bytes(9_000_000),
+        data: rng.bytes(big_len),
         subnodes: BTreeMap::new(),
     };
     put(&mut tx, Nid(0x2004), big);
-    let subnodes = (1..=700u32)
+    let subnodes = (1..=subnode_count)
         .map(|i| {
             let data = rng.bytes((i % 90) as usize);
             (
@@ -296,7 +309,7 @@ fn large_nodes_many_nodes_many_subnodes() {
     let mut tx = NdbTransaction::begin(ndb).unwrap();
     tx.put_node(Nid(0x2004), Nid(0), &m.content()).unwrap();
     let set = tx.finish().unwrap();
-    println!("one byte of 9 MB: {} bytes written", set.payload());
+    println!("one byte of {big_len}: {} bytes written", set.payload());
     assert!(set.payload() < 64 * 1024);
     data = committed(&data, &set);
     assert_equal(&data, &model);
@@ -326,7 +339,7 @@ fn large_nodes_many_nodes_many_subnodes() {
     assert_equal(&data, &model);
     assert_eq!(data.len(), len);
     let mut tx = NdbTransaction::begin(open(&data)).unwrap();
-    tx.put_node(Nid(0x2044), Nid(0), &simple(rng.bytes(8_000_000)))
+    tx.put_node(Nid(0x2044), Nid(0), &simple(rng.bytes(big_len - 1_000_000)))
         .unwrap();
     let set = tx.finish().unwrap();
     assert_eq!(set.target_len, len as u64, "freed space was not used again");
@@ -344,7 +357,11 @@ fn large_nodes_many_nodes_many_subnodes() {
 
 #[test]
 fn shared_blocks_are_counted() {
-    let mut data = Ndb::create_empty_ndb();
+    FORMATS.into_iter().for_each(shared_blocks_are_counted_in);
+}
+
+fn shared_blocks_are_counted_in(format: &'static Format) {
+    let mut data = empty_ndb(format, CryptMethod::Permute);
     let mut tx = NdbTransaction::begin(open(&data)).unwrap();
     let big = Rng(5).bytes(30_000);
     let subs = Subnodes::Tree(BTreeMap::from([(Nid(0x3F), simple(big.clone()))]));
@@ -388,14 +405,18 @@ fn shared_blocks_are_counted() {
 
 #[test]
 fn refused_edits() {
-    let data = Ndb::create_empty_ndb();
+    FORMATS.into_iter().for_each(refused_edits_in);
+}
+
+fn refused_edits_in(format: &'static Format) {
+    let data = empty_ndb(format, CryptMethod::Permute);
     let mut tx = NdbTransaction::begin(open(&data)).unwrap();
     assert!(matches!(
         tx.delete_node(Nid(0x404)),
         Err(PstError::NotFound { .. })
     ));
     let big = NodeContent {
-        data: NodeData::Blocks(vec![vec![0; 8177]]),
+        data: NodeData::Blocks(vec![vec![0; format.max_data() + 1]]),
         subnodes: Subnodes::None,
     };
     assert!(matches!(
@@ -421,7 +442,11 @@ fn refused_edits() {
 
 #[test]
 fn nids_are_handed_out_once() {
-    let mut data = Ndb::create_empty_ndb();
+    FORMATS.into_iter().for_each(nids_are_handed_out_once_in);
+}
+
+fn nids_are_handed_out_once_in(format: &'static Format) {
+    let mut data = empty_ndb(format, CryptMethod::Permute);
     let mut tx = NdbTransaction::begin(open(&data)).unwrap();
     tx.put_node(
         Nid::new(NidType::NORMAL_MESSAGE, 0x1_0003),
@@ -443,7 +468,13 @@ fn nids_are_handed_out_once() {
 
 #[test]
 fn the_same_edit_gives_the_same_bytes() {
-    let data = Ndb::create_empty_ndb();
+    FORMATS
+        .into_iter()
+        .for_each(the_same_edit_gives_the_same_bytes_in);
+}
+
+fn the_same_edit_gives_the_same_bytes_in(format: &'static Format) {
+    let data = empty_ndb(format, CryptMethod::Permute);
     let edit = || {
         let mut tx = NdbTransaction::begin(open(&data)).unwrap();
         for i in 0..300u32 {
@@ -463,7 +494,7 @@ fn the_same_edit_gives_the_same_bytes() {
 fn real_files_stay_whole_under_edits() {
     let Some(dir) = shared() else { return };
     let donor = open(&std::fs::read(dir.join("corpus/enron.pst")).unwrap());
-    for name in UNICODE_FILES {
+    for name in editable_files() {
         let original = std::fs::read(dir.join("corpus").join(name)).unwrap();
         let before = open(&original);
         let nodes: Vec<Nid> = before.nodes().map(|n| n.unwrap().nid).collect();
@@ -558,11 +589,17 @@ fn real_files_stay_whole_under_edits() {
 
 #[test]
 fn growth_puts_every_map_page_where_it_is_due() {
-    let mut data = Ndb::create_empty_with(CryptMethod::None);
+    FORMATS
+        .into_iter()
+        .for_each(growth_puts_every_map_page_where_it_is_due_in);
+}
+
+fn growth_puts_every_map_page_where_it_is_due_in(format: &'static Format) {
+    let mut data = empty_ndb(format, CryptMethod::None);
     let ndb = open(&data);
     let mut tx = NdbTransaction::begin(ndb).unwrap();
     // 129 spans reach the first FMap page.
-    let block = vec![0x5A; 8176];
+    let block = vec![0x5A; format.max_data()];
     let content = NodeContent {
         data: NodeData::Blocks(vec![block; 129 * 31]),
         subnodes: Subnodes::None,
@@ -571,7 +608,6 @@ fn growth_puts_every_map_page_where_it_is_due() {
     data = committed(&data, &tx.finish().unwrap());
     let ndb = open(&data);
     assert!(check(&ndb).is_empty(), "{:#?}", check(&ndb));
-    let format = ndb.format();
     for (at, kind) in [
         (0x1F0_4400usize, pst::ndb::PageType::AMap),
         (0x1F0_4600, pst::ndb::PageType::PMap),
@@ -580,4 +616,53 @@ fn growth_puts_every_map_page_where_it_is_due() {
         pst::ndb::verify_page(format, &data[at..at + 512], kind, at as u64, None).unwrap();
     }
     pffinfo_accepts(&data);
+}
+
+#[test]
+fn data_of_another_format_is_cut_anew_and_says_the_same() {
+    let mut rng = Rng(8);
+    let lengths = [0, 1, 8176, 8177, 8180, 8181, 100_000, 3 * 8176, 3 * 8180];
+    for (from, to) in [(0, 1), (1, 0)] {
+        let (from, to) = (FORMATS[from], FORMATS[to]);
+        let mut source = empty_ndb(from, CryptMethod::Permute);
+        let mut tx = NdbTransaction::begin(open(&source)).unwrap();
+        let values: Vec<Vec<u8>> = lengths.iter().map(|n| rng.bytes(*n)).collect();
+        for (i, value) in values.iter().enumerate() {
+            let nid = Nid(0x404 + 32 * i as u32);
+            tx.put_node(nid, Nid(0), &simple(value.clone())).unwrap();
+        }
+        // Blocks that are not full, as other writers leave them.
+        let odd: Vec<Vec<u8>> = [7000, 1, 8176, 300].map(|n| rng.bytes(n)).into();
+        let content = NodeContent {
+            data: NodeData::Blocks(odd.clone()),
+            subnodes: Subnodes::None,
+        };
+        tx.put_node(Nid(0x4404), Nid(0), &content).unwrap();
+        source = committed(&source, &tx.finish().unwrap());
+        let source = open(&source);
+
+        let mut data = empty_ndb(to, CryptMethod::Cyclic);
+        let mut tx = NdbTransaction::begin(open(&data)).unwrap();
+        for node in source.nodes().map(Result::unwrap) {
+            let content = NodeContent {
+                data: NodeData::Copy(Arc::clone(&source), node.bid_data),
+                subnodes: Subnodes::None,
+            };
+            tx.put_node(node.nid, Nid(0), &content).unwrap();
+        }
+        data = committed(&data, &tx.finish().unwrap());
+        let target = open(&data);
+        assert!(check(&target).is_empty(), "{:#?}", check(&target));
+        for (i, value) in values.iter().chain([&odd.concat()]).enumerate() {
+            let nid = if i < values.len() {
+                Nid(0x404 + 32 * i as u32)
+            } else {
+                Nid(0x4404)
+            };
+            assert!(
+                &read_node(&target, nid).unwrap().data == value,
+                "node {nid}"
+            );
+        }
+    }
 }

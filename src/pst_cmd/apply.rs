@@ -12,9 +12,10 @@ use std::sync::Arc;
 
 use pst::Pst;
 use pst::inventory::Inventory;
+use pst::ndb::EditOptions;
 use serde::Serialize;
-use storage::{FileStorage, Overlay, ReadAt};
-use sync::{Counts, MAX_PACKAGE, Package, apply, as_current, expected};
+use storage::{FileStorage, ReadAt, ScratchDir};
+use sync::{Counts, MAX_PACKAGE, Package, apply_with, as_current, expected};
 
 use super::{explain, explain_sync, open_file};
 use crate::error::{Outcome, UserError};
@@ -48,9 +49,15 @@ pub(super) fn run(path: &Path, changes: &Path, out: &mut Output) -> Outcome {
     let io = |e| UserError::file("change", path, &e);
 
     let before = Inventory::read(&Pst::open(Arc::clone(&base)).map_err(failed)?).map_err(failed)?;
-    let applied = apply(Arc::clone(&base), &package).map_err(|e| explain_sync(path, &e))?;
-    let result = Overlay::new(base).map_err(io)?;
-    applied.write_set.commit(&result).map_err(io)?;
+    // What is large waits in a temporary file until it is written.
+    let options = EditOptions {
+        scratch: Some(Arc::new(ScratchDir::new(std::env::temp_dir()))),
+        memory: 64 << 20,
+        ..EditOptions::default()
+    };
+    let applied =
+        apply_with(Arc::clone(&base), &package, &options).map_err(|e| explain_sync(path, &e))?;
+    let result = applied.write_set.preview(base).map_err(io)?;
     // Held against what the change list says, not against what came out.
     let result: Arc<dyn ReadAt> = Arc::new(result);
     let after = Pst::open(Arc::clone(&result)).map_err(failed)?;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use pst::messaging::tags;
-use pst::ndb::CryptMethod;
+use pst::ndb::{CryptMethod, SizeState};
 use pst::{Bref, PstError};
 use serde::Serialize;
 
@@ -21,6 +21,8 @@ struct Info {
     encoding: &'static str,
     /// Bytes, by ROOT.ibFileEof.
     size: u64,
+    /// Against the limit that Outlook has for the format: "fine", "near" (from 95 % on) or "full".
+    size_state: &'static str,
     /// PidTagDisplayName of the store.
     name: Option<String>,
     /// PidTagRecordKey of the store, in hexadecimal: its identity.
@@ -78,9 +80,15 @@ pub(super) fn run(path: &Path, out: &mut Output) -> Outcome {
             "format     {format} ({version}), encoding {encoding}"
         ))?;
         out.line(format_args!(
-            "size       {}, {} free",
+            "size       {}, {} free{}",
             size(info.size),
-            size(info.free)
+            size(info.free),
+            match info.size_state {
+                "near" => "; near the limit of its format: move mail to another file",
+                "full" =>
+                    "; at the limit of its format: it takes only what fits into its free space",
+                _ => "",
+            }
         ))?;
         out.line(format_args!(
             "holds      {} folders, {} messages, {} associated messages, {} raw nodes",
@@ -141,6 +149,11 @@ fn read(path: &Path) -> Result<Info, crate::error::UserError> {
             CryptMethod::Cyclic => "cyclic",
         },
         size: header.file_eof,
+        size_state: match ndb.size_state() {
+            SizeState::Fine => "fine",
+            SizeState::Near => "near",
+            SizeState::Full => "full",
+        },
         name: store.str(tags::DISPLAY_NAME).filter(|n| !n.is_empty()),
         record_key: store
             .get(tags::RECORD_KEY)

@@ -65,6 +65,7 @@ pub fn agent(command: &AgentCommand, format: Format) -> Outcome {
         let ready = |agent: &Agent| greet(agent, &serve.root, format);
         let engine = PstEngine {
             max_unpacked: config.limits.package,
+            ..PstEngine::with_scratch(&state_dir)
         };
         agent::serve(config, Arc::new(engine), ready, shutdown)
             .await

@@ -3,7 +3,8 @@
 //! Everything that edits a large file in place does it in the same four steps, and each step is a
 //! type of this crate:
 //!
-//! 1. [`Overlay`]: the edit happens in memory, over a base that stays untouched;
+//! 1. [`Overlay`]: the edit happens in memory (what is too large for it in a [`Scratch`] file), over a
+//!    base that stays untouched;
 //! 2. [`WriteSet`]: its result is a list of writes in ordered phases, each phase made durable
 //!    before the next begins;
 //! 3. [`RedoLog`]: the write set made durable beside the file, so that a crash in the middle of the
@@ -44,8 +45,10 @@ mod file;
 mod generation;
 mod mem;
 mod overlay;
+mod payload;
 mod range_set;
 mod redo;
+mod scratch;
 mod traits;
 mod write_set;
 
@@ -55,7 +58,9 @@ pub use file::FileStorage;
 pub use generation::{Digest, Generation, LEAF_SIZE, Leaves};
 pub use mem::MemStorage;
 pub use overlay::{Overlay, OverlayView};
+pub use payload::Payload;
 pub use range_set::RangeSet;
 pub use redo::{Loaded, MAX_LOG_LEN, MAX_META, Outcome, RedoError, RedoLog};
+pub use scratch::{Scratch, ScratchDir};
 pub use traits::{ReadAt, WriteAt};
 pub use write_set::{Phase, WriteSet};

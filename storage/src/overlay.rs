@@ -1,13 +1,15 @@
-//! The overlay: a base that is only read, replaced bytes in memory, and a length of its own.
+//! The overlay: a base that is only read, replaced bytes beside it, and a length of its own.
 //!
 //! It promises that the base is never written, that a read sees exactly what a file would hold
-//! after the same writes and length changes, and that cost follows what was written.
+//! after the same writes and length changes, and that cost follows what was written. Replaced bytes
+//! lie in memory; with a [`Scratch`], what exceeds a bound goes to a temporary file instead.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use crate::{Phase, RangeSet, ReadAt, WriteAt, WriteSet};
+use crate::{Payload, Phase, RangeSet, ReadAt, Scratch, WriteAt, WriteSet};
 
 /// An extent is not extended in place past this many bytes, so that cutting one stays cheap.
 const EXTENT_LIMIT: usize = 1 << 20;
@@ -15,20 +17,91 @@ const EXTENT_LIMIT: usize = 1 << 20;
 /// The largest run of zeros put into one write of [`Overlay::to_write_set`].
 const ZERO_RUN: u64 = 1 << 20;
 
-/// A base storage with replaced bytes over it. Writes go to memory; the base is never touched.
+/// A base storage with replaced bytes over it. The base is never touched.
 ///
 /// Whoever owns the base must leave it unchanged for as long as the overlay is in use.
-#[derive(Debug)]
 pub struct Overlay<B: ReadAt> {
     base: B,
     base_len: u64,
     state: RwLock<State>,
 }
 
+/// Some replaced bytes.
 #[derive(Debug)]
+enum Extent {
+    /// In memory, and changed in place.
+    Own(Vec<u8>),
+    /// Somewhere, and never changed.
+    Fixed(Payload),
+}
+
+impl Extent {
+    fn len(&self) -> u64 {
+        match self {
+            Self::Own(bytes) => bytes.len() as u64,
+            Self::Fixed(payload) => payload.len(),
+        }
+    }
+
+    fn read_at(&self, from: u64, out: &mut [u8]) -> io::Result<()> {
+        match self {
+            Self::Own(bytes) => {
+                let from = from as usize;
+                let part = bytes.get(from..from + out.len());
+                out.copy_from_slice(part.ok_or(io::ErrorKind::InvalidData)?);
+                Ok(())
+            }
+            Self::Fixed(payload) => payload.read_exact_at(from, out),
+        }
+    }
+
+    /// Cuts the extent at `at`, which lies inside; gives what follows.
+    fn split_off(&mut self, at: u64) -> Self {
+        match self {
+            Self::Own(bytes) => Self::Own(bytes.split_off(at as usize)),
+            Self::Fixed(payload) => {
+                let tail = payload.slice(at..u64::MAX);
+                *payload = payload.slice(0..at);
+                Self::Fixed(tail)
+            }
+        }
+    }
+}
+
+/// Where writes go once memory is used up.
+struct Spill {
+    scratch: Arc<dyn Scratch>,
+    /// Bytes that may be in memory.
+    memory: u64,
+    /// The file, as it is written and as it is read.
+    file: Option<(Arc<dyn WriteAt>, Arc<dyn ReadAt>)>,
+    /// Bytes in the file.
+    used: u64,
+}
+
+impl Spill {
+    /// Puts bytes behind what is there. Nothing is ever overwritten: a payload that was handed out
+    /// keeps its bytes.
+    fn push(&mut self, data: &[u8]) -> io::Result<Payload> {
+        if self.file.is_none() {
+            let file = self.scratch.create()?;
+            self.file = Some((Arc::clone(&file), file));
+        }
+        let (file, source) = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        file.write_all_at(self.used, data)?;
+        let at = self.used;
+        self.used += data.len() as u64;
+        let source = Arc::clone(source);
+        Ok(Payload::stored(source, at, data.len() as u64))
+    }
+}
+
 struct State {
     /// Replaced bytes: disjoint, non-empty extents by offset.
-    extents: BTreeMap<u64, Vec<u8>>,
+    extents: BTreeMap<u64, Extent>,
+    /// Bytes in memory.
+    memory: u64,
+    spill: Option<Spill>,
     /// Every position below `len` that the base does not answer for.
     dirty: RangeSet,
     /// Current length.
@@ -38,14 +111,35 @@ struct State {
 }
 
 impl<B: ReadAt> Overlay<B> {
-    /// An overlay that reads as `base` does now.
+    /// An overlay that reads as `base` does now, with all replaced bytes in memory.
     ///
     /// # Errors
     /// If the length of the base cannot be read.
     pub fn new(base: B) -> io::Result<Self> {
+        Self::make(base, None)
+    }
+
+    /// As [`Overlay::new`], but with at most about `memory` bytes of what is written in memory; the
+    /// rest goes to a temporary storage of `scratch`, made when it is first needed.
+    ///
+    /// # Errors
+    /// As [`Overlay::new`].
+    pub fn with_scratch(base: B, scratch: Arc<dyn Scratch>, memory: u64) -> io::Result<Self> {
+        let spill = Spill {
+            scratch,
+            memory,
+            file: None,
+            used: 0,
+        };
+        Self::make(base, Some(spill))
+    }
+
+    fn make(base: B, spill: Option<Spill>) -> io::Result<Self> {
         let base_len = base.len()?;
         let state = State {
             extents: BTreeMap::new(),
+            memory: 0,
+            spill,
             dirty: RangeSet::new(),
             len: base_len,
             visible: base_len,
@@ -72,7 +166,7 @@ impl<B: ReadAt> Overlay<B> {
         self.base_len
     }
 
-    /// Looks at the replaced bytes without copying. Writers wait while the view lives.
+    /// Looks at what is replaced without copying. Writers wait while the view lives.
     pub fn view(&self) -> OverlayView<'_> {
         OverlayView {
             state: self.state.read().unwrap_or_else(PoisonError::into_inner),
@@ -85,18 +179,40 @@ impl<B: ReadAt> Overlay<B> {
         self.view().dirty().clone()
     }
 
-    /// A copy of the replaced bytes, by offset. See [`OverlayView::extents`].
-    pub fn extents(&self) -> Vec<(u64, Vec<u8>)> {
-        self.view()
-            .extents()
-            .map(|(at, bytes)| (at, bytes.to_vec()))
+    /// The replaced bytes: disjoint, non-empty, ascending by offset; neighbours may touch. What is
+    /// in memory is copied.
+    ///
+    /// A position in [`Overlay::dirty`] but in no extent is zero.
+    pub fn extents(&self) -> Vec<(u64, Payload)> {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let extents = state.extents.iter();
+        extents
+            .map(|(&at, extent)| match extent {
+                Extent::Own(bytes) => (at, Payload::from(bytes.as_slice())),
+                Extent::Fixed(payload) => (at, payload.clone()),
+            })
             .collect()
+    }
+
+    /// As [`WriteAt::write_all_at`], but keeps the payload itself: nothing is copied.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidInput`] if the end is past what 64 bits address.
+    pub fn write_payload_at(&self, offset: u64, payload: Payload) -> io::Result<()> {
+        if payload.is_empty() {
+            return Ok(());
+        }
+        let end = end_of(offset, payload.len())?;
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        state.put(offset, end, Extent::Fixed(payload));
+        Ok(())
     }
 
     /// Forgets every write and length change.
     pub fn reset(&self) {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         state.extents.clear();
+        state.memory = 0;
         state.dirty.clear();
         state.len = self.base_len;
         state.visible = self.base_len;
@@ -105,23 +221,20 @@ impl<B: ReadAt> Overlay<B> {
     /// The difference to the base as a write set of one phase called `name`.
     #[must_use]
     pub fn to_write_set(&self, name: &str) -> WriteSet {
+        let mut writes = self.extents();
         let view = self.view();
-        let mut writes: Vec<(u64, Vec<u8>)> = view
-            .extents()
-            .map(|(at, bytes)| (at, bytes.to_vec()))
-            .collect();
         // Below the base's length the old bytes are still in the file, so zeros must be written;
         // above it the growth brings them.
         let cut = view.state.visible..self.base_len.min(view.len());
         let written: RangeSet = writes
             .iter()
-            .map(|(at, bytes)| *at..at.saturating_add(bytes.len() as u64))
+            .map(|(at, bytes)| *at..at.saturating_add(bytes.len()))
             .collect();
         for gap in written.gaps(cut) {
             let mut at = gap.start;
             while at < gap.end {
                 let n = (gap.end - at).min(ZERO_RUN);
-                writes.push((at, vec![0; n as usize]));
+                writes.push((at, Payload::from(vec![0; n as usize])));
                 at += n;
             }
         }
@@ -137,23 +250,26 @@ impl<B: ReadAt> Overlay<B> {
     }
 }
 
-/// A look at the replaced bytes of an [`Overlay`].
-#[derive(Debug)]
+impl<B: ReadAt> fmt::Debug for Overlay<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Overlay")
+            .field("base_len", &self.base_len)
+            .finish_non_exhaustive()
+    }
+}
+
+fn end_of(offset: u64, len: u64) -> io::Result<u64> {
+    offset
+        .checked_add(len)
+        .ok_or_else(|| io::ErrorKind::InvalidInput.into())
+}
+
+/// A look at what an [`Overlay`] replaces. Writers wait while it lives.
 pub struct OverlayView<'a> {
     state: RwLockReadGuard<'a, State>,
 }
 
 impl OverlayView<'_> {
-    /// The replaced bytes: disjoint, non-empty, ascending by offset; neighbours may touch.
-    ///
-    /// A position in [`OverlayView::dirty`] but in no extent is zero.
-    pub fn extents(&self) -> impl Iterator<Item = (u64, &[u8])> + '_ {
-        self.state
-            .extents
-            .iter()
-            .map(|(&at, bytes)| (at, bytes.as_slice()))
-    }
-
     /// As [`Overlay::dirty`].
     pub fn dirty(&self) -> &RangeSet {
         &self.state.dirty
@@ -173,17 +289,19 @@ impl OverlayView<'_> {
 impl State {
     /// Takes every replaced byte of `start..end` out of the extents, splitting at the edges.
     fn cut(&mut self, start: u64, end: u64) {
-        while let Some((&at, bytes)) = self.extents.range_mut(..end).next_back() {
-            let bytes_end = at + bytes.len() as u64;
-            if bytes_end <= start {
+        while let Some((&at, extent)) = self.extents.range_mut(..end).next_back() {
+            let extent_end = at + extent.len();
+            if extent_end <= start {
                 break;
             }
-            // Both differences lie inside the extent, hence inside usize.
-            let tail = (bytes_end > end).then(|| bytes.split_off((end - at) as usize));
-            if at < start {
-                bytes.truncate((start - at) as usize);
+            let tail = (extent_end > end).then(|| extent.split_off(end - at));
+            let gone = if at < start {
+                Some(extent.split_off(start - at))
             } else {
-                self.extents.remove(&at);
+                self.extents.remove(&at)
+            };
+            if let Some(Extent::Own(bytes)) = gone {
+                self.memory -= bytes.len() as u64;
             }
             if let Some(tail) = tail {
                 self.extents.insert(end, tail);
@@ -191,12 +309,41 @@ impl State {
         }
     }
 
-    /// If one extent holds all of `offset..offset + data.len()`, or ends at `offset` and may still
-    /// grow into free space, puts `data` there.
-    fn write_in_place(&mut self, offset: u64, data: &[u8]) -> bool {
+    /// Replaces `offset..end` by an extent of that length.
+    fn put(&mut self, offset: u64, end: u64, extent: Extent) {
+        self.grow(end);
+        self.cut(offset, end);
+        if let Extent::Own(bytes) = &extent {
+            self.memory += bytes.len() as u64;
+        }
+        let before = self.extents.range_mut(..offset).next_back();
+        let joined = match (before, &extent) {
+            (Some((at, Extent::Fixed(before))), Extent::Fixed(next)) => {
+                at + before.len() == offset && before.absorb(next)
+            }
+            _ => false,
+        };
+        if !joined {
+            self.extents.insert(offset, extent);
+        }
+        self.dirty.insert(offset..end);
+    }
+
+    fn grow(&mut self, end: u64) {
+        if end > self.len {
+            let hole = self.len..end;
+            self.dirty.insert(hole);
+            self.len = end;
+        }
+    }
+
+    /// If one extent in memory holds all of `offset..offset + data.len()`, or ends at `offset` and
+    /// may still grow into free space, puts `data` there.
+    fn write_in_place(&mut self, offset: u64, data: &[u8], room: bool) -> bool {
         let end = offset + data.len() as u64;
         let next = self.extents.range(offset + 1..).next().map(|(&at, _)| at);
-        let Some((&at, bytes)) = self.extents.range_mut(..=offset).next_back() else {
+        let last = self.extents.range_mut(..=offset).next_back();
+        let Some((&at, Extent::Own(bytes))) = last else {
             return false;
         };
         let bytes_end = at + bytes.len() as u64;
@@ -208,11 +355,17 @@ impl State {
             part.copy_from_slice(data);
             return true;
         }
-        let grows = bytes_end == offset
+        let grows = room
+            && bytes_end == offset
             && next.is_none_or(|next| end <= next)
             && bytes.len() + data.len() <= EXTENT_LIMIT;
         if grows {
+            if bytes.len() >= EXTENT_LIMIT / 16 && bytes.capacity() < EXTENT_LIMIT {
+                // An extent that got this long is about to be filled: moved once, not each time.
+                bytes.reserve_exact(EXTENT_LIMIT - bytes.len());
+            }
             bytes.extend_from_slice(data);
+            self.memory += data.len() as u64;
         }
         grows
     }
@@ -234,10 +387,10 @@ impl<B: ReadAt> ReadAt for Overlay<B> {
                 .extents
                 .range(..=at)
                 .next_back()
-                .and_then(|(&start, bytes)| bytes.get((at - start) as usize..))
-                .filter(|bytes| !bytes.is_empty());
+                .map(|(&start, extent)| (extent, at - start))
+                .filter(|(extent, from)| *from < extent.len());
             let step = match covering {
-                Some(bytes) => bytes.len() as u64,
+                Some((extent, from)) => extent.len() - from,
                 None => {
                     let next = state
                         .extents
@@ -256,8 +409,8 @@ impl<B: ReadAt> ReadAt for Overlay<B> {
             let (part, tail) = rest
                 .split_at_mut_checked(step as usize)
                 .ok_or(io::ErrorKind::InvalidData)?;
-            match covering.and_then(|bytes| bytes.get(..step as usize)) {
-                Some(bytes) => part.copy_from_slice(bytes),
+            match covering {
+                Some((extent, from)) => extent.read_at(from, part)?,
                 None if at < state.visible => self.base.read_exact_at(at, part)?,
                 None => part.fill(0),
             }
@@ -273,20 +426,20 @@ impl<B: ReadAt> WriteAt for Overlay<B> {
         if data.is_empty() {
             return Ok(());
         }
-        let end = offset
-            .checked_add(data.len() as u64)
-            .ok_or(io::ErrorKind::InvalidInput)?;
+        let end = end_of(offset, data.len() as u64)?;
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        if end > state.len {
-            let hole = state.len..end;
-            state.dirty.insert(hole);
-            state.len = end;
+        let memory = state.memory + data.len() as u64;
+        let room = state.spill.as_ref().is_none_or(|s| memory <= s.memory);
+        if state.write_in_place(offset, data, room) {
+            state.grow(end);
+            state.dirty.insert(offset..end);
+            return Ok(());
         }
-        if !state.write_in_place(offset, data) {
-            state.cut(offset, end);
-            state.extents.insert(offset, data.to_vec());
-        }
-        state.dirty.insert(offset..end);
+        let extent = match &mut state.spill {
+            Some(spill) if !room => Extent::Fixed(spill.push(data)?),
+            _ => Extent::Own(data.to_vec()),
+        };
+        state.put(offset, end, extent);
         Ok(())
     }
 

@@ -6,7 +6,7 @@
 
 use std::io;
 
-use crate::{Overlay, RangeSet, ReadAt, WriteAt};
+use crate::{Overlay, Payload, RangeSet, ReadAt, WriteAt};
 
 /// Writes that may reach the disk in any order among themselves.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub struct Phase {
     /// What the phase is for ("blocks", "header", …): for logs and reports only.
     pub name: String,
     /// (offset in bytes, bytes), applied in this order; a later write wins where two overlap.
-    pub writes: Vec<(u64, Vec<u8>)>,
+    pub writes: Vec<(u64, Payload)>,
 }
 
 impl Phase {
@@ -61,7 +61,7 @@ impl WriteSet {
         self.phases
             .iter()
             .flat_map(|p| &p.writes)
-            .map(|(_, data)| data.len() as u64)
+            .map(|(_, data)| data.len())
             .sum()
     }
 
@@ -71,7 +71,7 @@ impl WriteSet {
         self.phases
             .iter()
             .flat_map(|p| &p.writes)
-            .map(|(at, data)| *at..at.saturating_add(data.len() as u64))
+            .map(|(at, data)| *at..at.saturating_add(data.len()))
             .collect()
     }
 
@@ -82,7 +82,7 @@ impl WriteSet {
     pub fn validate(&self) -> io::Result<()> {
         for phase in &self.phases {
             for (at, data) in &phase.writes {
-                let end = at.checked_add(data.len() as u64);
+                let end = at.checked_add(data.len());
                 if end.is_none_or(|end| end > self.target_len) {
                     return Err(io::Error::new(
                         io::ErrorKind::InvalidInput,
@@ -107,8 +107,13 @@ impl WriteSet {
     /// `base_len` or a write passes `target_len`; otherwise the first error of the target, after
     /// which the target holds some cut of this change.
     pub fn commit(&self, target: &dyn WriteAt) -> io::Result<()> {
+        self.check(target.len()?)?;
+        self.commit_from(target, 0)
+    }
+
+    /// Whether this change may be put into a target of `len` bytes.
+    fn check(&self, len: u64) -> io::Result<()> {
         self.validate()?;
-        let len = target.len()?;
         if len != self.base_len {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
@@ -118,7 +123,7 @@ impl WriteSet {
                 ),
             ));
         }
-        self.commit_from(target, 0)
+        Ok(())
     }
 
     /// Puts phases `first..` and the final length into `target`, whose length may be any that a
@@ -129,14 +134,14 @@ impl WriteSet {
             let end = phase
                 .writes
                 .iter()
-                .map(|(at, data)| at.saturating_add(data.len() as u64));
+                .map(|(at, data)| at.saturating_add(data.len()));
             if end.max().is_some_and(|end| end > len) {
                 // All growth at once: one change of length, and lack of space shows early.
                 target.set_len(self.target_len)?;
                 len = self.target_len;
             }
             for (at, data) in &phase.writes {
-                target.write_all_at(*at, data)?;
+                data.pieces(|from, part| target.write_all_at(at + from, part))?;
             }
             target.sync()?;
         }
@@ -148,12 +153,17 @@ impl WriteSet {
     }
 
     /// How `base` will read once this change is committed to it; `base` itself is not written.
+    /// Copies no bytes: the overlay names the payloads.
     ///
     /// # Errors
     /// As [`WriteSet::commit`].
     pub fn preview<B: ReadAt>(&self, base: B) -> io::Result<Overlay<B>> {
         let overlay = Overlay::new(base)?;
-        self.commit(&overlay)?;
+        self.check(overlay.base_len())?;
+        for (at, data) in self.phases.iter().flat_map(|p| &p.writes) {
+            overlay.write_payload_at(*at, data.clone())?;
+        }
+        overlay.set_len(self.target_len)?;
         Ok(overlay)
     }
 }

@@ -2,11 +2,12 @@
 #![allow(clippy::unwrap_used, reason = "a failing helper fails the test")]
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use proptest::prelude::*;
 use storage::{
     CrashStorage, FileStorage, Generation, LEAF_SIZE, Leaves, MemStorage, Overlay, Phase, RangeSet,
-    ReadAt, WriteAt, WriteSet,
+    ReadAt, ScratchDir, WriteAt, WriteSet,
 };
 
 const SPACE: u64 = 64;
@@ -152,7 +153,7 @@ proptest! {
     fn overlay_memory_and_file_read_like_a_vector(
         base in prop::collection::vec(any::<u8>(), 0..100),
         ops in prop::collection::vec(any_op(), 0..25),
-        from in 0u64..150, want in 0usize..150,
+        from in 0u64..150, want in 0usize..150, memory in 0u64..60,
     ) {
         let dir = tempfile::tempdir().unwrap();
         let file = FileStorage::create_new(dir.path().join("f")).unwrap();
@@ -160,10 +161,12 @@ proptest! {
         let mem = MemStorage::from(base.clone());
         let untouched = MemStorage::from(base.clone());
         let overlay = Overlay::new(&untouched).unwrap();
+        let scratch = Arc::new(ScratchDir::new(dir.path()));
+        let spilled = Overlay::with_scratch(&untouched, scratch, memory).unwrap();
         let mut naive = base.clone();
         for op in &ops {
             run_naive(&mut naive, op);
-            for storage in [&file as &dyn WriteAt, &mem, &overlay] {
+            for storage in [&file as &dyn WriteAt, &mem, &overlay, &spilled] {
                 run(storage, op);
                 prop_assert_eq!(content(storage), naive.clone());
                 let mut buf = vec![0xEE; want];
@@ -171,34 +174,42 @@ proptest! {
                 let tail = naive.get(from as usize..).unwrap_or_default();
                 prop_assert_eq!(&buf[..n], &tail[..want.min(tail.len())]);
             }
-            // What is not dirty is the base's; extents are inside, disjoint, and say what is read.
-            let dirty = overlay.dirty();
-            for gap in dirty.gaps(0..naive.len() as u64) {
-                let r = gap.start as usize..gap.end as usize;
-                prop_assert_eq!(&naive[r.clone()], &base[r]);
-            }
-            prop_assert!(dirty.span().is_none_or(|s| s.end <= naive.len() as u64));
-            let mut zero = dirty.clone();
-            let mut last = 0;
-            for (at, bytes) in overlay.extents() {
-                prop_assert!(at >= last && !bytes.is_empty());
-                last = at + bytes.len() as u64;
-                prop_assert!(dirty.contains_range(at..last));
-                prop_assert_eq!(&bytes[..], &naive[at as usize..last as usize]);
-                zero.remove(at..last);
-            }
-            for r in zero.iter() {
-                prop_assert!(naive[r.start as usize..r.end as usize].iter().all(|b| *b == 0));
+            for overlay in [&overlay, &spilled] {
+                // What is not dirty is the base's; extents are inside, disjoint, and say what is read.
+                let dirty = overlay.dirty();
+                for gap in dirty.gaps(0..naive.len() as u64) {
+                    let r = gap.start as usize..gap.end as usize;
+                    prop_assert_eq!(&naive[r.clone()], &base[r]);
+                }
+                prop_assert!(dirty.span().is_none_or(|s| s.end <= naive.len() as u64));
+                let mut zero = dirty.clone();
+                let mut last = 0;
+                for (at, bytes) in overlay.extents() {
+                    prop_assert!(at >= last && !bytes.is_empty());
+                    last = at + bytes.len();
+                    prop_assert!(dirty.contains_range(at..last));
+                    prop_assert_eq!(&bytes.to_vec().unwrap()[..], &naive[at as usize..last as usize]);
+                    zero.remove(at..last);
+                }
+                for r in zero.iter() {
+                    prop_assert!(naive[r.start as usize..r.end as usize].iter().all(|b| *b == 0));
+                }
             }
         }
         prop_assert_eq!(untouched.to_vec(), base.clone());
         // Its write set leads the base to what the overlay reads as.
-        let target = MemStorage::from(base);
-        overlay.to_write_set("all").commit(&target).unwrap();
-        prop_assert_eq!(target.to_vec(), naive);
-        overlay.reset();
-        prop_assert_eq!(content(&overlay), untouched.to_vec());
-        prop_assert!(overlay.dirty().is_empty());
+        for overlay in [&overlay, &spilled] {
+            let target = MemStorage::from(base.clone());
+            let set = overlay.to_write_set("all");
+            prop_assert_eq!(content(&set.preview(&untouched).unwrap()), naive.clone());
+            overlay.reset();
+            prop_assert_eq!(content(overlay), untouched.to_vec());
+            prop_assert!(overlay.dirty().is_empty());
+            // What was written later does not reach a write set made before.
+            overlay.write_all_at(0, &[0xAB; 200]).unwrap();
+            set.commit(&target).unwrap();
+            prop_assert_eq!(target.to_vec(), naive.clone());
+        }
     }
 
     #[test]
@@ -211,10 +222,13 @@ proptest! {
         let set = WriteSet {
             base_len: base.len() as u64,
             target_len,
-            phases: phases.into_iter().map(|writes| Phase { name: "p".into(), writes }).collect(),
+            phases: phases.into_iter().map(|writes| Phase {
+                name: "p".into(),
+                writes: writes.into_iter().map(|(at, d)| (at, d.into())).collect(),
+            }).collect(),
         };
         let storage = CrashStorage::new(base.clone());
-        if set.phases.iter().flat_map(|p| &p.writes).any(|(at, d)| at + d.len() as u64 > target_len) {
+        if set.phases.iter().flat_map(|p| &p.writes).any(|(at, d)| at + d.len() > target_len) {
             prop_assert!(set.commit(&storage).is_err());
             prop_assert!(storage.history().is_empty());
             return Ok(());
@@ -223,7 +237,7 @@ proptest! {
         let mut ends = Vec::new();
         for phase in &set.phases {
             for (at, data) in &phase.writes {
-                run_naive(&mut naive, &Op::Write(*at, data.clone()));
+                run_naive(&mut naive, &Op::Write(*at, data.to_vec().unwrap()));
             }
             ends.push(naive.clone());
         }

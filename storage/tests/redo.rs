@@ -63,7 +63,7 @@ fn any_case() -> impl Strategy<Value = Case> {
                     .map(|(at, n, kind, byte)| {
                         let at = (at * target_len as f64) as usize;
                         let n = n.min(target_len - at);
-                        (at as u64, fill(at, n, kind, byte))
+                        (at as u64, fill(at, n, kind, byte).into())
                     })
                     .collect(),
             });
@@ -141,8 +141,7 @@ proptest! {
         prop_assume!(!places.is_empty());
         let at = places[(place * places.len() as f64) as usize];
         let known: Vec<u8> = change.phases.iter().flat_map(|p| &p.writes)
-            .filter_map(|(o, d)| at.checked_sub(*o).and_then(|i| d.get(i as usize)))
-            .copied()
+            .filter_map(|(o, d)| at.checked_sub(*o).and_then(|i| d.bytes()?.get(i as usize).copied()))
             .chain([base.get(at as usize).copied().unwrap_or(0), image[at as usize]])
             .collect();
         image[at as usize] = (0..=255).find(|b| !known.contains(b)).unwrap();
@@ -161,7 +160,7 @@ fn pst_like() -> (Vec<u8>, WriteSet) {
         name: name.into(),
         writes: writes
             .iter()
-            .map(|(at, n, b)| (*at, vec![*b; *n]))
+            .map(|(at, n, b)| (*at, vec![*b; *n].into()))
             .collect(),
     };
     let change = WriteSet {
@@ -207,11 +206,11 @@ fn every_subset_of_every_cut_of_a_shrink() {
         phases: vec![
             Phase {
                 name: "a".into(),
-                writes: vec![(10, vec![1; 600]), (65_500, vec![2; 100])],
+                writes: vec![(10, vec![1; 600].into()), (65_500, vec![2; 100].into())],
             },
             Phase {
                 name: "b".into(),
-                writes: vec![(0, vec![3; 20])],
+                writes: vec![(0, vec![3; 20].into())],
             },
         ],
     };
@@ -258,7 +257,8 @@ fn another_writer_from_the_same_base_is_noticed_inside_our_ranges() {
     let log = log_of(&change, &base);
     let mut theirs = change.clone();
     for (_, bytes) in theirs.phases.iter_mut().flat_map(|p| &mut p.writes) {
-        bytes.iter_mut().for_each(|b| *b ^= 0x40);
+        let changed: Vec<u8> = bytes.to_vec().unwrap().iter().map(|b| b ^ 0x40).collect();
+        *bytes = changed.into();
     }
     let image = MemStorage::from(target_of(&theirs, &base));
     assert!(matches!(

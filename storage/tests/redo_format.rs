@@ -15,11 +15,11 @@ fn change() -> WriteSet {
         phases: vec![
             Phase {
                 name: "blocks".into(),
-                writes: vec![(8, b"ABCD".to_vec())],
+                writes: vec![(8, b"ABCD".to_vec().into())],
             },
             Phase {
                 name: "h\u{e9}ad".into(),
-                writes: vec![(0, b"xy".to_vec()), (1, vec![])],
+                writes: vec![(0, b"xy".to_vec().into()), (1, vec![].into())],
             },
         ],
     }

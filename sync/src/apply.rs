@@ -14,6 +14,7 @@ use std::sync::Arc;
 use pst::canonical::Record;
 use pst::ltp::PropBag;
 use pst::messaging::{MessageData, Transaction};
+use pst::ndb::EditOptions;
 use pst::{Nid, NidType, Pst};
 use storage::{ReadAt, WriteSet};
 
@@ -71,6 +72,19 @@ pub struct Applied {
 /// [`SyncError::WrongBase`] if an object is not in the state that the change list was made for;
 /// [`SyncError::Package`] for an unknown apply version or a carrier that lacks an object.
 pub fn apply(base: Arc<dyn ReadAt>, package: &Package) -> Result<Applied> {
+    apply_with(base, package, &EditOptions::default())
+}
+
+/// As [`apply`], with options: where large values wait until they are written, how large the container
+/// may grow. They do not change what is written.
+///
+/// # Errors
+/// As [`apply`]; [`pst::PstError::Limit`] for a container that would outgrow its limit.
+pub fn apply_with(
+    base: Arc<dyn ReadAt>,
+    package: &Package,
+    options: &EditOptions,
+) -> Result<Applied> {
     let rules = Rules::of(package.apply_version)?;
     let carrier = if package.carrier.is_empty() {
         None
@@ -88,7 +102,7 @@ pub fn apply(base: Arc<dyn ReadAt>, package: &Package) -> Result<Applied> {
         });
     }
     // On the very node database of the target, so that what is kept shares its blocks.
-    let tx = Transaction::on(Arc::clone(target.ndb()))?;
+    let tx = Transaction::on_with(Arc::clone(target.ndb()), options)?;
     let mut run = Run {
         rules,
         target,

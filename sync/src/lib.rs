@@ -26,7 +26,7 @@ mod rows;
 pub mod wire;
 
 pub use agent_destination::AgentDestination;
-pub use apply::{Applied, apply, as_current};
+pub use apply::{Applied, apply, apply_with, as_current};
 pub use change_list::{Action, Change, Counts, Fingerprint, Level, ObjectKind, Patch, Piece};
 pub use compare::{compare, expected};
 pub use compile::{Details, compile, compile_with, details_from};

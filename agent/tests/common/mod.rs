@@ -69,11 +69,13 @@ impl Engine for Toy {
                 nid_map.push((u32::MAX, slot));
             }
             let at = SLOT * (slot as usize + 1);
-            slots.writes.push((at as u64, vec![entry[4]; SLOT]));
+            slots.writes.push((at as u64, vec![entry[4]; SLOT].into()));
             end = end.max(at + SLOT);
         }
         let mut header = Phase::new("header");
-        header.writes.push((6, vec![bytes[6].wrapping_add(1)]));
+        header
+            .writes
+            .push((6, vec![bytes[6].wrapping_add(1)].into()));
         let write_set = WriteSet {
             base_len: bytes.len() as u64,
             target_len: end as u64,

@@ -20,7 +20,7 @@ const FIRST_SUBNODE_INDEX: u32 = 0x401;
 ///
 /// Values longer than [`MAX_ITEM`] bytes go to subnodes of type LTP; values and objects that lie
 /// in the file `same` are shared with it, those of other files are copied when the content is
-/// written. Further subnodes (recipients, attachments) are added with [`insert_subnode`].
+/// written. The blocks are those of the format of `same`, of a Unicode file without one. Further subnodes (recipients, attachments) are added with [`insert_subnode`].
 ///
 /// # Errors
 /// [`PstError::Refused`] for a value whose length does not fit its type or objects with clashing
@@ -83,7 +83,10 @@ pub(crate) struct ValueSink<'a> {
 impl<'a> ValueSink<'a> {
     pub fn new(sig: ClientSig, same: Option<&'a Arc<Ndb>>) -> Self {
         Self {
-            heap: HeapBuilder::new(sig),
+            heap: match same {
+                Some(file) => HeapBuilder::for_format(sig, file.format()),
+                None => HeapBuilder::new(sig),
+            },
             subnodes: BTreeMap::new(),
             reserved: Vec::new(),
             next: FIRST_SUBNODE_INDEX,

@@ -1,6 +1,6 @@
 //! Heap-on-node, building ([MS-PST] 2.3.1).
 //!
-//! Items go into blocks of at most [`BLOCK_DATA`] bytes:
+//! Items go into blocks of the file's format, full ones being [`Format::max_data`] bytes:
 //!
 //! ```text
 //! header (12 | 2 | 66) | items … | pad to 2 | HNPAGEMAP | zero padding, in all blocks but the last
@@ -10,8 +10,9 @@
 //! HNPAGEHDR. The fill levels in the two kinds of map tell how much of a full block is free.
 
 use super::heap::{ClientSig, Hid, MAX_BLOCKS};
-use super::node::BLOCK_DATA;
+use crate::ndb::Format;
 use crate::ndb::bytes::put;
+use crate::ndb::format::UNICODE;
 use crate::{PstError, Result};
 
 /// Longest heap item, in bytes ([MS-PST] 2.3.3.3): longer values go to a subnode.
@@ -35,8 +36,8 @@ impl Page {
         body.next_multiple_of(2) + 4 + 2 * (self.ends.len() + extra_items + 1)
     }
 
-    fn has_room(&self, len: usize) -> bool {
-        self.ends.len() < MAX_ITEMS && self.used_with(1, len) <= BLOCK_DATA
+    fn has_room(&self, len: usize, block: usize) -> bool {
+        self.ends.len() < MAX_ITEMS && self.used_with(1, len) <= block
     }
 }
 
@@ -81,13 +82,21 @@ pub struct HeapBuilder {
     client_sig: ClientSig,
     user_root: Hid,
     pages: Vec<Page>,
+    block: usize,
 }
 
 impl HeapBuilder {
-    /// An empty heap that will hold what `client_sig` says.
+    /// An empty heap that will hold what `client_sig` says, for a Unicode file.
     #[must_use]
     pub fn new(client_sig: ClientSig) -> Self {
+        Self::for_format(client_sig, &UNICODE)
+    }
+
+    /// An empty heap for a file of this format.
+    #[must_use]
+    pub fn for_format(client_sig: ClientSig, format: &Format) -> Self {
         Self {
+            block: format.max_data(),
             client_sig,
             user_root: Hid::NONE,
             pages: vec![Page {
@@ -95,6 +104,12 @@ impl HeapBuilder {
                 ..Page::default()
             }],
         }
+    }
+
+    /// Bytes of data in a full block of the file that the heap is for.
+    #[must_use]
+    pub const fn block_data(&self) -> usize {
+        self.block
     }
 
     /// Adds an item of 1 to [`MAX_ITEM`] bytes.
@@ -111,7 +126,7 @@ impl HeapBuilder {
         }
         let first = self.pages.len().saturating_sub(OPEN_BLOCKS);
         let tail = self.pages.get(first..).unwrap_or_default();
-        let at = match tail.iter().position(|p| p.has_room(item.len())) {
+        let at = match tail.iter().position(|p| p.has_room(item.len(), self.block)) {
             Some(i) => first + i,
             None => {
                 let i = self.pages.len();
@@ -170,7 +185,7 @@ impl HeapBuilder {
         let levels: Vec<u8> = self
             .pages
             .iter()
-            .map(|p| fill_level(BLOCK_DATA - p.used_with(0, 0)))
+            .map(|p| fill_level(self.block - p.used_with(0, 0)))
             .collect();
         let nibbles = |from: usize, n: usize| -> Vec<u8> {
             let level = |i: usize| levels.get(i).copied().unwrap_or(0);
@@ -192,7 +207,7 @@ impl HeapBuilder {
                 b.extend_from_slice(&((page.header + end) as u16).to_le_bytes());
             }
             if i != last {
-                b.resize(BLOCK_DATA, 0);
+                b.resize(self.block, 0);
             }
             put(&mut b, 0, &(map as u16).to_le_bytes());
             if i == 0 {

@@ -13,8 +13,8 @@ use crate::{Bid, Nid, NidType, PstError, Result};
 /// Deepest nesting of subnodes that is followed when content is copied. Embedded messages nest
 /// two levels each; Outlook itself stops far earlier.
 const MAX_SUBNODE_DEPTH: usize = 64;
-/// Data bytes per block of a data tree ([MS-PST] 2.2.2.8.3.1: 8192 less the trailer).
-pub(crate) const BLOCK_DATA: usize = 8176;
+/// Bytes by which data in memory is handed out; nothing depends on where it is cut.
+const BLOCK_DATA: usize = 8176;
 
 /// A node's data and subnodes, wherever they are.
 #[derive(Clone)]
@@ -287,7 +287,9 @@ impl Blocks {
             )),
             NodeSource::Built(c) => match &c.data {
                 NodeData::None => Ok(Self::Empty),
-                NodeData::Bytes(_) | NodeData::Blocks(_) => Ok(Self::Memory(Arc::clone(c))),
+                NodeData::Bytes(_) | NodeData::Blocks(_) | NodeData::Payload(_) => {
+                    Ok(Self::Memory(Arc::clone(c)))
+                }
                 NodeData::Copy(ndb, bid) => {
                     Ok(Self::Stored(Arc::clone(ndb), *bid, ndb.data(*bid)?))
                 }
@@ -306,6 +308,7 @@ impl Blocks {
             Self::Memory(c) => match &c.data {
                 NodeData::Bytes(b) => b.len() as u64,
                 NodeData::Blocks(b) => b.iter().map(|b| b.len() as u64).sum(),
+                NodeData::Payload(p) => p.len(),
                 _ => 0,
             },
         }
@@ -318,6 +321,9 @@ impl Blocks {
             Self::Memory(c) => match &c.data {
                 NodeData::Bytes(b) => b.len().div_ceil(BLOCK_DATA),
                 NodeData::Blocks(b) => b.len(),
+                NodeData::Payload(p) => {
+                    usize::try_from(p.len().div_ceil(BLOCK_DATA as u64)).unwrap_or(usize::MAX)
+                }
                 _ => 0,
             },
         }
@@ -337,6 +343,14 @@ impl Blocks {
             Self::Memory(c) => match &c.data {
                 NodeData::Bytes(b) => b.chunks(BLOCK_DATA).nth(i).map(<[u8]>::to_vec),
                 NodeData::Blocks(b) => b.get(i).cloned(),
+                NodeData::Payload(p) => {
+                    let at = i as u64 * BLOCK_DATA as u64;
+                    let part = p.slice(at..at + BLOCK_DATA as u64);
+                    let bytes = part
+                        .to_vec()
+                        .map_err(|source| PstError::Io { offset: at, source })?;
+                    Some(bytes).filter(|b| !b.is_empty())
+                }
                 _ => None,
             }
             .ok_or_else(missing),
@@ -353,6 +367,12 @@ impl Blocks {
                 t.read_all(ndb, super::ValueData::INLINE_LIMIT)
                     .map(super::ValueData::Bytes)
             };
+        }
+        if let Self::Memory(c) = self
+            && let NodeData::Payload(p) = &c.data
+            && p.len() > super::ValueData::INLINE_LIMIT
+        {
+            return Ok(super::ValueData::Payload(p.clone()));
         }
         let mut out = Vec::new();
         for i in 0..self.count() {

@@ -8,6 +8,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use storage::Payload;
+
 use super::node::NodeSource;
 use super::text::{Text, utf16le};
 use crate::ndb::{Ndb, NodeData};
@@ -170,6 +172,9 @@ pub enum ValueData {
         /// Its length in bytes.
         len: u64,
     },
+    /// A value to be written whose bytes lie outside any PST: they are read block by block when it
+    /// is written, so that it may have gigabytes.
+    Payload(Payload),
     /// The subnode of a PtypObject property.
     Object(ObjectValue),
 }
@@ -184,6 +189,7 @@ impl ValueData {
         match self {
             Self::Bytes(b) => b.len() as u64,
             Self::Stream { len, .. } => *len,
+            Self::Payload(p) => p.len(),
             Self::Object(_) => 0,
         }
     }
@@ -235,6 +241,13 @@ impl ValueData {
                     f(&tree.read_block(ndb, i)?);
                 }
             }
+            Self::Payload(p) => {
+                let read = p.pieces(|_, part| {
+                    f(part);
+                    Ok(())
+                });
+                read.map_err(|source| PstError::Io { offset: 0, source })?;
+            }
             Self::Object(_) => {
                 return Err(PstError::Refused(
                     "an object property has no bytes of its own".into(),
@@ -281,6 +294,7 @@ impl ValueData {
                 Some(s) if Arc::ptr_eq(s, ndb) => NodeData::Existing(*bid),
                 _ => NodeData::Copy(Arc::clone(ndb), *bid),
             },
+            Self::Payload(p) => NodeData::Payload(p.clone()),
             Self::Object(_) => NodeData::None,
         }
     }
@@ -295,6 +309,7 @@ impl fmt::Debug for ValueData {
                 .field("bid", bid)
                 .field("len", len)
                 .finish_non_exhaustive(),
+            Self::Payload(p) => f.debug_tuple("Payload").field(p).finish(),
             Self::Object(o) => f.debug_tuple("Object").field(o).finish(),
         }
     }

@@ -14,7 +14,7 @@ use super::bth::build_bth;
 use super::build::{ValueSink, fixed_hid};
 use super::heap::ClientSig;
 use super::heap_build::MAX_ITEM;
-use super::node::{BLOCK_DATA, NodeSource};
+use super::node::NodeSource;
 use super::prop::PropTag;
 use super::table::{Column, Layout, Row, TableContext};
 use crate::ndb::bytes::put;
@@ -283,11 +283,12 @@ impl TableEdit {
         } else if matrix.len() * size <= MAX_ITEM {
             sink.heap.alloc(&matrix.concat())?.0
         } else {
-            let per_block = (BLOCK_DATA / size).max(1);
+            let block = sink.heap.block_data();
+            let per_block = (block / size).max(1);
             let mut blocks: Vec<Vec<u8>> =
                 matrix.chunks(per_block).map(<[Vec<u8>]>::concat).collect();
             if let Some((_, full)) = blocks.split_last_mut() {
-                full.iter_mut().for_each(|b| b.resize(BLOCK_DATA, 0));
+                full.iter_mut().for_each(|b| b.resize(block, 0));
             }
             sink.put_subnode(NodeData::Blocks(blocks))?.0
         };

@@ -12,8 +12,11 @@ use super::schema::{
     self, ASSOC_CONTENTS_TEMPLATE, CONTENTS_TEMPLATE, HIERARCHY_TEMPLATE, SEARCH_CONTENTS_TEMPLATE,
 };
 use super::tags;
-use crate::ltp::{Guid, NameMapEdit, PropBag, PropName, PropTag, PropValue, TableEdit, build_pc};
-use crate::ndb::{Ndb, NdbTransaction, NodeContent, NodeData, Subnodes};
+use crate::ltp::{
+    Guid, NameMapEdit, PropBag, PropName, PropTag, PropType, PropValue, TableEdit, build_pc,
+};
+use crate::ndb::format::{ANSI, UNICODE};
+use crate::ndb::{CryptMethod, Format, Ndb, NdbTransaction, NodeContent, NodeData, Subnodes};
 use crate::{Nid, NidType, PstError, Result};
 
 /// The top of the user's folders ("IPM subtree").
@@ -32,10 +35,23 @@ const SPAM_SEARCH_FOLDER: Nid = Nid(0x2223);
 /// # Errors
 /// None that depends on the outside; the engine's own refusals are passed on.
 pub fn create_empty(seed: &[u8; 16]) -> Result<Vec<u8>> {
-    let image = Arc::new(MemStorage::from(Ndb::create_empty_ndb()));
+    create_empty_as(seed, &UNICODE, CryptMethod::Permute)
+}
+
+/// As [`create_empty`], of any format that is written and with any encoding of the data. An ANSI store
+/// has PtypString8 where a Unicode store has PtypString, in its templates and its own properties.
+///
+/// # Errors
+/// [`PstError::Refused`] for a format that is only read.
+pub fn create_empty_as(
+    seed: &[u8; 16],
+    format: &'static Format,
+    crypt: CryptMethod,
+) -> Result<Vec<u8>> {
+    let image = Arc::new(MemStorage::from(Ndb::create_empty_as(format, crypt)?));
     let base = Arc::new(Ndb::open(Arc::clone(&image) as Arc<dyn ReadAt>)?);
-    let mut tx = NdbTransaction::begin(base)?;
-    for (nid, parent, content) in nodes(seed)? {
+    let mut tx = NdbTransaction::begin(Arc::clone(&base))?;
+    for (nid, parent, content) in nodes(seed, &base)? {
         tx.put_node(nid, parent, &content)?;
     }
     let io = |source| PstError::Io { offset: 0, source };
@@ -51,15 +67,18 @@ pub fn create_empty(seed: &[u8; 16]) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn nodes(seed: &[u8; 16]) -> Result<Vec<(Nid, Nid, NodeContent)>> {
+fn nodes(seed: &[u8; 16], base: &Arc<Ndb>) -> Result<Vec<(Nid, Nid, NodeContent)>> {
     let key = derive(seed, "record key");
+    let file = Some(base);
+    let kind = text_type(base.format());
+    let new_table = |tags: &[PropTag]| TableEdit::new(&schema::columns_as(tags, kind));
     let mut out = vec![
         (
             Nid::MESSAGE_STORE,
             Nid(0),
-            build_pc(&store(&key, seed), None)?,
+            build_pc(&store(&key, seed, kind), file)?,
         ),
-        (Nid::NAME_TO_ID_MAP, Nid(0), name_map()?),
+        (Nid::NAME_TO_ID_MAP, Nid(0), name_map(base)?),
         (Nid::SEARCH_MANAGEMENT_QUEUE, Nid(0), NodeContent::default()),
         (
             Nid::SEARCH_ACTIVITY_LIST,
@@ -67,11 +86,11 @@ fn nodes(seed: &[u8; 16]) -> Result<Vec<(Nid, Nid, NodeContent)>> {
             bytes(SPAM_SEARCH_FOLDER.0.to_le_bytes().to_vec()),
         ),
         (Nid::SEARCH_DOMAIN_OBJECT, Nid(0), NodeContent::default()),
-        (RECEIVE_FOLDERS, Nid(0), receive_folders()?),
+        (RECEIVE_FOLDERS, Nid(0), receive_folders(base)?),
         (
             OUTGOING_QUEUE,
             Nid(0),
-            TableEdit::new(&OUTGOING_COLUMNS)?.build(None)?,
+            new_table(&OUTGOING_COLUMNS)?.build(file)?,
         ),
     ];
     for template in [
@@ -85,7 +104,7 @@ fn nodes(seed: &[u8; 16]) -> Result<Vec<(Nid, Nid, NodeContent)>> {
         out.push((
             template,
             Nid(0),
-            TableEdit::new(schema::columns(template))?.build(None)?,
+            new_table(schema::columns(template))?.build(file)?,
         ));
     }
     let folders: [(Nid, Nid, &str, Option<&str>); 5] = [
@@ -113,7 +132,7 @@ fn nodes(seed: &[u8; 16]) -> Result<Vec<(Nid, Nid, NodeContent)>> {
     let mut bags = BTreeMap::new();
     for (nid, parent, name, comment) in folders {
         let mut props = PropBag::from_iter([
-            PropValue::string(tags::DISPLAY_NAME, name),
+            text(kind, tags::DISPLAY_NAME, name),
             PropValue::i32(tags::CONTENT_COUNT, 0),
             PropValue::i32(tags::CONTENT_UNREAD, 0),
             PropValue::bool(
@@ -122,9 +141,9 @@ fn nodes(seed: &[u8; 16]) -> Result<Vec<(Nid, Nid, NodeContent)>> {
             ),
         ]);
         if let Some(comment) = comment {
-            props.insert(PropValue::string(tags::COMMENT, comment));
+            props.insert(text(kind, tags::COMMENT, comment));
         }
-        out.push((nid, parent, build_pc(&props, None)?));
+        out.push((nid, parent, build_pc(&props, file)?));
         bags.insert(nid, (parent, props));
     }
     for (nid, ..) in folders {
@@ -138,13 +157,13 @@ fn nodes(seed: &[u8; 16]) -> Result<Vec<(Nid, Nid, NodeContent)>> {
             out.push((
                 nid.with_kind(NidType::SEARCH_CRITERIA_OBJECT),
                 Nid(0),
-                build_pc(&criteria, None)?,
+                build_pc(&criteria, file)?,
             ));
-            let table = TableEdit::new(schema::columns(SEARCH_CONTENTS_TEMPLATE))?.build(None)?;
+            let table = new_table(schema::columns(SEARCH_CONTENTS_TEMPLATE))?.build(file)?;
             out.push((nid.with_kind(NidType::SEARCH_CONTENTS_TABLE), Nid(0), table));
             continue;
         }
-        let mut hierarchy = TableEdit::new(schema::columns(HIERARCHY_TEMPLATE))?;
+        let mut hierarchy = new_table(schema::columns(HIERARCHY_TEMPLATE))?;
         for (child, (_, props)) in bags
             .iter()
             .filter(|(c, (parent, _))| *parent == nid && **c != nid)
@@ -154,11 +173,11 @@ fn nodes(seed: &[u8; 16]) -> Result<Vec<(Nid, Nid, NodeContent)>> {
         out.push((
             nid.with_kind(NidType::HIERARCHY_TABLE),
             Nid(0),
-            hierarchy.build(None)?,
+            hierarchy.build(file)?,
         ));
-        for kind in [NidType::CONTENTS_TABLE, NidType::ASSOC_CONTENTS_TABLE] {
-            let table = TableEdit::new(schema::columns(schema::template_of(kind)))?.build(None)?;
-            out.push((nid.with_kind(kind), Nid(0), table));
+        for table in [NidType::CONTENTS_TABLE, NidType::ASSOC_CONTENTS_TABLE] {
+            let content = new_table(schema::columns(schema::template_of(table)))?.build(file)?;
+            out.push((nid.with_kind(table), Nid(0), content));
         }
     }
     out.sort_by_key(|(nid, ..)| *nid);
@@ -176,29 +195,30 @@ const OUTGOING_COLUMNS: [PropTag; 5] = [
 ];
 
 /// The receive-folder table: every class of message goes to the root, as Outlook starts out.
-fn receive_folders() -> Result<NodeContent> {
+fn receive_folders(base: &Arc<Ndb>) -> Result<NodeContent> {
+    let kind = text_type(base.format());
     let columns = [
         PropTag(0x001A_001F),
         PropTag(0x6605_0003),
         PropTag(0x67F2_0003),
         PropTag(0x67F3_0003),
     ];
-    let mut table = TableEdit::new(&columns)?;
+    let mut table = TableEdit::new(&schema::columns_as(&columns, kind))?;
     let row = [
-        PropValue::string(tags::MESSAGE_CLASS, ""),
+        text(kind, tags::MESSAGE_CLASS, ""),
         PropValue::new(PropTag(0x6605_0003), Nid::ROOT_FOLDER.0.to_le_bytes()),
     ];
     table.put_row(1, &PropBag::from_iter(row))?;
-    table.build(None)
+    table.build(Some(base))
 }
 
 /// A name map with a first name of each kind, as Outlook's own new files have them: libpff refuses a
 /// map whose streams are empty.
-fn name_map() -> Result<NodeContent> {
+fn name_map(base: &Arc<Ndb>) -> Result<NodeContent> {
     let mut names = NameMapEdit::new();
     names.id(&PropName::number(PSETID_APPOINTMENT, 0x8205))?;
     names.id(&PropName::string(PS_INTERNET_HEADERS, "content-class"))?;
-    names.build(None)
+    names.build(Some(base))
 }
 
 /// PSETID_Appointment ([MS-OXPROPS] 1.3.2).
@@ -211,7 +231,7 @@ const PS_INTERNET_HEADERS: Guid = Guid([
 ]);
 
 /// The message store's properties ([MS-PST] 2.4.3.1).
-fn store(key: &[u8; 16], seed: &[u8; 16]) -> PropBag {
+fn store(key: &[u8; 16], seed: &[u8; 16], kind: PropType) -> PropBag {
     let entry_id = |nid: Nid| {
         let mut id = vec![0; 4];
         id.extend_from_slice(key);
@@ -225,7 +245,7 @@ fn store(key: &[u8; 16], seed: &[u8; 16]) -> PropBag {
         PropValue::binary(0x0E34, history),
         PropValue::i32(0x0E38, 0),
         PropValue::binary(tags::RECORD_KEY, key.to_vec()),
-        PropValue::string(tags::DISPLAY_NAME, "Personal Folders"),
+        text(kind, tags::DISPLAY_NAME, "Personal Folders"),
         // PidTagValidFolderMask: subtree, wastebasket and finder are valid.
         PropValue::i32(0x35DF, 0x89),
         PropValue::binary(tags::IPM_SUBTREE, entry_id(IPM_SUBTREE)),
@@ -236,6 +256,24 @@ fn store(key: &[u8; 16], seed: &[u8; 16]) -> PropBag {
         // PidTagPstPassword: none.
         PropValue::i32(0x67FF, 0),
     ])
+}
+
+/// The type of text that programs expect in a store of this format.
+fn text_type(format: &Format) -> PropType {
+    if *format == ANSI {
+        PropType::STRING8
+    } else {
+        PropType::UNICODE
+    }
+}
+
+/// A property of plain ASCII, of the store's type of text.
+fn text(kind: PropType, id: u16, value: &str) -> PropValue {
+    if kind == PropType::STRING8 {
+        PropValue::new(PropTag::new(id, kind), value)
+    } else {
+        PropValue::string(id, value)
+    }
 }
 
 fn derive(seed: &[u8; 16], what: &str) -> [u8; 16] {

@@ -15,7 +15,7 @@ pub mod tags;
 mod transaction;
 mod value;
 
-pub use create::{DELETED_ITEMS, IPM_SUBTREE, SEARCH_ROOT, create_empty};
+pub use create::{DELETED_ITEMS, IPM_SUBTREE, SEARCH_ROOT, create_empty, create_empty_as};
 pub(crate) use names::by_key;
 pub(crate) use read::not_found;
 pub use read::{

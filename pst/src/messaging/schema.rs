@@ -4,7 +4,7 @@
 //! one, and make the templates of a new file: the columns that [MS-PST] asks for and those that
 //! Outlook's own templates have beside them.
 
-use crate::ltp::PropTag;
+use crate::ltp::{PropTag, PropType};
 use crate::{Nid, NidType};
 
 /// NID_HIERARCHY_TABLE_TEMPLATE ([MS-PST] 2.4.4.4.1).
@@ -141,6 +141,16 @@ pub const fn columns(template: Nid) -> &'static [PropTag] {
         Nid::RECIPIENT_TABLE => &RECIPIENTS,
         _ => &[],
     }
+}
+
+/// Columns with text of this type in the place of PtypString.
+#[must_use]
+pub fn columns_as(columns: &[PropTag], text: PropType) -> Vec<PropTag> {
+    let of = |tag: &PropTag| match tag.prop_type() {
+        PropType::UNICODE => PropTag::new(tag.id(), text),
+        _ => *tag,
+    };
+    columns.iter().map(of).collect()
 }
 
 /// The template of a folder's table, by the table's type.

@@ -15,6 +15,16 @@ pub fn for_each_chunk(value: &PropValue, f: &mut dyn FnMut(&[u8]) -> Result<()>)
     match &value.data {
         ValueData::Bytes(bytes) => f(bytes),
         ValueData::Stream { ndb, bid, .. } => stream(ndb, *bid, f),
+        ValueData::Payload(_) => {
+            // The pieces of a payload know only one kind of error; ours waits beside.
+            let mut ours = Ok(());
+            value.data.for_each_chunk(|chunk| {
+                if ours.is_ok() {
+                    ours = f(chunk);
+                }
+            })?;
+            ours
+        }
         ValueData::Object(object) => match &object.content {
             Some(NodeSource::Stored {
                 ndb,
@@ -51,6 +61,7 @@ pub fn value_len(value: &PropValue) -> u64 {
     match &value.data {
         ValueData::Bytes(bytes) => bytes.len() as u64,
         ValueData::Stream { len, .. } => *len,
+        ValueData::Payload(payload) => payload.len(),
         ValueData::Object(object) => u64::from(object.size),
     }
 }

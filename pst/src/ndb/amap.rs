@@ -1,136 +1,107 @@
 //! Which 64-byte slots of the file are in use ([MS-PST] 2.2.2.7.2, 2.6.1.3.7).
 //!
-//! A [`Space`] belongs to one transaction. It reads AMap pages when it needs them and keeps three
-//! bitmaps for each: what the committed file uses (`base`), what this transaction has taken
-//! (`mine`), and what it gives back (`freed`). A slot is handed out only if it is in neither of
-//! the first two: space that the committed state uses, even space this transaction frees, is
-//! never written before the new header is durable. The AMap after the transaction is
-//! `base - freed + mine`.
+//! A [`Space`] belongs to one transaction. It reads AMap pages when it needs them and knows of each
+//! what the committed file uses, what this transaction has taken (`mine`), and what it gives back
+//! (`freed`). A slot is handed out only if it is in neither of the first two: space that the
+//! committed state uses, even space this transaction frees, is never written before the new header
+//! is durable. The AMap after the transaction is `committed - freed + mine`.
+//!
+//! An AMap that the file marks valid is not believed: each piece of free space is held against what
+//! really lies there before it is handed out ([`super::proof`]). Where the maps lie, or a map page
+//! is damaged, all maps are recomputed from the trees ([`Space::recompute`]) and written anew.
+//!
+//! Looking for space costs as much as is taken: the AMap that served last, those in memory, the
+//! density list (2.2.2.7.4) with the fullest information first, and a few maps more from a place
+//! that moves on with every transaction; then the file grows. Free space that the list has forgotten is
+//! so found again after a while, and what is found goes back into the list.
 
-use std::collections::BTreeMap;
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Ndb;
-use super::btree::{BbtEntry, BtLeaf, BtPage, NbtEntry};
-use super::bytes::slice;
-use super::format::{AMAP_SPAN, FIRST_AMAP, Format, MAP_BYTES, SLOT, amap_offset, map_pages};
+pub(crate) use super::bits::{Bits, SLOTS, reserved};
+use super::format::{AMAP_SPAN, FIRST_AMAP, SLOT, amap_offset};
 use super::page::{PageType, verify_page};
+use super::proof::live_in;
+use super::recompute::rebuild;
 use crate::{PstError, Result};
 
-/// Bytes of one bitmap.
-const BYTES: usize = MAP_BYTES as usize;
-/// Slots that one AMap covers.
-pub(crate) const SLOTS: usize = BYTES * 8;
-/// The most AMaps that may exist: what 20 bits of page number in the density list address.
-const MAX_AMAPS: u64 = 1 << 20;
-
-/// The bits of one AMap. The first slot is the highest bit of the first byte.
-#[derive(Clone, PartialEq, Eq)]
-pub(crate) struct Bits([u8; BYTES]);
-
-impl Bits {
-    pub const EMPTY: Self = Self([0; BYTES]);
-
-    pub fn from_page(format: &Format, page: &[u8]) -> Result<Self> {
-        let bits = slice(page, format.page_data - BYTES, BYTES, "rgbAMapBits")?;
-        bits.try_into()
-            .map(Self)
-            .map_err(|_| PstError::corrupt("rgbAMapBits", 0, "short page"))
-    }
-
-    pub const fn bytes(&self) -> &[u8] {
-        &self.0
-    }
-
-    pub fn get(&self, slot: usize) -> bool {
-        self.0
-            .get(slot / 8)
-            .is_some_and(|b| b & (0x80 >> (slot % 8)) != 0)
-    }
-
-    pub fn set(&mut self, slot: usize, n: usize, on: bool) {
-        for s in slot..slot + n {
-            if let Some(b) = self.0.get_mut(s / 8) {
-                if on {
-                    *b |= 0x80 >> (s % 8);
-                } else {
-                    *b &= !(0x80 >> (s % 8));
-                }
-            }
-        }
-    }
-
-    pub fn any(&self, slot: usize, n: usize) -> bool {
-        (slot..slot + n).any(|s| self.get(s))
-    }
-
-    pub fn free(&self) -> usize {
-        let (words, rest) = self.0.as_chunks::<8>();
-        let words = words.iter().map(|w| u64::from_ne_bytes(*w).count_zeros());
-        let rest = rest.iter().map(|b| b.count_zeros());
-        words.chain(rest).map(|n| n as usize).sum()
-    }
-
-    pub fn combine(&self, other: &Self, f: impl Fn(u8, u8) -> u8) -> Self {
-        let mut out = self.clone();
-        for (o, b) in out.0.iter_mut().zip(&other.0) {
-            *o = f(*o, *b);
-        }
-        out
-    }
-
-    /// The first run of `n` free slots, aligned to `align` slots.
-    fn find(&self, n: usize, align: usize) -> Option<usize> {
-        let mut start = 0;
-        while start + n <= SLOTS {
-            match self.0.get(start / 8) {
-                Some(0xFF) => {
-                    start = (start / 8 + 1) * 8;
-                    continue;
-                }
-                Some(_) => {}
-                None => return None,
-            }
-            match (start..start + n).find(|s| self.get(*s)) {
-                None => return Some(start),
-                Some(used) => start = (used + 1).next_multiple_of(align),
-            }
-        }
-        None
-    }
-}
-
-/// The bits that the map pages of a span take themselves.
-pub(crate) fn reserved(index: u64) -> Bits {
-    let mut bits = Bits::EMPTY;
-    for (_, offset) in map_pages(index) {
-        bits.set((offset / SLOT) as usize, 512 / SLOT as usize, true);
-    }
-    bits
-}
+/// Slots that are held against the file at once: 32 KiB.
+const PROOF_SLOTS: usize = 512;
+/// AMaps beyond the density list that one transaction looks into before the file grows.
+const WALK: u64 = 16;
+/// AMaps that a small transaction reads in search of space.
+const READS: usize = 32;
+/// A transaction that takes much may read one AMap more for each so many slots (16 KiB).
+const SLOTS_PER_READ: usize = 256;
 
 struct Map {
-    base: Bits,
+    /// What the committed file uses, and `mine`. Those two have no slot in common.
+    used: Bits,
     mine: Bits,
-    freed: Bits,
+    freed: Option<Box<Bits>>,
+    /// Slots of the committed file that were found to hold nothing.
+    proven: Option<Box<Bits>>,
+    /// No slot below is free.
+    first_free: usize,
     /// No free run of this many slots or more is left, as far as known.
     exhausted: usize,
 }
 
 impl Map {
-    fn new(base: Bits) -> Self {
+    fn new(used: Bits) -> Self {
         Self {
             // No run is longer than all free slots together: a full map is never searched.
-            exhausted: base.free() + 1,
-            base,
+            exhausted: used.free() + 1,
+            first_free: used.next(0, false),
+            used,
             mine: Bits::EMPTY,
-            freed: Bits::EMPTY,
+            freed: None,
+            proven: None,
         }
     }
 
+    /// What the committed file uses.
+    fn base(&self) -> Bits {
+        self.used.combine(&self.mine, |u, m| u & !m)
+    }
+
     fn after(&self) -> Bits {
-        self.base
-            .combine(&self.freed, |b, f| b & !f)
+        let Some(freed) = &self.freed else {
+            return self.used.clone();
+        };
+        self.base()
+            .combine(freed, |b, f| b & !f)
             .combine(&self.mine, |b, m| b | m)
+    }
+}
+
+/// Where to look for space, and how much of that is left.
+struct Search {
+    /// AMaps of the density list that were not tried: (free slots, index), best last.
+    dense: Vec<(usize, u64)>,
+    /// Others to look into.
+    walk: Vec<u64>,
+    /// How many AMaps may still be read.
+    reads: usize,
+    /// Slots taken since `reads` last rose.
+    credit: usize,
+}
+
+impl Search {
+    /// The AMap to read next for `n` slots.
+    fn next(&mut self, n: usize) -> Option<u64> {
+        self.reads += self.credit / SLOTS_PER_READ;
+        self.credit %= SLOTS_PER_READ;
+        if self.reads == 0 {
+            return None;
+        }
+        let index = match self.dense.last() {
+            Some((free, _)) if *free >= n => self.dense.pop().map(|(_, index)| index),
+            _ => self.walk.pop(),
+        };
+        self.reads -= usize::from(index.is_some());
+        index
     }
 }
 
@@ -141,24 +112,25 @@ pub(crate) struct Space {
     old_count: u64,
     /// AMaps with those added.
     count: u64,
+    /// The most AMaps that the file may have, and the size that bounds them.
+    most: (u64, u64),
+    /// Spans that the storage reaches into: what lies behind is new.
+    stored: u64,
     /// All maps were recomputed from the trees and must be written anew.
     pub rebuilt: bool,
+    /// A map was found to be damaged or to lie.
+    pub suspect: bool,
     /// The AMap that served the last block, and the last page.
     hints: [u64; 2],
-    /// No AMap in memory has this many free slots in a row.
-    no_block: usize,
-    /// No AMap in memory has a free page.
-    no_page: bool,
-    /// AMaps worth trying first, from the density list.
-    dense: Vec<u64>,
-    /// How many AMaps the walk from the end of the file has looked at.
-    scan: u64,
+    /// The AMaps in memory by [`Map::exhausted`]: which may have a run of some length.
+    blocks: BTreeSet<(usize, u64)>,
+    /// The AMaps in memory that may have a free page.
+    pages: BTreeSet<u64>,
+    search: Search,
 }
 
-/// Committed AMaps that one transaction looks into for free space before it lets the file grow.
-const SCAN_LIMIT: usize = 2048;
-
-fn index_of(ib: u64) -> Result<(u64, usize)> {
+/// The AMap and the slot in it of an offset.
+pub(super) fn index_of(ib: u64) -> Result<(u64, usize)> {
     let rel = ib
         .checked_sub(FIRST_AMAP)
         .filter(|r| r.is_multiple_of(SLOT));
@@ -166,7 +138,7 @@ fn index_of(ib: u64) -> Result<(u64, usize)> {
     Ok((rel / AMAP_SPAN, ((rel % AMAP_SPAN) / SLOT) as usize))
 }
 
-fn slots_of(len: usize) -> usize {
+pub(super) const fn slots_of(len: usize) -> usize {
     len.div_ceil(SLOT as usize)
 }
 
@@ -175,106 +147,70 @@ pub(crate) fn span_count(len: u64) -> u64 {
     len.saturating_sub(FIRST_AMAP).div_ceil(AMAP_SPAN)
 }
 
-/// Recomputes all AMaps from the two trees, calling `overlap` for slots used twice. The maps
-/// cover at least `at_least` and at most `at_most` spans; `overlap` is also called for what lies
-/// behind them.
-fn rebuild(
-    ndb: &Ndb,
-    at_least: u64,
-    at_most: u64,
-    mut overlap: impl FnMut(u64, &'static str) -> Result<()>,
-) -> Result<BTreeMap<u64, Bits>> {
-    let mut maps: BTreeMap<u64, Bits> = (0..at_least).map(|i| (i, reserved(i))).collect();
-    let mut mark = |ib: u64, len: usize, what: &'static str| -> Result<()> {
-        let (index, slot) = index_of(ib)?;
-        let n = slots_of(len);
-        if slot + n > SLOTS || index >= at_most {
-            return overlap(ib, what);
-        }
-        while maps.len() as u64 <= index {
-            let next = maps.len() as u64;
-            maps.insert(next, reserved(next));
-        }
-        if let Some(bits) = maps.get_mut(&index) {
-            if bits.any(slot, n) {
-                overlap(ib, what)?;
-            }
-            bits.set(slot, n, true);
-        }
-        Ok(())
-    };
-    let page = ndb.format().page_size;
-    walk_pages::<NbtEntry>(ndb, &mut |p| mark(p.bref.ib, page, "node B-tree page"))?;
-    walk_pages::<BbtEntry>(ndb, &mut |p| mark(p.bref.ib, page, "block B-tree page"))?;
-    for block in ndb.blocks() {
-        let block = block?;
-        mark(
-            block.bref.ib,
-            ndb.format().block_space(usize::from(block.cb)),
-            "block",
-        )?;
-    }
-    Ok(maps)
-}
-
-/// Calls `f` for each page of a tree, parents before children.
-pub(crate) fn walk_pages<E: BtLeaf>(
-    ndb: &Ndb,
-    f: &mut dyn FnMut(&BtPage) -> Result<()>,
-) -> Result<()> {
-    // One frame a level: levels fall by one on each step down.
-    fn below<E: BtLeaf>(
-        ndb: &Ndb,
-        page: &BtPage,
-        f: &mut dyn FnMut(&BtPage) -> Result<()>,
-    ) -> Result<()> {
-        f(page)?;
-        if page.level > 0 {
-            for i in 0..page.count() {
-                below::<E>(ndb, &*ndb.bt_child::<E>(page, i)?, f)?;
-            }
-        }
-        Ok(())
-    }
-    below::<E>(ndb, &*ndb.bt_root::<E>()?, f)
-}
-
 impl Space {
-    /// Takes the space of a committed file whose AMaps are marked valid.
-    pub fn trusted(ndb: &Ndb, dense: Vec<u64>) -> Self {
-        let count = span_count(ndb.header().file_eof);
-        Self {
-            maps: BTreeMap::new(),
-            old_count: count,
-            count,
-            rebuilt: false,
-            hints: [0; 2],
-            no_block: SLOTS + 1,
-            no_page: false,
-            dense,
-            scan: 0,
-        }
-    }
-
-    /// Recomputes the space of a committed file from its trees.
+    /// The space of a committed file whose AMaps are marked valid. `dense` says which AMaps have
+    /// how many free slots; `limit` bounds the size that the file may grow to, in bytes.
     ///
     /// # Errors
-    /// [`PstError::Refused`] if two structures overlap: such a file must be repaired first.
-    pub fn recomputed(ndb: &Ndb) -> Result<Self> {
+    /// Errors of reading.
+    pub fn new(ndb: &Ndb, dense: Vec<(u64, usize)>, limit: u64) -> Result<Self> {
         let header = ndb.header();
-        let len = ndb
+        let count = span_count(header.file_eof);
+        let stored = ndb
             .storage()
             .len()
             .map_err(|source| PstError::Io { offset: 0, source })?;
+        let most = ndb.format().max_amaps;
+        let most = most.min(limit.saturating_sub(FIRST_AMAP) / AMAP_SPAN);
+        let mut listed = BTreeMap::new();
+        for (index, free) in dense {
+            if index < count && free > 0 {
+                listed.insert(index, free);
+            }
+        }
+        // What the list does not name may be anything, but is rarely much.
+        let from = u64::from(header.unique).wrapping_mul(WALK);
+        let more = if header.amap_free > 0 { WALK } else { 0 };
+        let walk = (0..more.min(count)).map(|i| from.wrapping_add(i) % count);
+        let walk = walk.filter(|i| !listed.contains_key(i)).collect();
+        let mut dense: Vec<_> = listed.iter().map(|(index, free)| (*free, *index)).collect();
+        dense.sort_unstable_by_key(|(free, index)| (*free, std::cmp::Reverse(*index)));
+        Ok(Self {
+            maps: BTreeMap::new(),
+            old_count: count,
+            count,
+            most: (most, limit),
+            stored: span_count(stored),
+            rebuilt: false,
+            suspect: false,
+            hints: [0; 2],
+            blocks: BTreeSet::new(),
+            pages: BTreeSet::new(),
+            search: Search {
+                dense,
+                walk,
+                reads: READS,
+                credit: 0,
+            },
+        })
+    }
+
+    /// Replaces what the AMaps say by what the trees say, and keeps what was taken and given back.
+    ///
+    /// # Errors
+    /// [`PstError::Refused`] if two structures overlap: such a file must be repaired first.
+    pub fn recompute(&mut self, ndb: &Ndb) -> Result<()> {
+        let header = ndb.header();
+        let max = ndb.format().max_amaps;
         // Nothing that is used lies behind the file's end, so its length bounds the maps.
-        let most = span_count(len).max(1);
+        let most = self.stored.max(1);
         let last = span_count(header.amap_last.saturating_add(1));
         let count = span_count(header.file_eof).max(last).clamp(1, most);
-        if count > MAX_AMAPS {
+        if count > max {
             return Err(PstError::Limit {
                 what: "AMaps",
                 found: count,
-                limit: MAX_AMAPS,
+                limit: max,
             });
         }
         let maps = rebuild(ndb, count, most, |ib, what| {
@@ -283,26 +219,43 @@ impl Space {
                  the file needs repair"
             )))
         })?;
+        let before = std::mem::take(&mut self.maps);
         let count = maps.len() as u64;
-        let len = ndb
-            .storage()
-            .len()
-            .map_err(|source| PstError::Io { offset: 0, source })?;
-        Ok(Self {
-            maps: maps
-                .into_iter()
-                .map(|(i, bits)| (i, Map::new(bits)))
-                .collect(),
-            // Spans that the file does not reach come with the growth.
-            old_count: count.min(span_count(len)),
-            count,
-            rebuilt: true,
-            hints: [0; 2],
-            no_block: SLOTS + 1,
-            no_page: false,
-            dense: Vec::new(),
-            scan: 0,
-        })
+        self.maps = maps
+            .into_iter()
+            .map(|(i, bits)| (i, Map::new(bits)))
+            .collect();
+        for (index, old) in before {
+            let map = self
+                .maps
+                .entry(index)
+                .or_insert_with(|| Map::new(reserved(index)));
+            if old.mine.runs().any(|(slot, n)| map.used.any(slot, n)) {
+                // Each slot was held against the file before it was taken.
+                return Err(PstError::Refused(
+                    "space in use was taken for free: the file needs its maps recomputed".into(),
+                ));
+            }
+            let mut renewed = Map::new(map.used.combine(&old.mine, |u, m| u | m));
+            renewed.mine = old.mine;
+            renewed.freed = old.freed;
+            *map = renewed;
+        }
+        // Spans that the file does not reach come with the growth.
+        self.old_count = count.min(self.stored);
+        self.count = self.count.max(count);
+        for index in 0..self.count {
+            self.maps
+                .entry(index)
+                .or_insert_with(|| Map::new(reserved(index)));
+        }
+        self.rebuilt = true;
+        self.suspect = false;
+        self.search.dense.clear();
+        self.search.walk.clear();
+        self.blocks = self.maps.iter().map(|(i, m)| (m.exhausted, *i)).collect();
+        self.pages = self.maps.keys().copied().collect();
+        Ok(())
     }
 
     fn load(&mut self, ndb: &Ndb, index: u64) -> Result<&mut Map> {
@@ -316,7 +269,10 @@ impl Space {
         if !self.maps.contains_key(&index) {
             let at = amap_offset(index);
             let page = ndb.read(at, ndb.format().page_size)?;
-            verify_page(ndb.format(), &page, PageType::AMap, at, None)?;
+            if let Err(e) = verify_page(ndb.format(), &page, PageType::AMap, at, None) {
+                self.suspect = true;
+                return Err(e);
+            }
             // The map pages' own slots count as used whatever the page says: they are written
             // in place and must never be handed out.
             let bits =
@@ -329,88 +285,114 @@ impl Space {
     }
 
     fn add(&mut self, index: u64, bits: Bits) {
-        self.maps.insert(index, Map::new(bits));
-        self.no_block = SLOTS + 1;
-        self.no_page = false;
+        let map = Map::new(bits);
+        self.blocks.insert((map.exhausted, index));
+        self.pages.insert(index);
+        self.maps.insert(index, map);
     }
 
     fn take_from(&mut self, ndb: &Ndb, index: u64, n: usize, align: usize) -> Result<Option<u64>> {
+        let unproven = !self.rebuilt && index < self.stored;
         let map = self.load(ndb, index)?;
-        if n >= map.exhausted {
+        if align == 1 && n >= map.exhausted {
             return Ok(None);
         }
-        let used = map.base.combine(&map.mine, |b, m| b | m);
-        match used.find(n, align) {
-            Some(slot) => {
-                map.mine.set(slot, n, true);
-                if let Some(hint) = self.hints.get_mut(usize::from(align > 1)) {
-                    *hint = index;
-                }
-                Ok(Some(amap_offset(index) + slot as u64 * SLOT))
+        let Some(slot) = map.used.find(map.first_free, n, align) else {
+            // A page may fail on alignment alone; that says nothing about blocks.
+            if align == 1 {
+                let before = std::mem::replace(&mut map.exhausted, n);
+                self.blocks.remove(&(before, index));
+                self.blocks.insert((n, index));
+            } else {
+                self.pages.remove(&index);
             }
-            None => {
-                // A page may fail on alignment alone; that says nothing about blocks.
-                if align == 1 {
-                    map.exhausted = n;
-                }
-                Ok(None)
-            }
+            return Ok(None);
+        };
+        if unproven && let Some(at) = prove(ndb, map, index, slot, n)? {
+            self.suspect = true;
+            return Err(PstError::corrupt(
+                "rgbAMapBits",
+                at,
+                "the allocation map calls space free that is in use",
+            ));
         }
+        map.mine.set(slot, n, true);
+        map.used.set(slot, n, true);
+        if slot == map.first_free {
+            map.first_free = map.used.next(slot, false);
+        }
+        if let Some(hint) = self.hints.get_mut(usize::from(align > 1)) {
+            *hint = index;
+        }
+        self.search.credit += n;
+        Ok(Some(amap_offset(index) + slot as u64 * SLOT))
     }
 
     /// Takes `len` bytes of free space. Pages are aligned to 512 bytes.
     ///
     /// # Errors
-    /// [`PstError::Limit`] if the file cannot grow further; errors of reading AMaps.
+    /// [`PstError::Limit`] if the file cannot grow further; errors of reading. With
+    /// [`Space::suspect`] set, the maps must be recomputed before anything else.
     pub fn alloc(&mut self, ndb: &Ndb, len: usize, page: bool) -> Result<u64> {
         let n = slots_of(len);
         let align = if page { 8 } else { 1 };
-        // The AMap that served last, what else is in memory, the density list, a bounded walk.
-        let hint = self
-            .hints
-            .get(usize::from(page))
-            .copied()
-            .unwrap_or_default();
-        if self.maps.contains_key(&hint)
+        let hint = self.hints.get(usize::from(page)).copied();
+        if let Some(hint) = hint.filter(|hint| self.maps.contains_key(hint))
             && let Some(ib) = self.take_from(ndb, hint, n, align)?
         {
             return Ok(ib);
         }
-        if n < self.no_block && !(page && self.no_page) {
-            for index in self.maps.keys().copied().collect::<Vec<_>>() {
-                if let Some(ib) = self.take_from(ndb, index, n, align)? {
-                    return Ok(ib);
-                }
-            }
-            if page {
-                self.no_page = true;
-            } else {
-                self.no_block = n;
-            }
-        }
-        while let Some(index) = self.dense.pop() {
-            if index < self.count
-                && let Some(ib) = self.take_from(ndb, index, n, align)?
-            {
-                return Ok(ib);
-            }
-        }
-        while self.scan < self.old_count && self.maps.len() < SCAN_LIMIT {
-            // From the end: there the file grew last.
-            self.scan += 1;
-            let index = self.old_count - self.scan;
+        // Each failure takes the AMap out of the set that it came from.
+        while let Some(index) = if page {
+            self.pages.first().copied()
+        } else {
+            let may = self.blocks.range((n + 1, 0)..).next();
+            may.map(|(_, index)| *index)
+        } {
             if let Some(ib) = self.take_from(ndb, index, n, align)? {
                 return Ok(ib);
             }
         }
-        if self.count >= MAX_AMAPS {
+        while let Some(index) = self.search.next(n) {
+            if let Some(ib) = self.take_from(ndb, index, n, align)? {
+                return Ok(ib);
+            }
+        }
+        self.grow(ndb, len, align)
+    }
+
+    /// Adds a span and takes space from it. A file that may not grow is searched as a whole first.
+    fn grow(&mut self, ndb: &Ndb, len: usize, align: usize) -> Result<u64> {
+        let n = slots_of(len);
+        let (most, limit) = self.most;
+        if self.count >= most {
+            for index in 0..self.old_count {
+                if !self.maps.contains_key(&index)
+                    && let Some(ib) = self.take_from(ndb, index, n, align)?
+                {
+                    return Ok(ib);
+                }
+            }
             return Err(PstError::Limit {
-                what: "AMaps",
-                found: self.count + 1,
-                limit: MAX_AMAPS,
+                what: "file size in bytes",
+                found: amap_offset(self.count + 1),
+                limit: limit.min(amap_offset(ndb.format().max_amaps)),
             });
         }
         let index = self.count;
+        // A header may claim less than there is: the map pages go to where nothing lies, too.
+        if !self.rebuilt && index < self.stored {
+            let pages = reserved(index).next(0, false);
+            let mut unused = Map::new(Bits::EMPTY);
+            if let Some(at) = prove(ndb, &mut unused, index, 0, pages)? {
+                self.suspect = true;
+                return Err(PstError::corrupt(
+                    "ibFileEof",
+                    at,
+                    "it lies before used space",
+                ));
+            }
+        }
         self.count += 1;
         self.add(index, reserved(index));
         self.take_from(ndb, index, n, align)?
@@ -422,6 +404,10 @@ impl Space {
     }
 
     /// Gives back space of the committed file: free once the transaction is committed.
+    ///
+    /// # Errors
+    /// [`PstError::Corrupt`] for what cannot be a block's place; errors of reading, as
+    /// [`Space::alloc`].
     pub fn free_committed(&mut self, ndb: &Ndb, ib: u64, len: usize) -> Result<()> {
         let (index, slot) = index_of(ib)?;
         let n = slots_of(len);
@@ -429,18 +415,26 @@ impl Space {
         if slot + n > SLOTS || keep.any(slot, n) {
             return Err(PstError::corrupt("ib", ib, "a block over a map page"));
         }
-        self.load(ndb, index)?.freed.set(slot, n, true);
+        let map = self.load(ndb, index)?;
+        let freed = map.freed.get_or_insert_with(|| Box::new(Bits::EMPTY));
+        freed.set(slot, n, true);
         Ok(())
     }
 
     /// Gives back space that this transaction took: free at once.
+    ///
+    /// # Errors
+    /// [`PstError::Corrupt`] for what cannot be a place.
     pub fn free_mine(&mut self, ib: u64, len: usize) -> Result<()> {
         let (index, slot) = index_of(ib)?;
         if let Some(map) = self.maps.get_mut(&index) {
             map.mine.set(slot, slots_of(len), false);
-            map.exhausted = SLOTS + 1;
-            self.no_block = SLOTS + 1;
-            self.no_page = false;
+            map.used.set(slot, slots_of(len), false);
+            map.first_free = map.first_free.min(slot);
+            let before = std::mem::replace(&mut map.exhausted, SLOTS + 1);
+            self.blocks.remove(&(before, index));
+            self.blocks.insert((SLOTS + 1, index));
+            self.pages.insert(index);
         }
         Ok(())
     }
@@ -463,9 +457,9 @@ impl Space {
     /// Every AMap in memory as it is after the transaction: (index, bits, changed).
     pub fn after(&self) -> impl Iterator<Item = (u64, Bits, bool)> + '_ {
         self.maps.iter().map(|(i, m)| {
-            let after = m.after();
-            let changed = self.rebuilt || *i >= self.old_count || after != m.base;
-            (*i, after, changed)
+            let changed =
+                self.rebuilt || *i >= self.old_count || m.freed.is_some() || m.mine != Bits::EMPTY;
+            (*i, m.after(), changed)
         })
     }
 
@@ -475,7 +469,7 @@ impl Space {
             .iter()
             .map(|(i, m)| {
                 let before = if *i < self.old_count {
-                    m.base.free()
+                    m.base().free()
                 } else {
                     0
                 };
@@ -485,44 +479,56 @@ impl Space {
     }
 
     /// The runs that this transaction has taken, ascending: (offset, bytes).
-    pub fn taken(&self) -> Vec<(u64, usize)> {
-        let mut runs: Vec<(u64, usize)> = Vec::new();
-        for (i, m) in &self.maps {
-            // Most maps are only looked into: their bytes are all zero.
-            let bytes = m.mine.0.iter().enumerate().filter(|(_, b)| **b != 0);
-            for slot in bytes
-                .flat_map(|(byte, _)| byte * 8..byte * 8 + 8)
-                .filter(|s| m.mine.get(*s))
-            {
-                let at = amap_offset(*i) + slot as u64 * SLOT;
-                match runs.last_mut() {
-                    Some((start, len)) if *start + *len as u64 == at => *len += SLOT as usize,
-                    _ => runs.push((at, SLOT as usize)),
-                }
-            }
-        }
-        runs
+    pub fn taken(&self) -> Vec<(u64, u64)> {
+        let runs = self.maps.iter().flat_map(|(index, map)| {
+            let at = amap_offset(*index);
+            map.mine
+                .runs()
+                .map(move |(slot, n)| (at + slot as u64 * SLOT, n as u64 * SLOT))
+        });
+        runs.collect()
     }
+}
+
+/// Makes sure that `n` free slots from `slot` on hold nothing of the committed file; the offset of
+/// what lies there if they do.
+fn prove(ndb: &Ndb, map: &mut Map, index: u64, slot: usize, n: usize) -> Result<Option<u64>> {
+    let Map { used, proven, .. } = map;
+    let proven = proven.get_or_insert_with(|| Box::new(Bits::EMPTY));
+    if proven.all(slot, n) {
+        return Ok(None);
+    }
+    // More than is wanted now: the next allocations follow.
+    let end = (slot + n.max(PROOF_SLOTS)).min(SLOTS);
+    let at = |slot: usize| amap_offset(index) + slot as u64 * SLOT;
+    let (from, to) = (at(slot), at(end));
+    let slots = |range: std::ops::Range<u64>| {
+        let start = (range.start.max(from) - from) / SLOT;
+        let end = range.end.min(to).saturating_sub(from).div_ceil(SLOT);
+        (slot + start as usize, end.saturating_sub(start) as usize)
+    };
+    let found = Cell::new(None);
+    live_in(
+        ndb,
+        from..to,
+        |range| {
+            let (slot, n) = slots(range);
+            n > 0 && !used.all(slot, n)
+        },
+        |ib, _| {
+            found.set(Some(ib));
+            true
+        },
+    )?;
+    if found.get().is_none() {
+        proven.set(slot, end - slot, true);
+    }
+    Ok(found.get())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn find_respects_use_length_and_alignment() {
-        let mut bits = reserved(0);
-        assert_eq!(bits.find(1, 1), Some(16));
-        bits.set(17, 1, true);
-        assert_eq!(bits.find(1, 1), Some(16));
-        assert_eq!(bits.find(2, 1), Some(18));
-        assert_eq!(bits.find(8, 8), Some(24));
-        assert_eq!(bits.find(SLOTS - 24, 8), Some(24));
-        assert_eq!(bits.find(SLOTS - 17, 1), None);
-        bits.set(0, SLOTS, true);
-        assert_eq!(bits.find(1, 1), None);
-        assert_eq!(bits.free(), 0);
-    }
 
     #[test]
     fn runs_taken_are_found_across_bytes_maps_and_gaps() {
@@ -531,22 +537,14 @@ mod tests {
             runs.iter().for_each(|(s, n)| map.mine.set(*s, *n, true));
             map
         };
-        let maps = [
+        let ndb = Ndb::create_empty_ndb();
+        let ndb = Ndb::open(std::sync::Arc::new(storage::MemStorage::from(ndb))).unwrap();
+        let mut space = Space::new(&ndb, Vec::new(), u64::MAX).unwrap();
+        space.maps = BTreeMap::from([
             (1, map(&[(9, 1), (14, 12), (SLOTS - 1, 1)])),
             (2, map(&[])),
             (4, map(&[(8, 8)])),
-        ];
-        let space = Space {
-            maps: BTreeMap::from(maps),
-            old_count: 5,
-            count: 5,
-            rebuilt: false,
-            hints: [0; 2],
-            no_block: SLOTS + 1,
-            no_page: false,
-            dense: Vec::new(),
-            scan: 0,
-        };
+        ]);
         let at = |i: u64, slot: usize| amap_offset(i) + slot as u64 * SLOT;
         assert_eq!(
             space.taken(),
@@ -557,21 +555,5 @@ mod tests {
                 (at(4, 8), 512)
             ]
         );
-    }
-
-    #[test]
-    fn find_agrees_with_a_naive_search() {
-        let mut seed = 7u32;
-        for round in 0..200usize {
-            let mut bits = Bits::EMPTY;
-            for _ in 0..round * 6 {
-                seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                bits.set(seed as usize >> 8 & 0xFFF, 1 + (seed as usize & 3), true);
-            }
-            for (n, align) in [(1, 1), (3, 1), (8, 8), (40, 1), (128, 1)] {
-                let naive = (0..=SLOTS - n).step_by(align).find(|s| !bits.any(*s, n));
-                assert_eq!(bits.find(n, align), naive, "{n} slots in round {round}");
-            }
-        }
     }
 }

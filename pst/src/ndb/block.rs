@@ -1,4 +1,4 @@
-//! Blocks and their trailers ([MS-PST] 2.2.2.8).
+//! Blocks and their trailers ([MS-PST] 2.2.2.8), and the deflated blocks of newer OSTs.
 
 use super::Ndb;
 use super::btree::BbtEntry;
@@ -51,6 +51,31 @@ pub fn verify_block<'a>(format: &Format, stored: &'a [u8], entry: &BbtEntry) -> 
     Ok(data)
 }
 
+/// The data of a deflated block: exactly as many bytes as its entry says, or an error. No more memory
+/// than that is taken whatever the stream holds.
+fn inflate(deflated: &[u8], entry: &BbtEntry) -> Result<Vec<u8>> {
+    let bad = |detail: String| PstError::corrupt("deflated block", entry.bref.ib, detail);
+    let mut out = vec![0; usize::from(entry.cb_data)];
+    let mut stream = flate2::Decompress::new(true);
+    let status = stream
+        .decompress(deflated, &mut out, flate2::FlushDecompress::Finish)
+        .map_err(|e| bad(format!("block {}: {e}", entry.bref.bid)))?;
+    if status != flate2::Status::StreamEnd || stream.total_out() != out.len() as u64 {
+        return Err(bad(format!(
+            "block {}: {} bytes stated, the stream has {}{}",
+            entry.bref.bid,
+            entry.cb_data,
+            stream.total_out(),
+            if status == flate2::Status::StreamEnd {
+                ""
+            } else {
+                " and does not end"
+            },
+        )));
+    }
+    Ok(out)
+}
+
 /// Builds a block as stored: data (encoded if external), zero padding, trailer.
 pub(crate) fn seal_block(format: &Format, crypt: CryptMethod, bref: Bref, data: &[u8]) -> Vec<u8> {
     let space = format.block_space(data.len());
@@ -63,14 +88,16 @@ pub(crate) fn seal_block(format: &Format, crypt: CryptMethod, bref: Bref, data: 
     out.resize(space, 0);
     let t = space - format.block_trailer;
     put(&mut out, t, &(data.len() as u16).to_le_bytes());
-    put(
-        &mut out,
-        t + 2,
-        &signature(bref.ib, bref.bid.0).to_le_bytes(),
-    );
     put(&mut out, t + format.trailer_crc, &sum.to_le_bytes());
-    format.put_id(&mut out, t + format.trailer_bid, bref.bid.0);
+    name_block(format, &mut out, bref);
     out
+}
+
+/// Gives a block as stored another BID and place. Its data must not be encoded with the BID.
+pub(crate) fn name_block(format: &Format, stored: &mut [u8], bref: Bref) {
+    let t = stored.len() - format.block_trailer;
+    put(stored, t + 2, &signature(bref.ib, bref.bid.0).to_le_bytes());
+    format.put_id(stored, t + format.trailer_bid, bref.bid.0);
 }
 
 impl Ndb {
@@ -92,20 +119,30 @@ impl Ndb {
     /// # Errors
     /// As [`Ndb::block_data`].
     pub fn block_data_of(&self, entry: &BbtEntry) -> Result<Vec<u8>> {
-        let format = self.format();
-        if usize::from(entry.cb) > format.max_data() {
-            return Err(PstError::corrupt(
-                "BBTENTRY.cb",
-                entry.bref.ib,
-                format!("{} > {}", entry.cb, format.max_data()),
-            ));
-        }
-        let mut stored = self.read(entry.bref.ib, format.block_space(usize::from(entry.cb)))?;
-        verify_block(format, &stored, entry)?;
+        let mut stored = self.stored_block(entry)?;
         stored.truncate(usize::from(entry.cb));
+        if entry.cb != entry.cb_data {
+            stored = inflate(&stored, entry)?;
+        }
         if !entry.bref.bid.is_internal() {
             self.header().crypt.decode(&mut stored, entry.bref.bid);
         }
+        Ok(stored)
+    }
+
+    /// The verified bytes of a block as they lie in the file: encoded data, padding, trailer.
+    pub(super) fn stored_block(&self, entry: &BbtEntry) -> Result<Vec<u8>> {
+        let format = self.format();
+        let largest = entry.cb.max(entry.cb_data);
+        if usize::from(largest) > format.max_data() {
+            return Err(PstError::corrupt(
+                "BBTENTRY.cb",
+                entry.bref.ib,
+                format!("{largest} > {}", format.max_data()),
+            ));
+        }
+        let stored = self.read(entry.bref.ib, format.block_space(usize::from(entry.cb)))?;
+        verify_block(format, &stored, entry)?;
         Ok(stored)
     }
 }

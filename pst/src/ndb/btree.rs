@@ -34,8 +34,10 @@ pub struct NbtEntry {
 pub struct BbtEntry {
     /// The block, and where it lies.
     pub bref: Bref,
-    /// Bytes of data in the block, without padding and trailer.
+    /// Bytes of data in the block as stored, without padding and trailer.
     pub cb: u16,
+    /// Bytes of data when inflated; `cb` where the block is not deflated.
+    pub cb_data: u16,
     /// References to the block, this entry included (2.2.2.7.7.3.1).
     pub cref: u16,
 }
@@ -108,21 +110,33 @@ impl BtLeaf for BbtEntry {
     }
     fn decode(format: &Format, b: &[u8]) -> Result<Self> {
         let w = format.bid_size;
+        let cb = u16_at(b, 2 * w, "BBTENTRY.cb")?;
+        // A format with deflated blocks has their inflated length before the count of references.
+        let (cb_data, cref) = if format.compressed {
+            (u16_at(b, 2 * w + 2, "BBTENTRY.cb")?, 2 * w + 4)
+        } else {
+            (cb, 2 * w + 2)
+        };
         Ok(Self {
             bref: Bref {
                 bid: Bid(format.id_at(b, 0, "BBTENTRY.bid")?),
                 ib: format.id_at(b, w, "BBTENTRY.ib")?,
             },
-            cb: u16_at(b, 2 * w, "BBTENTRY.cb")?,
-            cref: u16_at(b, 2 * w + 2, "BBTENTRY.cRef")?,
+            cb,
+            cb_data,
+            cref: u16_at(b, cref, "BBTENTRY.cRef")?,
         })
     }
     fn encode(&self, format: &Format, b: &mut [u8]) {
         let w = format.bid_size;
         format.put_id(b, 0, self.bref.bid.0);
         format.put_id(b, w, self.bref.ib);
-        put(b, 2 * w, &self.cb.to_le_bytes());
-        put(b, 2 * w + 2, &self.cref.to_le_bytes());
+        let lengths = [self.cb, self.cb_data];
+        let lengths = lengths.get(..1 + usize::from(format.compressed));
+        let fields = lengths.unwrap_or_default().iter().chain([&self.cref]);
+        for (i, field) in fields.enumerate() {
+            put(b, 2 * w + 2 * i, &field.to_le_bytes());
+        }
     }
     fn root(ndb: &Ndb) -> Bref {
         ndb.header().bbt
@@ -156,10 +170,14 @@ impl BtPage {
         bref: Bref,
     ) -> Result<Self> {
         verify_page(format, &data, kind, bref.ib, Some(bref.bid))?;
-        let e = format.btree_entries;
-        let count = usize::from(u8_at(&data, e, "cEnt")?);
-        let stride = usize::from(u8_at(&data, e + 2, "cbEnt")?);
-        let level = u8_at(&data, e + 3, "cLevel")?;
+        let (e, n) = (format.btree_entries, format.count_size);
+        let count = if n == 1 {
+            usize::from(u8_at(&data, e, "cEnt")?)
+        } else {
+            usize::from(u16_at(&data, e, "cEnt")?)
+        };
+        let stride = usize::from(u8_at(&data, e + 2 * n, "cbEnt")?);
+        let level = u8_at(&data, e + 2 * n + 1, "cLevel")?;
         let least = match (level, kind) {
             (0, PageType::Nbt) => format.nbtentry,
             (0, _) => format.bbtentry,
@@ -236,7 +254,7 @@ impl BtPage {
     }
 
     /// How many entries have a key not greater than `key`. Also verifies the order.
-    fn upper_bound<E: BtLeaf>(&self, key: u64) -> Result<usize> {
+    pub(super) fn upper_bound<E: BtLeaf>(&self, key: u64) -> Result<usize> {
         let (mut low, mut high) = (0, self.count);
         while low < high {
             let mid = low + (high - low) / 2;

@@ -248,12 +248,12 @@ fn encode_page<E: BtLeaf>(format: &Format, content: &Content<E>, bref: Bref) -> 
             (*level, size)
         }
     };
-    let e = format.btree_entries;
-    put(
-        &mut page,
-        e,
-        &[content.len() as u8, (e / size) as u8, size as u8, level],
-    );
+    let (e, n) = (format.btree_entries, format.count_size);
+    for (i, count) in [content.len(), e / size].into_iter().enumerate() {
+        let count = count.to_le_bytes();
+        put(&mut page, e + i * n, count.get(..n).unwrap_or_default());
+    }
+    put(&mut page, e + 2 * n, &[size as u8, level]);
     seal_page(format, &mut page, E::PAGE, bref.ib, bref.bid);
     (page, key)
 }

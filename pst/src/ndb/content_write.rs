@@ -7,9 +7,11 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use storage::Payload;
+
 use super::btree::NbtEntry;
 use super::content::{NodeContent, NodeData, Subnodes};
-use super::data_tree::{DataTree, XBlock};
+use super::data_tree::{DataTree, Pieces, XBlock};
 use super::subnode::{SBlock, SubnodeEntry};
 use super::transaction::NdbTransaction;
 use crate::{Bid, Nid, PstError, Result};
@@ -22,6 +24,8 @@ enum Source<'a> {
     Bytes(&'a [u8], usize),
     Blocks(&'a [Vec<u8>]),
     Copy(&'a super::Ndb, DataTree),
+    Recut(&'a super::Ndb, Pieces),
+    Payload(&'a Payload, usize),
 }
 
 impl<'a> Source<'a> {
@@ -30,6 +34,10 @@ impl<'a> Source<'a> {
             Self::Bytes(b, size) => b.len().div_ceil(*size),
             Self::Blocks(b) => b.len(),
             Self::Copy(_, tree) => tree.block_count(),
+            Self::Recut(_, pieces) => pieces.count(),
+            Self::Payload(p, size) => {
+                usize::try_from(p.len().div_ceil(*size as u64)).unwrap_or(usize::MAX)
+            }
         }
     }
 
@@ -49,6 +57,15 @@ impl<'a> Source<'a> {
                 .map(|b| Cow::Borrowed(b.as_slice()))
                 .ok_or_else(missing),
             Self::Copy(ndb, tree) => tree.read_block(ndb, i).map(Cow::Owned),
+            Self::Recut(ndb, pieces) => pieces.read(ndb, i).map(Cow::Owned),
+            Self::Payload(p, size) => {
+                let at = i as u64 * *size as u64;
+                let n = p.len().saturating_sub(at).min(*size as u64);
+                let mut out = vec![0; n as usize];
+                p.read_exact_at(at, &mut out)
+                    .map_err(|source| PstError::Io { offset: at, source })?;
+                Ok(Cow::Owned(out))
+            }
         }
     }
 }
@@ -95,9 +112,28 @@ impl NdbTransaction {
             }
             NodeData::Bytes(bytes) => Source::Bytes(bytes, max),
             NodeData::Blocks(blocks) => Source::Blocks(blocks),
-            NodeData::Copy(ndb, bid) => Source::Copy(ndb, ndb.data(*bid)?),
+            NodeData::Payload(payload) => Source::Payload(payload, max),
+            NodeData::Copy(ndb, bid) => {
+                let tree = ndb.data(*bid)?;
+                // Blocks of a file of another format are full at another length.
+                let fits = tree.block_count() == 1 && tree.len() <= max as u64;
+                if fits || ndb.format() == self.base.format() {
+                    Source::Copy(ndb, tree)
+                } else {
+                    Source::Recut(ndb, Pieces::new(ndb, tree, max)?)
+                }
+            }
         };
         let count = source.count();
+        let width = self.base.format().max_xblock();
+        if count > width * width {
+            // Said before gigabytes are written, not after.
+            return Err(PstError::Limit {
+                what: "data blocks of a node",
+                found: count as u64,
+                limit: (width * width) as u64,
+            });
+        }
         if count == 0 {
             return Ok(Bid::NONE);
         }
@@ -112,6 +148,15 @@ impl NdbTransaction {
         let mut lengths = Vec::with_capacity(count);
         let mut shared = 0;
         for i in 0..count {
+            if let Source::Copy(from, tree) = &source
+                && old_blocks.get(i).is_none()
+                && let Some(bid) = tree.block_bids().get(i)
+                && let Some((bid, len)) = self.copy_block(from, *bid)?
+            {
+                lengths.push(len);
+                blocks.push(bid);
+                continue;
+            }
             let bytes = source.block(i)?;
             lengths.push(bytes.len() as u64);
             match old_blocks.get(i) {
@@ -181,13 +226,6 @@ impl NdbTransaction {
                 limit: u64::from(u32::MAX),
             })
         };
-        if blocks.len() > width * width {
-            return Err(PstError::Limit {
-                what: "data blocks of a node",
-                found: blocks.len() as u64,
-                limit: (width * width) as u64,
-            });
-        }
         total(lengths)?;
         let mut parts = Vec::new();
         for (bids, lengths) in blocks.chunks(width).zip(lengths.chunks(width)) {

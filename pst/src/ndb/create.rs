@@ -7,11 +7,11 @@ use super::btree::{BbtEntry, NbtEntry};
 use super::btree_write::empty_root;
 use super::bytes::put;
 use super::crypt::CryptMethod;
-use super::format::{AMAP_SPAN, DLIST_OFFSET, FIRST_AMAP, SLOT, UNICODE, map_pages};
+use super::format::{AMAP_SPAN, DLIST_OFFSET, FIRST_AMAP, Format, SLOT, UNICODE, map_pages};
 use super::header::Header;
 use super::maps::{dlist_page, map_page};
 use super::page::PageType;
-use crate::{Bid, Bref};
+use crate::{Bid, Bref, Result};
 
 impl Ndb {
     /// The bytes of a new Unicode file without nodes, with the encoding that Outlook chooses.
@@ -23,9 +23,21 @@ impl Ndb {
     /// The bytes of a new Unicode file without nodes.
     #[must_use]
     pub fn create_empty_with(crypt: CryptMethod) -> Vec<u8> {
-        let format = &UNICODE;
+        Self::create_from(&UNICODE, crypt)
+    }
+
+    /// The bytes of a new file without nodes.
+    ///
+    /// # Errors
+    /// [`PstError::Refused`](crate::PstError::Refused) for a format that is only read.
+    pub fn create_empty_as(format: &'static Format, crypt: CryptMethod) -> Result<Vec<u8>> {
+        format.require_writable()?;
+        Ok(Self::create_from(format, crypt))
+    }
+
+    fn create_from(format: &'static Format, crypt: CryptMethod) -> Vec<u8> {
         let page = format.page_size as u64;
-        let mut header = Header::new_unicode(format, crypt);
+        let mut header = Header::new_empty(format, crypt);
         let mut bits = reserved(0);
         let first_free = FIRST_AMAP + 2 * page;
         header.nbt = Bref {

@@ -1,5 +1,7 @@
 //! Data trees: the data of a node as one block, an XBLOCK or an XXBLOCK ([MS-PST] 2.2.2.8.3.2).
 
+use std::cell::RefCell;
+
 use super::Ndb;
 use super::bytes::{put, slice, u8_at, u16_at, u32_at};
 use super::format::Format;
@@ -104,6 +106,70 @@ impl DataTree {
     }
 }
 
+/// A data tree read in pieces of another length than its blocks have: for a copy into a file of
+/// another format.
+pub(crate) struct Pieces {
+    tree: DataTree,
+    /// Where each block ends in the data.
+    ends: Vec<u64>,
+    size: u64,
+    last: RefCell<Option<(usize, Vec<u8>)>>,
+}
+
+impl Pieces {
+    /// Pieces of `size` bytes, the last one perhaps shorter.
+    pub fn new(ndb: &Ndb, tree: DataTree, size: usize) -> Result<Self> {
+        let mut ends = Vec::with_capacity(tree.block_count());
+        let mut end = 0u64;
+        for bid in tree.block_bids() {
+            let entry = ndb.block(*bid)?.ok_or_else(|| PstError::NotFound {
+                what: "block",
+                id: bid.to_string(),
+            })?;
+            end += u64::from(entry.cb_data);
+            ends.push(end);
+        }
+        if end != tree.len {
+            let detail = format!("tree {}: {} stated, {end} found", tree.bid, tree.len);
+            return Err(PstError::corrupt("lcbTotal", 0, detail));
+        }
+        Ok(Self {
+            tree,
+            ends,
+            size: size.max(1) as u64,
+            last: RefCell::new(None),
+        })
+    }
+
+    pub fn count(&self) -> usize {
+        usize::try_from(self.tree.len.div_ceil(self.size)).unwrap_or(usize::MAX)
+    }
+
+    pub fn read(&self, ndb: &Ndb, i: usize) -> Result<Vec<u8>> {
+        let from = self.size.saturating_mul(i as u64);
+        let to = from.saturating_add(self.size).min(self.tree.len);
+        let mut out = Vec::new();
+        let mut block = self.ends.partition_point(|end| *end <= from);
+        let mut at = from;
+        while at < to {
+            let start = block.checked_sub(1).and_then(|b| self.ends.get(b));
+            let start = start.copied().unwrap_or(0);
+            let mut last = self.last.borrow_mut();
+            if last.as_ref().is_none_or(|(b, _)| *b != block) {
+                *last = Some((block, self.tree.read_block(ndb, block)?));
+            }
+            let bytes = last.as_ref().map(|(_, bytes)| bytes.as_slice());
+            let rest = bytes.and_then(|b| b.get((at - start) as usize..));
+            let rest = rest.unwrap_or_default();
+            let rest = rest.get(..(to - at) as usize).unwrap_or(rest);
+            out.extend_from_slice(rest);
+            at += rest.len() as u64;
+            block += 1;
+        }
+        Ok(out)
+    }
+}
+
 /// A parsed XBLOCK or XXBLOCK.
 pub(crate) struct XBlock {
     pub level: u8,
@@ -165,7 +231,7 @@ impl Ndb {
                 what: "block",
                 id: bid.to_string(),
             })?;
-            tree.len = u64::from(entry.cb);
+            tree.len = u64::from(entry.cb_data);
             tree.blocks.push(bid);
             return Ok(tree);
         }

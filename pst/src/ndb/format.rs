@@ -1,12 +1,15 @@
 //! The constants of the on-disk formats, in one place ([MS-PST] 2.2.2).
 //!
-//! Parsers take every width, offset and size from a [`Format`], so that ANSI files and the
-//! 4 KiB-page OST come in as two more tables instead of as branches in the code. Today only
-//! [`UNICODE`] is opened; [`Format::of_version`] refuses the others by name.
+//! Parsers and writers take every width, offset and size from a [`Format`], so that the families of
+//! files are three tables instead of branches in the code: [`UNICODE`] and [`ANSI`] are read and
+//! written, [`OST_4K`] is read. [`Format::of_version`] names the one that a file belongs to.
+//!
+//! The places of the map pages are the same in the two formats that are written; those of a 4 KiB
+//! OST are not looked at, because nothing is ever allocated in one.
 
 use super::bytes::{put, u32_at, u64_at};
 use super::page::PageType;
-use crate::{PstError, Result};
+use crate::{Bid, PstError, Result};
 
 /// File offset of the density list (2.2.2.7.4). The area below the first AMap is never handed
 /// out by the allocator.
@@ -59,12 +62,22 @@ pub fn map_pages(index: u64) -> Vec<(PageType, u64)> {
 pub struct Format {
     /// The family's name, for messages.
     pub name: &'static str,
+    /// HEADER.wVer of new files (2.2.2.6).
+    pub version: u16,
+    /// Whether files of this family may be edited. One that may not is refused before anything is
+    /// touched.
+    pub writable: bool,
+    /// Whether blocks may be stored deflated (zlib, RFC 1950): their entries and trailers then say both
+    /// lengths.
+    pub compressed: bool,
     /// Bytes in a page.
     pub page_size: usize,
     /// Bytes of page data covered by the page checksum; the trailer begins here.
     pub page_data: usize,
     /// Bytes of entries in a B-tree page; cEnt, cEntMax, cbEnt and cLevel follow.
     pub btree_entries: usize,
+    /// Bytes of cEnt and of cEntMax, each.
+    pub count_size: usize,
     /// Bytes in a BTENTRY.
     pub btentry: usize,
     /// Bytes in an NBTENTRY.
@@ -87,14 +100,22 @@ pub struct Format {
     pub xblock_header: usize,
     /// Bytes before the entries of an SLBLOCK or SIBLOCK.
     pub slblock_header: usize,
+    /// The most AMaps that a file may have. Unicode: what the 20 bits of a page number in the density
+    /// list address. ANSI: below 0x7C004400, the most that other programs let such a file grow
+    /// to; the next AMap would need an FPMap page, which the format lacks (2.2.2.7.6).
+    pub max_amaps: u64,
 }
 
 /// The Unicode format (wVer 23).
 pub const UNICODE: Format = Format {
     name: "Unicode",
+    version: 23,
+    writable: true,
+    compressed: false,
     page_size: 512,
     page_data: 496,
     btree_entries: 488,
+    count_size: 1,
     btentry: 24,
     nbtentry: 32,
     bbtentry: 24,
@@ -106,28 +127,98 @@ pub const UNICODE: Format = Format {
     max_block: 8192,
     xblock_header: 8,
     slblock_header: 8,
+    max_amaps: 1 << 20,
+};
+
+/// The ANSI format (wVer 14 and 15), of Outlook 97 to 2002: identifiers and offsets of four bytes, and
+/// in trailers the BID before the checksum.
+pub const ANSI: Format = Format {
+    name: "ANSI",
+    version: 14,
+    page_data: 500,
+    btree_entries: 496,
+    btentry: 12,
+    nbtentry: 16,
+    bbtentry: 12,
+    bid_size: 4,
+    trailer_crc: 8,
+    trailer_bid: 4,
+    block_trailer: 12,
+    slblock_header: 4,
+    max_amaps: 8192,
+    ..UNICODE
+};
+
+/// The OST of Outlook 2013 and later (wVer 36 and 37): pages of 4 KiB, blocks of up to 64 KiB at
+/// multiples of 512 bytes, and deflated blocks. [MS-PST] does not describe it; the layout is
+/// libpff's, confirmed on real files.
+pub const OST_4K: Format = Format {
+    name: "OST with 4 KiB pages",
+    version: 36,
+    writable: false,
+    compressed: true,
+    page_size: 4096,
+    page_data: 4072,
+    btree_entries: 4056,
+    count_size: 2,
+    block_trailer: 24,
+    block_align: 512,
+    max_block: 65536,
+    ..UNICODE
 };
 
 impl Format {
     /// The format of a file version (HEADER.wVer, 2.2.2.6).
     ///
     /// # Errors
-    /// [`PstError::Unsupported`] for ANSI files, 4 KiB-page OSTs and unknown versions.
+    /// [`PstError::Unsupported`] for unknown versions.
     pub fn of_version(version: u16) -> Result<&'static Self> {
         match version {
-            14 | 15 => Err(PstError::Unsupported(format!(
-                "an ANSI file (version {version}), the format before Outlook 2003; \
-                 only Unicode files (version 23) can be opened"
-            ))),
+            14 | 15 => Ok(&ANSI),
             21 | 23..=35 => Ok(&UNICODE),
-            36 | 37 => Err(PstError::Unsupported(format!(
-                "an OST with 4 KiB pages (version {version}), the format of Outlook 2013 and \
-                 later; only Unicode PST files (version 23) can be opened"
-            ))),
+            36 | 37 => Ok(&OST_4K),
             other => Err(PstError::Unsupported(format!(
-                "unknown file version {other}; only Unicode files (version 23) can be opened"
+                "unknown file version {other}; known are ANSI (14, 15), Unicode (23) and the OST \
+                 with 4 KiB pages (36, 37)"
             ))),
         }
+    }
+
+    /// Refuses formats that are only read.
+    ///
+    /// # Errors
+    /// [`PstError::Refused`] for the OST with 4 KiB pages.
+    pub fn require_writable(&self) -> Result<()> {
+        if self.writable {
+            return Ok(());
+        }
+        Err(PstError::Refused(format!(
+            "the file is an {}, which can be read but not edited: it is the cache of a mailbox that \
+             its server keeps; change the mail there, or copy it into a PST",
+            self.name
+        )))
+    }
+
+    /// The greatest BID, offset or key that the format can store.
+    #[must_use]
+    pub const fn max_id(&self) -> u64 {
+        if self.bid_size == 4 {
+            u32::MAX as u64
+        } else {
+            u64::MAX
+        }
+    }
+
+    /// The BID of the page after the one with BID `bid`: the counter wraps at the format's width.
+    #[must_use]
+    pub const fn next_page_bid(&self, bid: Bid) -> Bid {
+        Bid(bid.0.wrapping_add(1) & self.max_id())
+    }
+
+    /// The most entries that a density list page holds (2.2.2.7.4.2).
+    #[must_use]
+    pub const fn max_dlist(&self) -> usize {
+        (self.page_data - 8 - 12) / 4
     }
 
     /// Reads the BID, offset or key at `at`, of the format's width.
@@ -185,6 +276,29 @@ impl Format {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_format_adds_up() {
+        for f in [UNICODE, ANSI, OST_4K] {
+            // ptype, ptypeRepeat, wSig, then checksum and BID in the order of the format.
+            let bid_end = f.trailer_bid + f.bid_size;
+            assert!(f.page_data + bid_end.max(f.trailer_crc + 4) <= f.page_size);
+            assert!(f.btree_entries + 2 * f.count_size + 2 <= f.page_data);
+            assert!(f.page_data >= MAP_BYTES as usize);
+            assert_eq!((f.btentry, f.nbtentry), (3 * f.bid_size, 4 * f.bid_size));
+            assert_eq!(f.max_id(), u64::MAX >> (64 - 8 * f.bid_size));
+            assert_eq!(Format::of_version(f.version).unwrap(), &f);
+        }
+        // The maxima that [MS-PST] states (2.2.2.8.3.2.1, 2.2.2.7.4.2, 2.2.2.8.1).
+        assert_eq!((UNICODE.max_data(), ANSI.max_data()), (8176, 8180));
+        assert_eq!((UNICODE.max_dlist(), ANSI.max_dlist()), (119, 120));
+        assert_eq!((UNICODE.max_xblock(), ANSI.max_xblock()), (1021, 2043));
+        assert_eq!((UNICODE.max_slblock(), ANSI.max_slblock()), (340, 681));
+        assert_eq!((UNICODE.max_siblock(), ANSI.max_siblock()), (510, 1022));
+        // An ANSI file ends before the first FPMap page and before 2 GiB.
+        assert_eq!(amap_offset(ANSI.max_amaps), 0x7C00_4400);
+        assert!((0..ANSI.max_amaps).all(|i| map_pages(i).iter().all(|p| p.0 != PageType::FpMap)));
+    }
 
     #[test]
     fn map_pages_lie_where_other_programs_put_them() {

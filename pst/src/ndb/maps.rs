@@ -6,6 +6,8 @@
 //! recomputed AMap no longer knows the space that an old PMap holds in reserve. The density list
 //! is a hint for finding space; it is written anew with a right checksum each time.
 
+use storage::Payload;
+
 use super::Ndb;
 use super::amap::{SLOTS, Space};
 use super::bytes::{put, u8_at, u32_at};
@@ -14,8 +16,6 @@ use super::header::Header;
 use super::page::{PageType, seal_page, verify_page};
 use crate::{Bid, PstError, Result};
 
-/// The most entries in a density list: 476 bytes of them.
-const DLIST_MAX: usize = 476 / 4;
 /// DFL_BACKFILL_COMPLETE: no backfill is in progress.
 const BACKFILL_COMPLETE: u8 = 1;
 
@@ -24,11 +24,11 @@ pub(crate) fn read_dlist(ndb: &Ndb) -> Result<Vec<(u64, usize)>> {
     let page = ndb.read(DLIST_OFFSET, ndb.format().page_size)?;
     verify_page(ndb.format(), &page, PageType::DList, DLIST_OFFSET, None)?;
     let count = usize::from(u8_at(&page, 1, "cEntDList")?);
-    if count > DLIST_MAX {
+    if count > ndb.format().max_dlist() {
         return Err(PstError::corrupt(
             "cEntDList",
             DLIST_OFFSET,
-            format!("{count} entries, room for {DLIST_MAX}"),
+            format!("{count} entries, room for {}", ndb.format().max_dlist()),
         ));
     }
     let mut entries = Vec::with_capacity(count);
@@ -39,18 +39,20 @@ pub(crate) fn read_dlist(ndb: &Ndb) -> Result<Vec<(u64, usize)>> {
     Ok(entries)
 }
 
-/// AMaps worth trying first, best last; empty if there is no valid density list.
-pub(super) fn dense_maps(ndb: &Ndb) -> Vec<u64> {
-    let mut entries = read_dlist(ndb).unwrap_or_default();
-    entries.sort_by_key(|(index, free)| (*free, std::cmp::Reverse(*index)));
-    entries.into_iter().map(|(index, _)| index).collect()
+/// As [`read_dlist`]; a list that is not valid is as good as none, for it is a hint alone. One that
+/// cannot be read now is not: the edit would come out otherwise than with it.
+pub(super) fn dlist_hints(ndb: &Ndb) -> Result<Vec<(u64, usize)>> {
+    match read_dlist(ndb) {
+        Err(e @ PstError::Io { .. }) => Err(e),
+        other => Ok(other.unwrap_or_default()),
+    }
 }
 
 /// Builds the density list page from (AMap index, free slots).
 pub(super) fn dlist_page(format: &Format, mut entries: Vec<(u64, usize)>, bid: Bid) -> Vec<u8> {
     entries.retain(|(index, free)| *free > 0 && *free <= SLOTS && *index < 1 << 20);
     entries.sort_by_key(|(index, free)| (std::cmp::Reverse(*free), *index));
-    entries.truncate(DLIST_MAX);
+    entries.truncate(format.max_dlist());
     let mut page = vec![0u8; format.page_size];
     put(&mut page, 0, &[BACKFILL_COMPLETE, entries.len() as u8]);
     let current = entries.first().map_or(0, |(index, _)| *index as u32);
@@ -75,9 +77,9 @@ pub(super) fn map_page(format: &Format, kind: PageType, ib: u64, bits: &[u8]) ->
 #[derive(Default)]
 pub(super) struct MapWrites {
     /// Pages of new spans: free space as far as the committed file is concerned.
-    pub fresh: Vec<(u64, Vec<u8>)>,
+    pub fresh: Vec<(u64, Payload)>,
     /// Pages of the committed file, changed in place, and the density list.
-    pub changed: Vec<(u64, Vec<u8>)>,
+    pub changed: Vec<(u64, Payload)>,
 }
 
 /// Computes the map pages after a transaction; sets the header's space fields.
@@ -87,7 +89,7 @@ pub(super) fn map_writes(base: &Ndb, space: &Space, header: &mut Header) -> Resu
     let mut dlist: std::collections::BTreeMap<u64, usize> = if space.rebuilt {
         std::collections::BTreeMap::new()
     } else {
-        read_dlist(base).unwrap_or_default().into_iter().collect()
+        dlist_hints(base)?.into_iter().collect()
     };
     dlist.retain(|index, _| *index < space.count());
     let mut total_free = 0u64;
@@ -111,7 +113,7 @@ pub(super) fn map_writes(base: &Ndb, space: &Space, header: &mut Header) -> Resu
             } else {
                 &mut writes.changed
             }
-            .push((ib, page));
+            .push((ib, page.into()));
         }
     }
     header.amap_last = amap_offset(space.count() - 1);
@@ -123,12 +125,12 @@ pub(super) fn map_writes(base: &Ndb, space: &Space, header: &mut Header) -> Resu
         header.amap_free = header.amap_free.saturating_add_signed(space.free_change());
     }
     let bid = header.bid_next_page;
-    header.bid_next_page = Bid(bid.0.wrapping_add(1));
+    header.bid_next_page = format.next_page_bid(bid);
     writes.changed.insert(
         0,
         (
             DLIST_OFFSET,
-            dlist_page(format, dlist.into_iter().collect(), bid),
+            dlist_page(format, dlist.into_iter().collect(), bid).into(),
         ),
     );
     Ok(writes)

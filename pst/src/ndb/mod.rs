@@ -6,6 +6,7 @@
 //! not change while it is open: give it a snapshot.
 
 pub(crate) mod amap;
+mod bits;
 mod block;
 mod btree;
 mod btree_write;
@@ -17,8 +18,12 @@ mod crypt;
 pub(crate) mod data_tree;
 pub mod format;
 mod header;
+mod limits;
 pub(crate) mod maps;
 mod page;
+mod proof;
+mod recompute;
+mod references;
 pub(crate) mod subnode;
 mod transaction;
 
@@ -37,9 +42,10 @@ pub use crypt::CryptMethod;
 pub use data_tree::DataTree;
 pub use format::Format;
 pub use header::{HEADER_LEN, Header};
+pub use limits::{SizeLimits, SizeState};
 pub use page::{PageType, seal_page, verify_page};
 pub use subnode::SubnodeEntry;
-pub use transaction::NdbTransaction;
+pub use transaction::{EditOptions, NdbTransaction};
 
 use crate::{Bid, Bref, Nid, PstError, Result};
 
@@ -108,7 +114,7 @@ impl Ndb {
         if len < header.file_eof {
             return Err(PstError::corrupt(
                 "ibFileEof",
-                184,
+                header.eof_at(),
                 format!("the file is cut off: {len} bytes of {}", header.file_eof),
             ));
         }

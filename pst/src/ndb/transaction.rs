@@ -15,25 +15,43 @@
 //! Up to the third phase the file opens as before, from then on as after; while the AMaps are
 //! marked invalid, the next transaction recomputes them from the trees.
 //!
-//! The result depends on the committed bytes and the calls alone: no clock, no randomness.
+//! The result depends on the committed bytes and the calls alone: no clock, no randomness. Cost
+//! follows what is edited, not the size of the file; with a scratch ([`EditOptions`]) memory does
+//! not even follow that: new blocks and pages lie there until the write set is committed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
-use storage::{Overlay, Phase, ReadAt, WriteAt, WriteSet};
+use storage::{Overlay, Payload, Phase, ReadAt, Scratch, WriteAt, WriteSet};
 
-use super::amap::{Space, walk_pages};
-use super::block::seal_block;
+use super::amap::Space;
+use super::block::{name_block, seal_block};
 use super::btree::{BbtEntry, BtLeaf, NbtEntry};
 use super::btree_write::{self, PageSpace};
-use super::data_tree::XBlock;
-use super::maps::{dense_maps, map_writes};
-use super::subnode::SBlock;
+use super::crypt::CryptMethod;
+use super::limits::SizeLimits;
+use super::maps::{dlist_hints, map_writes};
+use super::recompute::walk_pages;
 use super::{Header, Ndb, SharedCache};
 use crate::{Bid, Bref, Nid, NidType, PstError, Result};
 
 /// The largest index in a NID (27 bits).
 const MAX_NID_INDEX: u32 = (1 << 27) - 1;
+
+/// Pending edits of the block B-tree that are merged into it without being asked for: what bounds
+/// their memory.
+const MERGE_AT: usize = 1 << 14;
+
+/// How an edit is made. The default: all in memory, and the format's own size limit.
+#[derive(Clone, Default)]
+pub struct EditOptions {
+    /// Where new blocks and pages go that do not fit into `memory`.
+    pub scratch: Option<Arc<dyn Scratch>>,
+    /// Bytes of new blocks and pages that are kept in memory where there is a scratch.
+    pub memory: u64,
+    /// The largest size that the file may grow to, in bytes; `None`: [`SizeLimits::of`] its format.
+    pub max_size: Option<u64>,
+}
 
 /// A reader of the uncommitted state sees this storage.
 pub(super) type Work = Arc<Overlay<Arc<dyn ReadAt>>>;
@@ -45,17 +63,15 @@ pub struct NdbTransaction {
     pub(super) header: Header,
     space: Space,
     nbt: BTreeMap<u64, Option<NbtEntry>>,
-    bbt: BTreeMap<u64, Option<BbtEntry>>,
+    pub(super) bbt: BTreeMap<u64, Option<BbtEntry>>,
     /// Reads the trees as of the last merge.
     reader: Arc<Ndb>,
     cache: SharedCache,
     /// Views handed out, which may still be in use.
     views: Vec<Weak<Ndb>>,
-    /// Space that this transaction took since the last view and may reuse at once.
-    young: BTreeSet<u64>,
     /// Space that this transaction took and no longer needs, but that a view may still read.
     dead: Vec<(u64, usize)>,
-    changed: bool,
+    pub(super) changed: bool,
     /// An edit stopped half-way: its references do not add up.
     pub(super) failed: bool,
 }
@@ -65,10 +81,19 @@ impl NdbTransaction {
     /// block B-tree, unless the AMaps are marked invalid and must be recomputed.
     ///
     /// # Errors
-    /// [`PstError::Refused`] for a file too damaged to be edited; errors of reading.
+    /// [`PstError::Refused`] for a file too damaged to be edited, or of a format that is only read;
+    /// errors of reading.
     pub fn begin(base: Arc<Ndb>) -> Result<Self> {
+        Self::begin_with(base, &EditOptions::default())
+    }
+
+    /// As [`NdbTransaction::begin`], with options.
+    ///
+    /// # Errors
+    /// As [`NdbTransaction::begin`].
+    pub fn begin_with(base: Arc<Ndb>, options: &EditOptions) -> Result<Self> {
         let trusted = base.header().maps_valid();
-        Self::start(base, trusted)
+        Self::start(base, trusted, options)
     }
 
     /// As [`NdbTransaction::begin`], but recomputes the AMaps from the trees even where they are
@@ -77,29 +102,37 @@ impl NdbTransaction {
     /// # Errors
     /// As [`NdbTransaction::begin`].
     pub fn begin_recomputed(base: Arc<Ndb>) -> Result<Self> {
-        let mut transaction = Self::start(base, false)?;
+        let mut transaction = Self::start(base, false, &EditOptions::default())?;
         transaction.changed = true;
         Ok(transaction)
     }
 
-    fn start(base: Arc<Ndb>, trusted: bool) -> Result<Self> {
-        let io = |source| PstError::Io { offset: 0, source };
-        let work: Work = Arc::new(Overlay::new(Arc::clone(base.storage())).map_err(io)?);
+    fn start(base: Arc<Ndb>, trusted: bool, options: &EditOptions) -> Result<Self> {
+        base.format().require_writable()?;
+        let below = Arc::clone(base.storage());
+        let work = match &options.scratch {
+            Some(scratch) => Overlay::with_scratch(below, Arc::clone(scratch), options.memory),
+            None => Overlay::new(below),
+        };
+        let work: Work = Arc::new(work.map_err(|source| PstError::Io { offset: 0, source })?);
         let mut header = base.header().clone();
         // The counter may be behind the blocks: torn headers, and writers that forget it.
         if let Some(last) = base.last_entry::<BbtEntry>()? {
-            let least = (last.key() & !3).checked_add(4).ok_or(PstError::Limit {
+            let limit = base.format().max_id() - 4;
+            let least = (last.key() & !3).checked_add(4);
+            let least = least.filter(|n| *n <= limit).ok_or(PstError::Limit {
                 what: "bidNextB",
                 found: last.key(),
-                limit: u64::MAX - 4,
+                limit,
             })?;
             header.bid_next_block = Bid(header.bid_next_block.0.max(least));
         }
-        let space = if trusted {
-            Space::trusted(&base, dense_maps(&base))
-        } else {
-            Space::recomputed(&base)?
-        };
+        let dense = dlist_hints(&base)?;
+        let limit = SizeLimits::of(base.format()).max;
+        let mut space = Space::new(&base, dense, options.max_size.unwrap_or(limit))?;
+        if !trusted {
+            space.recompute(&base)?;
+        }
         let cache = SharedCache::default();
         let reader = Arc::new(Ndb::assemble(
             Arc::clone(&work) as _,
@@ -116,7 +149,6 @@ impl NdbTransaction {
             reader,
             cache,
             views: Vec::new(),
-            young: BTreeSet::new(),
             dead: Vec::new(),
             changed: false,
             failed: false,
@@ -164,7 +196,6 @@ impl NdbTransaction {
             self.cache.clone(),
         ));
         self.views.push(Arc::downgrade(&view));
-        self.young.clear();
         Ok(view)
     }
 
@@ -257,29 +288,62 @@ impl NdbTransaction {
                 limit: format.max_data() as u64,
             });
         }
+        let bref = self.name_of_block(format.block_space(data.len()), internal)?;
+        let stored = seal_block(format, self.header.crypt, bref, data);
+        self.put_block(bref, data.len() as u16, &stored)
+    }
+
+    /// Writes a data block of another file as it is stored there, if that is how this file would
+    /// store it too. Gives the new BID and the bytes of data.
+    pub(super) fn copy_block(&mut self, from: &Ndb, bid: Bid) -> Result<Option<(Bid, u64)>> {
+        let format = self.base.format();
+        let crypt = self.header.crypt;
+        if from.format() != format || from.header().crypt != crypt || crypt == CryptMethod::Cyclic {
+            return Ok(None);
+        }
+        let Some(entry) = from.block(bid)?.filter(|e| e.cb == e.cb_data) else {
+            return Ok(None);
+        };
+        if bid.is_internal() || usize::from(entry.cb) > format.max_data() {
+            return Ok(None);
+        }
+        let mut stored = from.stored_block(&entry)?;
+        let bref = self.name_of_block(stored.len(), false)?;
+        name_block(format, &mut stored, bref);
+        let bid = self.put_block(bref, entry.cb, &stored)?;
+        Ok(Some((bid, u64::from(entry.cb))))
+    }
+
+    /// A new BID, and space for a block of `len` bytes as stored.
+    fn name_of_block(&mut self, len: usize, internal: bool) -> Result<Bref> {
+        let max = self.base.format().max_id() - 8;
         let limit = PstError::Limit {
             what: "bidNextB",
             found: self.header.bid_next_block.0,
-            limit: u64::MAX - 8,
+            limit: max,
         };
         let next = self.header.bid_next_block.0.checked_next_multiple_of(4);
-        let next = next.filter(|n| *n <= u64::MAX - 8).ok_or(limit)?;
-        let bid = Bid(next | if internal { 2 } else { 0 });
+        let next = next.filter(|n| *n <= max).ok_or(limit)?;
+        let ib = self.take(len, false)?;
         self.header.bid_next_block = Bid(next + 4);
-        let ib = self.take(format.block_space(data.len()), false)?;
-        let bref = Bref { bid, ib };
-        let stored = seal_block(format, self.header.crypt, bref, data);
-        self.write(ib, &stored)?;
+        let bid = Bid(next | if internal { 2 } else { 0 });
+        Ok(Bref { bid, ib })
+    }
+
+    fn put_block(&mut self, bref: Bref, cb: u16, stored: &[u8]) -> Result<Bid> {
+        self.write(bref.ib, stored)?;
         self.changed = true;
-        self.bbt.insert(
-            bid.key(),
-            Some(BbtEntry {
-                bref,
-                cb: data.len() as u16,
-                cref: 2,
-            }),
-        );
-        Ok(bid)
+        let entry = BbtEntry {
+            bref,
+            cb,
+            cb_data: cb,
+            cref: 2,
+        };
+        self.bbt.insert(bref.bid.key(), Some(entry));
+        if self.bbt.len() >= MERGE_AT {
+            self.merge()?;
+        }
+        Ok(bref.bid)
     }
 
     /// The decoded data of a block as edited so far.
@@ -291,72 +355,6 @@ impl NdbTransaction {
         self.reader.block_data_of(&entry)
     }
 
-    /// Adds a reference to a block.
-    pub(super) fn retain(&mut self, bid: Bid) -> Result<()> {
-        if bid.is_none() {
-            return Ok(());
-        }
-        let mut entry = self.block(bid)?.ok_or_else(|| PstError::NotFound {
-            what: "block",
-            id: bid.to_string(),
-        })?;
-        entry.cref = entry.cref.checked_add(1).ok_or(PstError::Limit {
-            what: "references to a block",
-            found: u64::from(entry.cref) + 1,
-            limit: u64::from(u16::MAX),
-        })?;
-        self.changed = true;
-        self.bbt.insert(bid.key(), Some(entry));
-        Ok(())
-    }
-
-    /// Drops a reference; blocks without one are removed, and with an internal block the
-    /// references that it holds (2.6.1.1.7, 2.6.1.2.6).
-    pub(super) fn release(&mut self, bid: Bid) -> Result<()> {
-        let mut todo = vec![bid];
-        while let Some(bid) = todo.pop() {
-            if bid.is_none() {
-                continue;
-            }
-            // A block that is already missing leaves nothing to give back.
-            let Some(mut entry) = self.block(bid)? else {
-                continue;
-            };
-            self.changed = true;
-            entry.cref = entry.cref.saturating_sub(1);
-            if entry.cref > 1 {
-                self.bbt.insert(bid.key(), Some(entry));
-                continue;
-            }
-            if bid.is_internal() {
-                leak_if_damaged(self.children(bid, &mut todo))?;
-            }
-            self.bbt.insert(bid.key(), None);
-            let space = self.base.format().block_space(usize::from(entry.cb));
-            leak_if_damaged(self.give_back(entry.bref.ib, space))?;
-        }
-        Ok(())
-    }
-
-    /// Appends the blocks that an internal block refers to.
-    fn children(&self, bid: Bid, out: &mut Vec<Bid>) -> Result<()> {
-        let format = self.base.format();
-        let data = self.block_data(bid)?;
-        if data.first() == Some(&1) {
-            out.extend(XBlock::parse(format, bid, &data)?.bids);
-        } else {
-            match SBlock::parse(format, bid, &data)? {
-                SBlock::Leaf(entries) => {
-                    for e in entries {
-                        out.extend([e.bid_data, e.bid_sub]);
-                    }
-                }
-                SBlock::Inner(children) => out.extend(children.into_iter().map(|(_, b)| b)),
-            }
-        }
-        Ok(())
-    }
-
     fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
         self.work
             .write_all_at(offset, data)
@@ -365,32 +363,43 @@ impl NdbTransaction {
 
     fn take(&mut self, len: usize, page: bool) -> Result<u64> {
         self.reclaim()?;
-        let ib = self.space.alloc(&self.base, len, page)?;
-        self.young.insert(ib);
-        Ok(ib)
+        self.with_space(|space, ndb| space.alloc(ndb, len, page))
     }
 
-    fn give_back(&mut self, ib: u64, len: usize) -> Result<()> {
+    pub(super) fn give_back(&mut self, ib: u64, len: usize) -> Result<()> {
         if !self.space.is_mine(ib) {
-            return self.space.free_committed(&self.base, ib, len);
+            return self.with_space(|space, ndb| space.free_committed(ndb, ib, len));
         }
-        if self.young.remove(&ib) {
-            return self.space.free_mine(ib, len);
+        if self.viewed() {
+            self.dead.push((ib, len));
+            return Ok(());
         }
-        self.dead.push((ib, len));
-        Ok(())
+        self.space.free_mine(ib, len)
+    }
+
+    /// Works on the space; recomputes it once where the AMaps turn out to be damaged or to lie.
+    fn with_space<T>(&mut self, f: impl Fn(&mut Space, &Ndb) -> Result<T>) -> Result<T> {
+        let result = f(&mut self.space, &self.base);
+        if result.is_err() && self.space.suspect {
+            self.space.recompute(&self.base)?;
+            return f(&mut self.space, &self.base);
+        }
+        result
+    }
+
+    /// Whether somebody may still read an earlier state of this edit.
+    fn viewed(&mut self) -> bool {
+        self.views.retain(|v| v.strong_count() > 0);
+        !self.views.is_empty()
     }
 
     /// Space that only dropped views could read becomes free.
     fn reclaim(&mut self) -> Result<()> {
-        if self.dead.is_empty() {
+        if self.dead.is_empty() || self.viewed() {
             return Ok(());
         }
-        self.views.retain(|v| v.strong_count() > 0);
-        if self.views.is_empty() {
-            for (ib, len) in std::mem::take(&mut self.dead) {
-                self.space.free_mine(ib, len)?;
-            }
+        for (ib, len) in std::mem::take(&mut self.dead) {
+            self.space.free_mine(ib, len)?;
         }
         Ok(())
     }
@@ -400,6 +409,8 @@ impl NdbTransaction {
         if self.nbt.is_empty() && self.bbt.is_empty() {
             return Ok(());
         }
+        // Half a merge is no state at all.
+        let failed = std::mem::replace(&mut self.failed, true);
         let reader = Arc::clone(&self.reader);
         let nbt = effective(&reader, std::mem::take(&mut self.nbt))?;
         let bbt = effective(&reader, std::mem::take(&mut self.bbt))?;
@@ -410,23 +421,23 @@ impl NdbTransaction {
             self.header.clone(),
             self.cache.clone(),
         ));
+        self.failed = failed;
         Ok(())
     }
 
     /// Compares the space that this edit has taken with every page and block of the committed
-    /// file. AMaps marked valid are otherwise believed; this costs a walk over both trees, and
-    /// keeps the mail of a file whose maps lie.
+    /// file, by a walk over both trees. Space is held against what lies there when it is taken; this
+    /// is the long way to the same answer.
     ///
     /// # Errors
-    /// [`PstError::Refused`] if the edit would overwrite something: recompute the maps first
-    /// ([`NdbTransaction::begin_recomputed`]).
+    /// [`PstError::Refused`] if the edit would overwrite something.
     pub fn verify_space(&mut self) -> Result<()> {
         self.merge()?;
         let taken: storage::RangeSet = self
             .space
             .taken()
             .into_iter()
-            .map(|(ib, len)| ib..ib + len as u64)
+            .map(|(ib, len)| ib..ib + len)
             .collect();
         let format = self.base.format();
         let clash = |ib: u64, len: usize| -> Result<()> {
@@ -478,12 +489,10 @@ impl NdbTransaction {
 
         let maps = map_writes(&self.base, &self.space, &mut self.header)?;
         let mut blocks = Phase::new("blocks");
+        // Not copied: they are read from where they lie when the write set is committed.
         for (ib, len) in self.space.taken() {
-            let mut data = vec![0; len];
-            self.work
-                .read_exact_at(ib, &mut data)
-                .map_err(|source| PstError::Io { offset: ib, source })?;
-            blocks.writes.push((ib, data));
+            let work = Arc::clone(&self.work) as Arc<dyn ReadAt>;
+            blocks.writes.push((ib, Payload::stored(work, ib, len)));
         }
         blocks.writes.extend(maps.fresh);
         blocks.writes.sort_by_key(|(ib, _)| *ib);
@@ -492,9 +501,9 @@ impl NdbTransaction {
         let reached = blocks
             .writes
             .iter()
-            .any(|(ib, data)| ib + data.len() as u64 > base_len);
+            .any(|(ib, data)| ib + data.len() > base_len);
         if target_len > base_len && !reached {
-            blocks.writes.push((target_len - 1, vec![0]));
+            blocks.writes.push((target_len - 1, vec![0].into()));
         }
 
         self.header.amap_valid = 0;
@@ -512,26 +521,17 @@ impl NdbTransaction {
             base_len,
             target_len,
             phases: vec![
-                phase("invalid", vec![(0, old.encode())]),
+                phase("invalid", vec![(0, old.encode().into())]),
                 blocks,
-                phase("header", vec![(0, new)]),
+                phase("header", vec![(0, new.into())]),
                 phase("maps", maps.changed),
-                phase("valid", vec![(0, valid)]),
+                phase("valid", vec![(0, valid.into())]),
             ],
         };
         write_set
             .validate()
             .map_err(|source| PstError::Io { offset: 0, source })?;
         Ok(write_set)
-    }
-}
-
-/// What a damaged block refers to, or where it claims to lie, cannot be given back: the space
-/// stays in use, which loses nothing.
-fn leak_if_damaged(result: Result<()>) -> Result<()> {
-    match result {
-        Err(PstError::Corrupt { .. }) => Ok(()),
-        other => other,
     }
 }
 
@@ -553,7 +553,7 @@ impl PageSpace for NdbTransaction {
     fn alloc_page(&mut self) -> Result<Bref> {
         let ib = self.take(self.base.format().page_size, true)?;
         let bid = self.header.bid_next_page;
-        self.header.bid_next_page = Bid(bid.0.wrapping_add(1));
+        self.header.bid_next_page = self.base.format().next_page_bid(bid);
         Ok(Bref { bid, ib })
     }
 

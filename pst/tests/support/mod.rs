@@ -60,6 +60,30 @@ pub const UNICODE_FILES: &[&str] = &[
     "unicode-two-messages.pst",
 ];
 
+/// The ANSI files of the corpus.
+pub const ANSI_FILES: &[&str] = &["ansi-32bit.pst", "ansi-contacts.pst"];
+
+/// The OST with 4 KiB pages of the corpus, which is read only.
+pub const OST_4K_FILE: &str = "ost2013-4k.ost";
+
+/// The files of the corpus that can be edited.
+pub fn editable_files() -> impl Iterator<Item = &'static str> {
+    UNICODE_FILES.iter().chain(ANSI_FILES).copied()
+}
+
+/// All files of the corpus that can be read.
+pub fn readable_files() -> impl Iterator<Item = &'static str> {
+    editable_files().chain([OST_4K_FILE])
+}
+
+/// The formats that are written.
+pub const FORMATS: [&pst::ndb::Format; 2] = [&pst::ndb::format::UNICODE, &pst::ndb::format::ANSI];
+
+/// A new file without nodes.
+pub fn empty_ndb(format: &'static pst::ndb::Format, crypt: pst::ndb::CryptMethod) -> Vec<u8> {
+    pst::ndb::Ndb::create_empty_as(format, crypt).unwrap()
+}
+
 /// The bytes that a write set leaves, each phase in order.
 pub fn committed(base: &[u8], set: &storage::WriteSet) -> Vec<u8> {
     let target = storage::MemStorage::from(base.to_vec());

@@ -29,111 +29,175 @@
 //! also checked to agree with itself (leaf records and before-images are exactly those that its
 //! writes call for, and no write passes the target length), so recovery can rely on that.
 
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
+use std::sync::Arc;
+
 use super::{
-    LeafRecord, MAX_LOG_LEN, MAX_META, MAX_PHASES, RedoError, RedoLog, limit, touched_leaves,
+    LeafRecord, MAX_EXTENTS, MAX_LOG_LEN, MAX_META, MAX_PHASES, RedoError, RedoLog, io_at, limit,
+    touched_leaves,
 };
-use crate::{Digest, Generation, LEAF_SIZE, Phase, WriteSet};
+use crate::{
+    Digest, FileStorage, Generation, LEAF_SIZE, Payload, Phase, RangeSet, ReadAt, WriteSet,
+};
 
 const MAGIC: &[u8; 8] = b"pstsredo";
 const VERSION: u8 = 1;
 const HEADER: usize = 120;
-const CHECKSUM: usize = 32;
+const CHECKSUM: u64 = 32;
+/// Bytes read at once.
+const WINDOW: u64 = 1 << 16;
+
+/// Writes a log's bytes and hashes them.
+struct Writer {
+    out: BufWriter<File>,
+    hasher: blake3::Hasher,
+    at: u64,
+}
+
+impl Writer {
+    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.hasher.update(bytes);
+        self.at += bytes.len() as u64;
+        self.out.write_all(bytes)
+    }
+
+    fn extent(&mut self, at: u64, bytes: &Payload) -> io::Result<()> {
+        self.put(&at.to_le_bytes())?;
+        self.put(&bytes.len().to_le_bytes())?;
+        bytes.pieces(|_, part| self.put(part))
+    }
+}
 
 impl RedoLog {
-    /// The bytes of the log file.
-    pub(super) fn encode(&self) -> Result<Vec<u8>, RedoError> {
-        let count = |field, n: usize| {
-            u32::try_from(n).map_err(|_| RedoError::TooLarge {
-                field,
-                value: n as u64,
-                limit: u64::from(u32::MAX),
-            })
-        };
-        let mut body = Vec::new();
-        body.extend_from_slice(&self.meta);
-        for leaf in &self.leaves {
-            body.extend_from_slice(&leaf.index.to_le_bytes());
-            body.extend_from_slice(&leaf.base);
-            body.extend_from_slice(&leaf.target);
-        }
-        let extent = |body: &mut Vec<u8>, at: u64, bytes: &[u8]| {
-            body.extend_from_slice(&at.to_le_bytes());
-            body.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
-            body.extend_from_slice(bytes);
-        };
-        for (at, bytes) in &self.before {
-            extent(&mut body, *at, bytes);
+    /// Length of the log file in bytes.
+    ///
+    /// # Errors
+    /// [`RedoError::TooLarge`] for a log that could not be read back.
+    fn encoded_len(&self, before: &RangeSet) -> Result<u64, RedoError> {
+        let mut len = HEADER as u64 + CHECKSUM;
+        let mut extents = 0;
+        let mut add = |n: u64| len = len.saturating_add(n);
+        add(self.meta.len() as u64);
+        add(72 * self.leaves.len() as u64);
+        for r in before.iter() {
+            extents += 1;
+            add(16 + r.end - r.start);
         }
         for phase in &self.change.phases {
             limit("phase name", phase.name.len() as u64, MAX_PHASES as u64)?;
-            body.extend_from_slice(&(phase.name.len() as u16).to_le_bytes());
-            body.extend_from_slice(phase.name.as_bytes());
-            body.extend_from_slice(&count("writes of a phase", phase.writes.len())?.to_le_bytes());
-            for (at, bytes) in &phase.writes {
-                extent(&mut body, *at, bytes);
+            add(6 + phase.name.len() as u64);
+            for (_, bytes) in &phase.writes {
+                extents += 1;
+                add(16u64.saturating_add(bytes.len()));
             }
         }
-        let len = (HEADER + body.len() + CHECKSUM) as u64;
+        limit("before-images and writes", extents, MAX_EXTENTS)?;
         limit("log length", len, MAX_LOG_LEN)?;
-
-        let mut out = Vec::with_capacity(HEADER + body.len() + CHECKSUM);
-        out.extend_from_slice(MAGIC);
-        out.extend_from_slice(&[VERSION, LEAF_SIZE.trailing_zeros() as u8, 0, 0]);
-        out.extend_from_slice(&count("meta", self.meta.len())?.to_le_bytes());
-        out.extend_from_slice(&len.to_le_bytes());
-        for generation in [&self.base, &self.target] {
-            out.extend_from_slice(&generation.len.to_le_bytes());
-            out.extend_from_slice(&generation.root);
-        }
-        for (field, n) in [
-            ("leaf records", self.leaves.len()),
-            ("before-images", self.before.len()),
-            ("phases", self.change.phases.len()),
-        ] {
-            out.extend_from_slice(&count(field, n)?.to_le_bytes());
-        }
-        out.extend_from_slice(&[0; 4]);
-        out.append(&mut body);
-        let checksum = blake3::hash(&out);
-        out.extend_from_slice(checksum.as_bytes());
-        Ok(out)
+        Ok(len)
     }
 
-    /// Reads a log file.
-    pub(super) fn decode(file: &[u8]) -> Result<Self, RedoError> {
-        let mut r = Reader { rest: file, at: 0 };
-        if r.take(8, "magic")? != MAGIC {
-            return Err(RedoError::Damaged {
-                offset: 0,
-                field: "magic",
-            });
+    /// Writes the log to `file` (at `path`, for errors) with the bytes of `base` in `before` as
+    /// before-images; from then on finds those in the file.
+    ///
+    /// # Errors
+    /// [`RedoError::TooLarge`] before anything is written; [`RedoError::Io`], [`RedoError::Base`].
+    pub(super) fn write(
+        &mut self,
+        before: &RangeSet,
+        base: &dyn ReadAt,
+        file: &File,
+        path: &Path,
+    ) -> Result<(), RedoError> {
+        let len = self.encoded_len(before)?;
+        let io = |e| io_at(path)(e);
+        let mut w = Writer {
+            out: BufWriter::with_capacity(WINDOW as usize, file.try_clone().map_err(io)?),
+            hasher: blake3::Hasher::new(),
+            at: 0,
+        };
+        self.write_head(&mut w, len, before.count()).map_err(io)?;
+        let from: Arc<dyn ReadAt> = Arc::new(FileStorage::from(file.try_clone().map_err(io)?));
+        let mut buf = vec![0; WINDOW as usize];
+        for r in before.iter() {
+            w.put(&r.start.to_le_bytes()).map_err(io)?;
+            w.put(&(r.end - r.start).to_le_bytes()).map_err(io)?;
+            let stored = Payload::stored(Arc::clone(&from), w.at, r.end - r.start);
+            self.before.push((r.start, stored));
+            let mut at = r.start;
+            while at < r.end {
+                let n = (r.end - at).min(WINDOW);
+                let part = buf.get_mut(..n as usize).unwrap_or_default();
+                base.read_exact_at(at, part).map_err(RedoError::Base)?;
+                w.put(part).map_err(io)?;
+                at += n;
+            }
         }
+        self.write_phases(&mut w).map_err(io)
+    }
+
+    fn write_head(&self, w: &mut Writer, len: u64, before: usize) -> io::Result<()> {
+        // All counts are below `MAX_EXTENTS` or were limited before.
+        let count = |n: usize| (n as u32).to_le_bytes();
+        w.put(MAGIC)?;
+        w.put(&[VERSION, LEAF_SIZE.trailing_zeros() as u8, 0, 0])?;
+        w.put(&count(self.meta.len()))?;
+        w.put(&len.to_le_bytes())?;
+        for generation in [&self.base, &self.target] {
+            w.put(&generation.len.to_le_bytes())?;
+            w.put(&generation.root)?;
+        }
+        for n in [self.leaves.len(), before, self.change.phases.len(), 0] {
+            w.put(&count(n))?;
+        }
+        w.put(&self.meta)?;
+        for leaf in &self.leaves {
+            w.put(&leaf.index.to_le_bytes())?;
+            w.put(&leaf.base)?;
+            w.put(&leaf.target)?;
+        }
+        Ok(())
+    }
+
+    fn write_phases(&self, w: &mut Writer) -> io::Result<()> {
+        let count = |n: usize| (n as u32).to_le_bytes();
+        for phase in &self.change.phases {
+            w.put(&(phase.name.len() as u16).to_le_bytes())?;
+            w.put(phase.name.as_bytes())?;
+            w.put(&count(phase.writes.len()))?;
+            for (at, bytes) in &phase.writes {
+                w.extent(*at, bytes)?;
+            }
+        }
+        let checksum = *w.hasher.finalize().as_bytes();
+        w.put(&checksum)?;
+        w.out.flush()
+    }
+
+    /// Reads a log file of `len` bytes; before-images and writes stay in it.
+    pub(super) fn read(file: Arc<dyn ReadAt>, len: u64, path: &Path) -> Result<Self, RedoError> {
+        let mut r = Reader {
+            file,
+            path,
+            at: 0,
+            end: len,
+            window: Vec::new(),
+            window_at: 0,
+        };
+        r.expect(MAGIC, "magic")?;
         // The version decides what the rest means, the checksum's place included.
         match r.u8("version")? {
             VERSION => {}
-            other => return Err(RedoError::Version(other)),
+            version => return Err(RedoError::Version(version)),
         }
-        let summed = file
-            .len()
-            .checked_sub(CHECKSUM)
-            .and_then(|at| file.split_at_checked(at));
-        let (body, checksum) = summed.ok_or(RedoError::Damaged {
-            offset: file.len() as u64,
-            field: "checksum",
-        })?;
-        if blake3::hash(body).as_bytes() != checksum {
-            return Err(RedoError::Damaged {
-                offset: body.len() as u64,
-                field: "checksum",
-            });
-        }
-        let mut r = Reader { rest: body, at: 0 };
-        r.take(9, "magic and version")?;
+        r.checksum()?;
+        r.end = len - CHECKSUM;
         r.expect(&[LEAF_SIZE.trailing_zeros() as u8], "leaf size")?;
         r.expect(&[0; 2], "reserved bytes")?;
-        let meta_len = r.u32("meta size")? as usize;
-        limit("meta", meta_len as u64, MAX_META as u64)?;
-        r.expect(&(file.len() as u64).to_le_bytes(), "file length")?;
+        let meta_len = r.u32("meta size")?;
+        limit("meta", u64::from(meta_len), MAX_META as u64)?;
+        r.expect(&len.to_le_bytes(), "file length")?;
         let base = Generation {
             len: r.u64("base length")?,
             root: r.digest("base root")?,
@@ -147,10 +211,10 @@ impl RedoLog {
         let phase_count = r.u32("number of phases")?;
         limit("phases", u64::from(phase_count), MAX_PHASES as u64)?;
         r.expect(&[0; 4], "reserved bytes")?;
-        let meta = r.take(meta_len, "meta")?.to_vec();
+        let mut meta = vec![0; meta_len as usize];
+        r.fill(&mut meta, "meta")?;
 
-        // Counts need no bound of their own: every element takes bytes of a bounded file, and
-        // nothing is reserved ahead.
+        // Every leaf record takes bytes of a bounded file, and nothing is reserved ahead.
         let leaves_at = r.at;
         let mut leaves = Vec::new();
         for _ in 0..leaf_records {
@@ -161,6 +225,9 @@ impl RedoLog {
             });
         }
         let before_at = r.at;
+        let mut extents = u64::from(before_images);
+        let counted = "before-images and writes";
+        limit(counted, extents, MAX_EXTENTS)?;
         let mut before = Vec::new();
         for _ in 0..before_images {
             before.push(r.extent("before-image")?);
@@ -171,19 +238,22 @@ impl RedoLog {
             let at = r.at;
             let name_len = usize::from(r.u16("phase name size")?);
             limit("phase name", name_len as u64, MAX_PHASES as u64)?;
-            let name = str::from_utf8(r.take(name_len, "phase name")?)
-                .map_err(|_| RedoError::Damaged {
-                    offset: at,
-                    field: "phase name",
-                })?
-                .to_owned();
+            let mut name = vec![0; name_len];
+            r.fill(&mut name, "phase name")?;
+            let name = String::from_utf8(name).map_err(|_| RedoError::Damaged {
+                offset: at,
+                field: "phase name",
+            })?;
             let mut writes = Vec::new();
-            for _ in 0..r.u32("number of writes")? {
+            let count = r.u32("number of writes")?;
+            extents += u64::from(count);
+            limit(counted, extents, MAX_EXTENTS)?;
+            for _ in 0..count {
                 writes.push(r.extent("write")?);
             }
             phases.push(Phase { name, writes });
         }
-        if !r.rest.is_empty() {
+        if r.at != r.end {
             return Err(RedoError::Damaged {
                 offset: r.at,
                 field: "bytes after the last phase",
@@ -205,7 +275,7 @@ impl RedoLog {
         let wanted = covered
             .within(0..base.len)
             .map(|r| (r.start, r.end - r.start));
-        if !wanted.eq(before.iter().map(|(at, bytes)| (*at, bytes.len() as u64))) {
+        if !wanted.eq(before.iter().map(|(at, bytes)| (*at, bytes.len()))) {
             return Err(RedoError::Damaged {
                 offset: before_at,
                 field: "before-images",
@@ -230,26 +300,73 @@ impl RedoLog {
 
 /// Takes fields off the front of a log, knowing where it is.
 struct Reader<'a> {
-    rest: &'a [u8],
+    file: Arc<dyn ReadAt>,
+    path: &'a Path,
     at: u64,
+    /// Where the fields end.
+    end: u64,
+    window: Vec<u8>,
+    window_at: u64,
 }
 
-impl<'a> Reader<'a> {
-    fn take(&mut self, n: usize, field: &'static str) -> Result<&'a [u8], RedoError> {
-        let (head, rest) = self.rest.split_at_checked(n).ok_or(RedoError::Damaged {
-            offset: self.at,
-            field,
-        })?;
-        self.rest = rest;
-        self.at += n as u64;
-        Ok(head)
+impl Reader<'_> {
+    /// Whether all but the last 32 bytes hash to those.
+    fn checksum(&mut self) -> Result<(), RedoError> {
+        let damaged = RedoError::Damaged {
+            offset: self.end.saturating_sub(CHECKSUM),
+            field: "checksum",
+        };
+        if self.end < HEADER as u64 + CHECKSUM {
+            return Err(damaged);
+        }
+        let body = Payload::stored(Arc::clone(&self.file), 0, self.end - CHECKSUM);
+        let mut hasher = blake3::Hasher::new();
+        let hashed = body.pieces(|_, part| {
+            hasher.update(part);
+            Ok(())
+        });
+        hashed.map_err(io_at(self.path))?;
+        let mut stored = [0; CHECKSUM as usize];
+        self.file
+            .read_exact_at(self.end - CHECKSUM, &mut stored)
+            .map_err(io_at(self.path))?;
+        if *hasher.finalize().as_bytes() == stored {
+            Ok(())
+        } else {
+            Err(damaged)
+        }
+    }
+
+    fn skip(&mut self, n: u64, field: &'static str) -> Result<u64, RedoError> {
+        let offset = self.at;
+        let end = offset.checked_add(n).filter(|end| *end <= self.end);
+        self.at = end.ok_or(RedoError::Damaged { offset, field })?;
+        Ok(offset)
+    }
+
+    fn fill(&mut self, out: &mut [u8], field: &'static str) -> Result<(), RedoError> {
+        let at = self.skip(out.len() as u64, field)?;
+        let have = self.window_at..self.window_at + self.window.len() as u64;
+        if at < have.start || self.at > have.end {
+            let n = (self.end - at).min(WINDOW.max(out.len() as u64));
+            self.window.resize(n as usize, 0);
+            self.window_at = at;
+            self.file
+                .read_exact_at(at, &mut self.window)
+                .map_err(io_at(self.path))?;
+        }
+        let from = (at - self.window_at) as usize;
+        match self.window.get(from..from + out.len()) {
+            Some(part) => out.copy_from_slice(part),
+            None => return Err(RedoError::Damaged { offset: at, field }),
+        }
+        Ok(())
     }
 
     fn array<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], RedoError> {
-        let offset = self.at;
-        self.take(N, field)?
-            .try_into()
-            .map_err(|_| RedoError::Damaged { offset, field })
+        let mut out = [0; N];
+        self.fill(&mut out, field)?;
+        Ok(out)
     }
 
     fn u8(&mut self, field: &'static str) -> Result<u8, RedoError> {
@@ -274,18 +391,19 @@ impl<'a> Reader<'a> {
 
     fn expect(&mut self, bytes: &[u8], field: &'static str) -> Result<(), RedoError> {
         let offset = self.at;
-        if self.take(bytes.len(), field)? == bytes {
+        let mut found = vec![0; bytes.len()];
+        self.fill(&mut found, field)?;
+        if found == bytes {
             Ok(())
         } else {
             Err(RedoError::Damaged { offset, field })
         }
     }
 
-    fn extent(&mut self, field: &'static str) -> Result<(u64, Vec<u8>), RedoError> {
-        let offset = self.at;
+    fn extent(&mut self, field: &'static str) -> Result<(u64, Payload), RedoError> {
         let at = self.u64(field)?;
-        let n =
-            usize::try_from(self.u64(field)?).map_err(|_| RedoError::Damaged { offset, field })?;
-        Ok((at, self.take(n, field)?.to_vec()))
+        let n = self.u64(field)?;
+        let from = self.skip(n, field)?;
+        Ok((at, Payload::stored(Arc::clone(&self.file), from, n)))
     }
 }

@@ -23,18 +23,24 @@ mod format;
 mod recover;
 
 use std::ffi::OsString;
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::fs::{self, File, OpenOptions};
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::generation::leaf_count;
-use crate::{Digest, Generation, LEAF_SIZE, Leaves, RangeSet, ReadAt, WriteSet};
+use crate::{
+    Digest, FileStorage, Generation, LEAF_SIZE, Leaves, Payload, RangeSet, ReadAt, WriteSet,
+};
 
 /// Most bytes of `meta` that a log carries.
 pub const MAX_META: usize = 64 * 1024;
 
-/// Longest log file, in bytes, that is written or read.
-pub const MAX_LOG_LEN: u64 = 4 << 30;
+/// Longest log file, in bytes, that is written or read. A log is never in memory as a whole.
+pub const MAX_LOG_LEN: u64 = 256 << 30;
+
+/// Most before-images and writes in a log.
+pub(crate) const MAX_EXTENTS: u64 = 1 << 22;
 
 /// Most phases in a log, and most bytes in the name of one.
 pub(crate) const MAX_PHASES: usize = 4096;
@@ -118,7 +124,7 @@ pub struct RedoLog {
     leaves: Vec<LeafRecord>,
     /// The base's bytes in the ranges that the writes cover: one entry per disjoint range,
     /// ascending, clipped to the base's length.
-    before: Vec<(u64, Vec<u8>)>,
+    before: Vec<(u64, Payload)>,
     change: WriteSet,
 }
 
@@ -163,18 +169,21 @@ impl RedoLog {
         leaves: &Leaves,
         meta: &[u8],
     ) -> Result<Self, RedoError> {
-        let log = Self::build(change, base, leaves, meta)?;
-        let bytes = log.encode()?;
+        let (mut log, before) = Self::build(change, base, leaves, meta)?;
         if path.try_exists().map_err(io_at(path))? {
             return Err(RedoError::Exists(path.to_owned()));
         }
         let temp = temp_path(path);
-        let write = || -> io::Result<()> {
-            let mut file = File::create(&temp)?;
-            file.write_all(&bytes)?;
-            file.sync_all()
-        };
-        write().map_err(io_at(&temp))?;
+        // Read again through the same handle, for the before-images.
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&temp)
+            .map_err(io_at(&temp))?;
+        log.write(&before, base, &file, &temp)?;
+        file.sync_all().map_err(io_at(&temp))?;
         fs::rename(&temp, path).map_err(io_at(path))?;
         sync_dir_of(path)?;
         Ok(log)
@@ -200,16 +209,7 @@ impl RedoLog {
         };
         let len = file.metadata().map_err(io_at(path))?.len();
         limit("log length", len, MAX_LOG_LEN)?;
-        let mut bytes = Vec::new();
-        let room = usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory.into());
-        room.and_then(|n| {
-            bytes
-                .try_reserve_exact(n)
-                .map_err(|_| io::ErrorKind::OutOfMemory.into())
-        })
-        .and_then(|()| file.take(len).read_to_end(&mut bytes))
-        .map_err(io_at(path))?;
-        Self::decode(&bytes).map(Loaded::Complete)
+        Self::read(Arc::new(FileStorage::from(file)), len, path).map(Loaded::Complete)
     }
 
     /// Removes the log at `path` and what is left of an unfinished one, durably. Not being there
@@ -252,12 +252,13 @@ impl RedoLog {
         &self.change
     }
 
+    /// The log without its before-images, and where those are.
     fn build(
         change: &WriteSet,
         base: &dyn ReadAt,
         base_leaves: &Leaves,
         meta: &[u8],
-    ) -> Result<Self, RedoError> {
+    ) -> Result<(Self, RangeSet), RedoError> {
         limit("meta", meta.len() as u64, MAX_META as u64)?;
         limit("phases", change.phases.len() as u64, MAX_PHASES as u64)?;
         let covered = change.covered();
@@ -276,13 +277,6 @@ impl RedoLog {
             .rehash(&target, &covered)
             .map_err(RedoError::Base)?;
 
-        let mut before = Vec::new();
-        for r in covered.within(0..change.base_len) {
-            let mut bytes = vec![0; (r.end - r.start) as usize];
-            base.read_exact_at(r.start, &mut bytes)
-                .map_err(RedoError::Base)?;
-            before.push((r.start, bytes));
-        }
         let leaves = touched_leaves(change, &covered)
             .map(|index| LeafRecord {
                 index,
@@ -290,14 +284,15 @@ impl RedoLog {
                 target: target_leaves.get(index).copied().unwrap_or_default(),
             })
             .collect();
-        Ok(Self {
+        let log = Self {
             meta: meta.to_vec(),
             base: base_leaves.generation(),
             target: target_leaves.generation(),
             leaves,
-            before,
+            before: Vec::new(),
             change: change.clone(),
-        })
+        };
+        Ok((log, covered.within(0..change.base_len).collect()))
     }
 }
 

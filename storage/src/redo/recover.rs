@@ -16,7 +16,7 @@ use std::io;
 
 use super::{LeafRecord, Outcome, RedoLog};
 use crate::generation::leaf_range;
-use crate::{Digest, LEAF_SIZE, ReadAt, WriteAt};
+use crate::{Digest, LEAF_SIZE, Payload, ReadAt, WriteAt};
 
 enum Verdict {
     Done,
@@ -26,7 +26,7 @@ enum Verdict {
 }
 
 /// A part of one write: phase, offset inside the leaf, bytes.
-type Piece<'a> = (usize, usize, &'a [u8]);
+type Piece = (usize, usize, Payload);
 
 impl RedoLog {
     /// Finishes the change on `target` if that is the base, the target or a cut of this change;
@@ -89,7 +89,8 @@ impl RedoLog {
                 return Ok(Verdict::Foreign(leaf.index));
             }
             let own = pieces.get(&leaf.index).map_or(&[][..], Vec::as_slice);
-            let Some(explained) = self.explain(leaf, &current, own) else {
+            let own: Vec<_> = own.iter().map(read_piece).collect::<io::Result<_>>()?;
+            let Some(explained) = self.explain(leaf, &current, &own)? else {
                 return Ok(Verdict::Foreign(leaf.index));
             };
             for (possible, explained) in possible.iter_mut().zip(explained) {
@@ -111,16 +112,29 @@ impl RedoLog {
         &self,
         leaf: &LeafRecord,
         current: &[u8],
-        pieces: &[Piece<'_>],
-    ) -> Option<Vec<bool>> {
-        let mut value = current.to_vec();
+        pieces: &[(usize, usize, Vec<u8>)],
+    ) -> io::Result<Option<Vec<bool>>> {
+        let mut base = current.to_vec();
         for (_, at, bytes) in pieces {
-            value.get_mut(*at..)?.get_mut(..bytes.len())?.fill(0);
+            if let Some(part) = base.get_mut(*at..*at + bytes.len()) {
+                part.fill(0);
+            }
         }
-        self.restore_before(leaf.index, &mut value)?;
-        if hash_within(&value, leaf.index, self.base.len) != leaf.base {
-            return None;
+        self.restore_before(leaf.index, &mut base)?;
+        if hash_within(&base, leaf.index, self.base.len) != leaf.base {
+            return Ok(None);
         }
+        Ok(self.phases_that_explain(leaf, current, base, pieces))
+    }
+
+    /// As [`RedoLog::explain`], from the leaf's base bytes on.
+    fn phases_that_explain(
+        &self,
+        leaf: &LeafRecord,
+        current: &[u8],
+        mut value: Vec<u8>,
+        pieces: &[(usize, usize, Vec<u8>)],
+    ) -> Option<Vec<bool>> {
         let mut explained = Vec::with_capacity(self.change.phases.len() + 1);
         let mut rest = pieces;
         let mut equal = current == value;
@@ -136,7 +150,7 @@ impl RedoLog {
             for (_, at, bytes) in mine {
                 let now = current.get(*at..)?.get(..bytes.len())?;
                 let flags = strange.get_mut(*at..)?.get_mut(..bytes.len())?;
-                for ((flag, now), ours) in flags.iter_mut().zip(now).zip(*bytes) {
+                for ((flag, now), ours) in flags.iter_mut().zip(now).zip(bytes) {
                     *flag &= now != ours;
                 }
             }
@@ -154,40 +168,31 @@ impl RedoLog {
     }
 
     /// Puts the before-images that reach into leaf `index` into `value`.
-    fn restore_before(&self, index: u64, value: &mut [u8]) -> Option<()> {
-        let start = index.checked_mul(LEAF_SIZE)?;
+    fn restore_before(&self, index: u64, value: &mut [u8]) -> io::Result<()> {
+        let start = index.saturating_mul(LEAF_SIZE);
         let end = start.saturating_add(LEAF_SIZE);
         let first = self
             .before
-            .partition_point(|(at, b)| at.saturating_add(b.len() as u64) <= start);
-        for (at, bytes) in self
-            .before
-            .get(first..)?
-            .iter()
-            .take_while(|(at, _)| *at < end)
-        {
-            let (to, from) = clip(*at, bytes, start, end)?;
-            value
-                .get_mut(to..)?
-                .get_mut(..from.len())?
-                .copy_from_slice(from);
+            .partition_point(|(at, b)| at.saturating_add(b.len()) <= start);
+        let own = self.before.iter().skip(first);
+        for (at, bytes) in own.take_while(|(at, _)| *at < end) {
+            let (to, from) = clip(*at, bytes, start, end);
+            let room = value.get_mut(to..to + from.len() as usize);
+            from.read_exact_at(0, room.ok_or(io::ErrorKind::InvalidData)?)?;
         }
-        Some(())
+        Ok(())
     }
 
     /// The writes, cut at leaf borders: leaf index -> pieces in the order of writing.
-    fn pieces(&self) -> BTreeMap<u64, Vec<Piece<'_>>> {
-        let mut pieces: BTreeMap<u64, Vec<Piece<'_>>> = BTreeMap::new();
+    fn pieces(&self) -> BTreeMap<u64, Vec<Piece>> {
+        let mut pieces: BTreeMap<u64, Vec<Piece>> = BTreeMap::new();
         for (phase, p) in self.change.phases.iter().enumerate() {
             for (at, bytes) in p.writes.iter().filter(|(_, bytes)| !bytes.is_empty()) {
-                let last = at.saturating_add(bytes.len() as u64 - 1);
+                let last = at.saturating_add(bytes.len() - 1);
                 for leaf in at / LEAF_SIZE..=last / LEAF_SIZE {
                     let start = leaf * LEAF_SIZE;
-                    if let Some((to, from)) =
-                        clip(*at, bytes, start, start.saturating_add(LEAF_SIZE))
-                    {
-                        pieces.entry(leaf).or_default().push((phase, to, from));
-                    }
+                    let (to, from) = clip(*at, bytes, start, start.saturating_add(LEAF_SIZE));
+                    pieces.entry(leaf).or_default().push((phase, to, from));
                 }
             }
         }
@@ -209,11 +214,14 @@ impl RedoLog {
 }
 
 /// The part of `bytes` (at `at` in the file) inside `start..end`, and its offset there.
-fn clip(at: u64, bytes: &[u8], start: u64, end: u64) -> Option<(usize, &[u8])> {
-    let from = usize::try_from(start.saturating_sub(at)).ok()?;
-    let until = usize::try_from(end.checked_sub(at)?).ok()?.min(bytes.len());
-    let to = usize::try_from(at.saturating_sub(start)).ok()?;
-    Some((to, bytes.get(from..until)?))
+fn clip(at: u64, bytes: &Payload, start: u64, end: u64) -> (usize, Payload) {
+    let part = bytes.slice(start.saturating_sub(at)..end.saturating_sub(at));
+    // Inside a leaf.
+    (at.saturating_sub(start).min(LEAF_SIZE) as usize, part)
+}
+
+fn read_piece((phase, at, bytes): &Piece) -> io::Result<(usize, usize, Vec<u8>)> {
+    Ok((*phase, *at, bytes.to_vec()?))
 }
 
 /// The digest of leaf `index` in a file of `len` bytes that holds `leaf` there; zero if the file

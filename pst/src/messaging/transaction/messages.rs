@@ -7,7 +7,7 @@ use super::super::search::Change;
 use super::Transaction;
 use crate::ltp::{PropBag, PropertyContext, TableContext};
 use crate::ndb::NbtEntry;
-use crate::{Bid, Nid, NidType, Result};
+use crate::{Bid, Nid, NidType, PstError, Result};
 
 impl Transaction {
     /// Adds a message to a folder; `nid` is taken if given and free. `associated` messages are
@@ -53,7 +53,7 @@ impl Transaction {
         let old = if self.written.contains(&nid) {
             None
         } else {
-            self.old_message(&entry)
+            self.old_message(&entry)?
         };
         let content = self.build_message(message, old.as_ref())?;
         self.ndb.put_node(nid, folder, &content)?;
@@ -121,16 +121,19 @@ impl Transaction {
         }
         let entry = self.require(nid, kind, "message")?;
         // A message outside any folder is a raw node: it has no row and no counts.
-        self.require_folder(entry.nid_parent)
-            .map_err(|_| not_found("message in a folder", nid))?;
+        self.require_folder(entry.nid_parent).map_err(|e| match e {
+            PstError::NotFound { .. } => not_found("message in a folder", nid),
+            // What cannot be read is not absent.
+            other => other,
+        })?;
         Ok(entry)
     }
 
     /// The version of a message in the base file. A damaged one is no obstacle to replacing it.
-    fn old_message(&self, entry: &NbtEntry) -> Option<OldMessage> {
-        let data = read_message(&self.base, entry.bid_data, entry.bid_sub).ok()?;
-        let attachments = self.attachment_bids(entry).unwrap_or_default();
-        Some(OldMessage { data, attachments })
+    fn old_message(&self, entry: &NbtEntry) -> Result<Option<OldMessage>> {
+        let data = unless_damaged(read_message(&self.base, entry.bid_data, entry.bid_sub))?;
+        let attachments = unless_damaged(self.attachment_bids(entry))?.unwrap_or_default();
+        Ok(data.map(|data| OldMessage { data, attachments }))
     }
 
     fn attachment_bids(&self, entry: &NbtEntry) -> Result<Vec<Option<(Bid, Bid)>>> {
@@ -194,6 +197,15 @@ impl Transaction {
             .row_by_id(nid.0)?
             .map(|row| keep(&row.props))
             .unwrap_or_default())
+    }
+}
+
+/// Nothing for what is damaged. What cannot be read now is an error: the edit would come out otherwise.
+fn unless_damaged<T>(result: Result<T>) -> Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(e @ PstError::Io { .. }) => Err(e),
+        Err(_) => Ok(None),
     }
 }
 

@@ -24,7 +24,7 @@ use super::schema;
 use super::search::{self, Change};
 use super::tags;
 use crate::ltp::{NameMap, NameMapEdit, PropBag, PropName, PropTag, TableContext};
-use crate::ndb::{NbtEntry, Ndb, NdbTransaction, NodeContent};
+use crate::ndb::{EditOptions, NbtEntry, Ndb, NdbTransaction, NodeContent};
 use crate::{Nid, NidType, PstError, Result};
 
 /// Row edits of one table: `Some` cells to set, `None` to delete the row.
@@ -73,7 +73,15 @@ impl Transaction {
     /// # Errors
     /// If the file cannot be read, or cannot be written safely ([`NdbTransaction::begin`]).
     pub fn begin(storage: Arc<dyn ReadAt>) -> Result<Self> {
-        Self::on(Arc::new(Ndb::open(storage)?))
+        Self::begin_with(storage, &EditOptions::default())
+    }
+
+    /// As [`Transaction::begin`], with options: where large values wait, how large the file may grow.
+    ///
+    /// # Errors
+    /// As [`Transaction::begin`].
+    pub fn begin_with(storage: Arc<dyn ReadAt>, options: &EditOptions) -> Result<Self> {
+        Self::on_with(Arc::new(Ndb::open(storage)?), options)
     }
 
     /// Begins a transaction on an open node database. Values that were read from this very `ndb`
@@ -82,8 +90,16 @@ impl Transaction {
     /// # Errors
     /// As [`Transaction::begin`].
     pub fn on(base: Arc<Ndb>) -> Result<Self> {
+        Self::on_with(base, &EditOptions::default())
+    }
+
+    /// As [`Transaction::on`], with options.
+    ///
+    /// # Errors
+    /// As [`Transaction::begin`].
+    pub fn on_with(base: Arc<Ndb>, options: &EditOptions) -> Result<Self> {
         let pst = Pst::from_ndb(Arc::clone(&base))?;
-        let ndb = NdbTransaction::begin(Arc::clone(&base))?;
+        let ndb = NdbTransaction::begin_with(Arc::clone(&base), options)?;
         let names = NameMapEdit::open(&base)?;
         let domain = match base.node(Nid::SEARCH_DOMAIN_OBJECT)? {
             Some(entry) if !entry.bid_data.is_none() => search::parse_domain(
@@ -157,15 +173,11 @@ impl Transaction {
     /// Writes what was gathered and ends the transaction. The write set takes the file from before
     /// to after; its phases must be made durable in order (DESIGN R8).
     ///
-    /// The space taken is held against every page and block of the file first: other writers'
-    /// allocation maps may lie, and mail must not be overwritten for believing them.
-    ///
     /// # Errors
-    /// If a table or property context that must change cannot be read, or the maps lie.
+    /// If a table or property context that must change cannot be read; a limit.
     pub fn finish(mut self) -> Result<WriteSet> {
         self.check_raw()?;
         self.write_gathered()?;
-        self.ndb.verify_space()?;
         self.ndb.finish()
     }
 

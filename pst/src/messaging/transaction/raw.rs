@@ -90,19 +90,23 @@ impl Transaction {
 
     /// Whether a node is a folder that the root folder leads to, or a message in one. Those have rows
     /// and counts that must follow, so they are never handled as raw nodes.
-    fn is_object(&self, entry: &NbtEntry) -> bool {
-        match entry.nid.kind() {
-            NidType::NORMAL_FOLDER => self.ancestors(entry.nid).is_ok(),
-            NidType::NORMAL_MESSAGE | NidType::ASSOC_MESSAGE => {
-                self.ancestors(entry.nid_parent).is_ok()
-            }
-            _ => false,
+    fn is_object(&self, entry: &NbtEntry) -> Result<bool> {
+        let below = match entry.nid.kind() {
+            NidType::NORMAL_FOLDER => entry.nid,
+            NidType::NORMAL_MESSAGE | NidType::ASSOC_MESSAGE => entry.nid_parent,
+            _ => return Ok(false),
+        };
+        match self.ancestors(below) {
+            Ok(_) => Ok(true),
+            // Not known now is not the same as outside of all folders.
+            Err(e @ PstError::Io { .. }) => Err(e),
+            Err(_) => Ok(false),
         }
     }
 
     fn refuse_object(&self, entry: Option<&NbtEntry>) -> Result<()> {
         match entry {
-            Some(entry) if self.is_object(entry) => Err(PstError::Refused(format!(
+            Some(entry) if self.is_object(entry)? => Err(PstError::Refused(format!(
                 "node {} is a folder or a message, not a raw node",
                 entry.nid
             ))),
