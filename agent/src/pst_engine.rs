@@ -17,9 +17,10 @@ const MEMORY: u64 = 32 << 20;
 /// Understands PSTs.
 #[derive(Clone)]
 pub struct PstEngine {
-    options: EditOptions,
+    /// Where what is large waits, and how large a container may grow.
+    pub options: EditOptions,
     /// The most bytes that a package may unpack to.
-    max_unpacked: u64,
+    pub max_unpacked: u64,
 }
 
 impl Default for PstEngine {
@@ -42,15 +43,6 @@ impl PstEngine {
                 ..EditOptions::default()
             },
             ..Self::default()
-        }
-    }
-
-    /// The same, refusing packages that unpack to more than so many bytes.
-    #[must_use]
-    pub fn accepting(self, max_unpacked: u64) -> Self {
-        Self {
-            max_unpacked,
-            ..self
         }
     }
 }

@@ -63,7 +63,10 @@ pub fn agent(command: &AgentCommand, format: Format) -> Outcome {
     runtime.block_on(async {
         let shutdown = signalled().map_err(|e| no_runtime(&e))?;
         let ready = |agent: &Agent| greet(agent, &serve.root, format);
-        let engine = PstEngine::with_scratch(&state_dir).accepting(config.limits.package);
+        let engine = PstEngine {
+            max_unpacked: config.limits.package,
+            ..PstEngine::with_scratch(&state_dir)
+        };
         agent::serve(config, Arc::new(engine), ready, shutdown)
             .await
             .map_err(|e| explain(&e, &serve, &state_dir))
