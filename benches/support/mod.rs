@@ -168,7 +168,7 @@ fn edit(
     let grown = set.base_len..set.target_len;
     let writes = set.phases.iter().flat_map(|p| &p.writes);
     Ok(writes
-        .map(|(at, bytes)| *at..*at + bytes.len() as u64)
+        .map(|(at, bytes)| *at..*at + bytes.len())
         .chain([grown])
         .collect())
 }
