@@ -189,7 +189,7 @@ fn core(c: &mut Criterion) {
 }
 
 /// Reads messages and adds them to a new file in memory; the bytes that this writes.
-fn add_all(source: &Pst, mail: &[pst::Nid]) -> Result<u64> {
+fn add_all(source: &Pst, mail: &[Nid]) -> Result<u64> {
     let empty = pst::create_empty(b"benchmark of add")?;
     let mut tx = pst::messaging::Transaction::begin(Arc::new(storage::MemStorage::from(empty)))?;
     let top = tx.ipm_subtree()?;

@@ -90,8 +90,8 @@ fn applied(base: &[u8], package: &[u8]) -> (Vec<u8>, usize, blake3::Hash) {
         h.update(&(phase.writes.len() as u64).to_le_bytes());
         for (at, bytes) in &phase.writes {
             h.update(&at.to_le_bytes());
-            h.update(&(bytes.len() as u64).to_le_bytes());
-            h.update(bytes);
+            h.update(&bytes.len().to_le_bytes());
+            h.update(&bytes.to_vec().expect("reads"));
         }
     }
     for (from, to) in &applied.nid_map {

@@ -1,8 +1,8 @@
 //! The `apply` target: a change list with its carrier, bent, against a small base.
 //!
-//! The digest over a package would stop every mutation at the door, so the body makes it right. An input
-//! begins with a mode: 0, what follows is a package without its digest; else, what follows is a list of
-//! edits of a real package, so that a few bytes reach far into its carrier.
+//! An input begins with a mode: 0, what follows is a package as it travels, without its digest, which is
+//! made right; else, what follows is a list of edits of a real package's list and carrier, so that a few
+//! bytes reach far into them without breaking the compressed frame.
 
 use std::sync::{Arc, OnceLock};
 
@@ -12,18 +12,25 @@ use pst::ltp::{PropBag, PropValue};
 use pst::messaging::{Transaction, tags};
 use pst::{Nid, NidType, Pst};
 use storage::{MemStorage, ReadAt};
-use sync::{Package, compare, compile};
+use sync::{Carrier, Envelope, Package, compare, compile};
 
 use super::seeds::{attachment, message, nids, recipient, store};
 
 /// Bytes of the digest at the end of a package.
 const DIGEST: usize = 32;
-/// Where a package says how long its record is.
+/// Where a package of format version 1 says how long its record is.
 const LENGTH: std::ops::Range<usize> = 8..16;
 
-/// A package against [`store`] with every kind of entry, without its digest.
-fn real() -> &'static [u8] {
-    static REAL: OnceLock<Vec<u8>> = OnceLock::new();
+/// A package taken apart: its encoded list and its carrier.
+struct Real {
+    sealed: Vec<u8>,
+    list: Vec<u8>,
+    image: Vec<u8>,
+}
+
+/// A package against [`store`] with every kind of entry.
+fn real() -> &'static Real {
+    static REAL: OnceLock<Real> = OnceLock::new();
     REAL.get_or_init(|| {
         let file = Arc::new(MemStorage::from(store().to_vec()));
         let mut tx = Transaction::begin(Arc::clone(&file) as Arc<dyn ReadAt>).expect("begins");
@@ -60,15 +67,23 @@ fn real() -> &'static [u8] {
             (c, source)
         });
         let package = compile(&new, changes.collect()).expect("compiles");
-        let mut bytes = package.encode().expect("encodes");
-        bytes.truncate(bytes.len() - DIGEST);
-        bytes
+        let mut sealed = package.encode().expect("encodes");
+        let Envelope { list, carrier, .. } = Envelope::open(&sealed).expect("opens");
+        let unfolded = carrier.unfold().expect("unfolds");
+        let mut image = vec![0; usize::try_from(unfolded.len().expect("a length")).expect("small")];
+        unfolded.read_exact_at(0, &mut image).expect("reads");
+        sealed.truncate(sealed.len() - DIGEST);
+        Real {
+            sealed,
+            list,
+            image,
+        }
     })
 }
 
-/// A package with its length and digest made right.
+/// A package with its digest, and in version 1 its length, made right.
 fn closed(mut bytes: Vec<u8>) -> Vec<u8> {
-    if bytes.len() >= LENGTH.end {
+    if bytes.len() >= LENGTH.end && bytes[4] == 1 {
         let record = (bytes.len() - LENGTH.end) as u64;
         bytes[LENGTH].copy_from_slice(&record.to_le_bytes());
     }
@@ -95,12 +110,21 @@ pub fn apply(data: &[u8]) {
     let Some((mode, rest)) = data.split_first() else {
         return;
     };
-    let bytes = if *mode == 0 {
-        rest.to_vec()
+    let package = if *mode == 0 {
+        Package::decode(&closed(rest.to_vec()))
     } else {
-        edited(real().to_vec(), rest)
+        let real = real();
+        let mut bytes = edited([&real.list[..], &real.image[..]].concat(), rest);
+        let image = MemStorage::from(bytes.split_off(real.list.len()));
+        let carrier = Carrier::of(&image).expect("reads");
+        Envelope {
+            apply_version: sync::APPLY_VERSION,
+            list: bytes,
+            carrier,
+        }
+        .package()
     };
-    let Ok(package) = Package::decode(&closed(bytes)) else {
+    let Ok(package) = package else {
         return;
     };
     let Ok(applied) = sync::apply(super::memory(store()), &package) else {
@@ -141,7 +165,7 @@ pub fn apply(data: &[u8]) {
 
 pub fn seeds() -> Vec<(String, Vec<u8>)> {
     let mut whole = vec![0];
-    whole.extend_from_slice(real());
+    whole.extend_from_slice(&real().sealed);
     vec![
         ("package".to_owned(), whole),
         ("unedited".to_owned(), vec![1]),

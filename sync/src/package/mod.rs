@@ -107,22 +107,7 @@ impl Package {
         if bytes.starts_with(MAGIC) && bytes.get(4) == Some(&v1::VERSION) {
             return v1::decode(bytes);
         }
-        let Envelope {
-            apply_version,
-            list,
-            carrier,
-        } = Envelope::open_within(bytes, limit)?;
-        let config = bincode::config::legacy().with_limit::<MAX_LIST>();
-        let (changes, used) = bincode::decode_from_slice(&list, config)
-            .map_err(|e| SyncError::package("list", e.to_string()))?;
-        if used != list.len() {
-            return Err(SyncError::package("list", "trailing bytes"));
-        }
-        Ok(Self {
-            apply_version,
-            changes,
-            carrier,
-        })
+        Envelope::open_within(bytes, limit)?.package()
     }
 }
 
@@ -154,6 +139,24 @@ impl Envelope {
         let digest = blake3::hash(&out);
         out.extend_from_slice(digest.as_bytes());
         Ok(out)
+    }
+
+    /// Decodes the list.
+    ///
+    /// # Errors
+    /// [`SyncError::Package`] for bytes that are not one list, or more.
+    pub fn package(self) -> Result<Package> {
+        let config = bincode::config::legacy().with_limit::<MAX_LIST>();
+        let (changes, used) = bincode::decode_from_slice(&self.list, config)
+            .map_err(|e| SyncError::package("list", e.to_string()))?;
+        if used != self.list.len() {
+            return Err(SyncError::package("list", "trailing bytes"));
+        }
+        Ok(Package {
+            apply_version: self.apply_version,
+            changes,
+            carrier: self.carrier,
+        })
     }
 
     fn squeeze(&self, out: Vec<u8>, image: u64) -> io::Result<Vec<u8>> {
