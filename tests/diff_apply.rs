@@ -173,7 +173,12 @@ fn check_pair(name: &str, old: &[u8], new: &[u8], versions: bool) -> Outcome {
         "{name}: applying twice changes nothing"
     );
     // Whole objects say the same as patches.
-    assert_eq!(dumped(&applied(old, &whole).0), want, "{name}: whole");
+    let mut same = dumped(&applied(old, &whole).0);
+    if !versions {
+        same.iter_mut()
+            .for_each(|line| *line = without_counts(line));
+    }
+    assert!(same == want, "{name}: whole objects say something else");
     println!(
         "{name}: {:?}, {} bytes; {} with whole objects",
         Counts::of(&changes),

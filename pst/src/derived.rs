@@ -123,8 +123,8 @@ pub const fn is_derived_prop(place: Place, id: u16) -> bool {
 /// Whether a cell of a contents table is content although the message itself has no such property, by
 /// its whole tag ([MS-PST] 2.5.3.1).
 ///
-/// The rule: PidTagMessageStatus, which lives in the row alone (SPGET_MSGSTATUS), is part of the message
-/// where it is not 0. Everything else that rows hold and messages do not is not mail: row bookkeeping;
+/// The rule: PidTagMessageStatus is the row's (SPGET_MSGSTATUS), and part of the message where it is not 0;
+/// one that the message itself carries is what a new row begins with. Everything else that rows hold and messages do not is not mail: row bookkeeping;
 /// PidTagRepl* and an OST's replication state (PidTagChangeKey, PidTagPredecessorChangeList, 0x6612,
 /// 0x6623, 0x6628, PidTagLastModificationTime of a server's copy); PidTagConversationId, which follows
 /// from index and topic ([MS-OXOMSG] 2.2.1.2); copies that lag behind (PidTagMessageSize).

@@ -171,14 +171,13 @@ impl Record {
         }
     }
 
-    /// Sets the cells of a message's row; those that the message says itself, its row only repeats.
+    /// Sets the cells of a message's row, except those that only repeat what the message says itself.
     ///
     /// # Errors
     /// If a streamed value cannot be read.
     pub fn lay_cells(&mut self, cells: &PropBag) -> Result<()> {
         let mut cells = canon_cells(cells)?;
-        let said = |key: &CanonKey| self.props.binary_search_by(|p| p.key.cmp(key)).is_ok();
-        cells.retain(|c| !said(&c.key));
+        cells.retain(|c| self.props.binary_search(c).is_err());
         self.cells = cells;
         Ok(())
     }

@@ -43,7 +43,10 @@ impl Transaction {
         } else {
             self.base.clone()
         };
-        let props = PropertyContext::open(&ndb, entry.bid_data, entry.bid_sub)?.bag()?;
+        let mut props = PropertyContext::open(&ndb, entry.bid_data, entry.bid_sub)?.bag()?;
+        if kept.i32(tags::MESSAGE_STATUS).is_some_and(|n| n != 0) {
+            props.remove(tags::MESSAGE_STATUS);
+        }
         self.set_row(folder, nid, &props, &kept)
     }
 }

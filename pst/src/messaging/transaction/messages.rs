@@ -5,6 +5,7 @@ use super::super::read::{MessageData, not_found, read_message};
 use super::super::row_cells::cells;
 use super::super::schema::is_table_only;
 use super::super::search::Change;
+use super::super::tags;
 use super::Transaction;
 use crate::ltp::{PropBag, PropertyContext, TableContext};
 use crate::ndb::NbtEntry;
@@ -159,7 +160,14 @@ impl Transaction {
     ) -> Result<()> {
         let columns = self.columns(table_of(folder, nid))?;
         let mut row = cells(kept, &columns);
+        let status = row.get(tags::MESSAGE_STATUS).cloned();
         row.extend(cells(props, &columns));
+        // The row's status is its own; a message that carries none, or 0, does not take it back.
+        if let Some(status) = status
+            && row.i32(tags::MESSAGE_STATUS).is_none_or(|n| n == 0)
+        {
+            row.insert(status);
+        }
         self.rows(folder, nid).insert(nid.0, Some(row));
         Ok(())
     }
