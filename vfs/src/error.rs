@@ -71,8 +71,20 @@ pub enum Error {
         /// What was found.
         what: String,
     },
-    /// Another process uses this state directory.
-    #[error("the state directory is in use by another process: {0}")]
+    /// The state directory was written by a later version of this program.
+    #[error(
+        "{file} was written by a later version of this program (schema {found}, known: {known})"
+    )]
+    Newer {
+        /// File in the state directory.
+        file: String,
+        /// Its version.
+        found: u32,
+        /// The latest version that this program knows.
+        known: u32,
+    },
+    /// Another process, or another host, uses this state directory.
+    #[error("the state directory is in use: {0}")]
     Locked(String),
     /// Anything else the operating system said.
     #[error("{context}: {source}")]

@@ -48,9 +48,11 @@ fn errno(e: &Error) -> Errno {
         Error::Busy(_) => Errno::EBUSY,
         Error::NotCached(_) => Errno::ENETUNREACH,
         Error::ShareChanged(_) => Errno::ESTALE,
-        Error::Link(_) | Error::Poisoned(_) | Error::Damaged { .. } | Error::Locked(_) => {
-            Errno::EIO
-        }
+        Error::Link(_)
+        | Error::Poisoned(_)
+        | Error::Damaged { .. }
+        | Error::Newer { .. }
+        | Error::Locked(_) => Errno::EIO,
         Error::Io { source, .. } => source.raw_os_error().map_or(Errno::EIO, Errno::from_i32),
     }
 }

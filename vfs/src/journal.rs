@@ -31,7 +31,8 @@ use record::Record;
 use store::JournalStore;
 
 const MAGIC: [u8; 8] = *b"PSTSYNCJ";
-const VERSION: u32 = 1;
+/// Version of the segments written. All up to it are read; newer ones are refused, never dropped.
+const VERSION: u32 = 2;
 const HEADER: u64 = 64;
 const FRAME: u64 = 16;
 /// Largest payload of one write record; longer writes are split.
@@ -50,6 +51,8 @@ pub struct Journal {
 
 struct Append {
     current: Option<Arc<dyn WriteAt>>,
+    current_seq: u64,
+    /// The last number used.
     seq: u64,
     pos: u64,
     cap: u64,
@@ -96,6 +99,14 @@ impl Journal {
             .list()
             .map_err(|e| Error::from_io("listing the journal", e))?;
         let heads = read_heads(&*store, &seqs)?;
+        // What was released may be back after a power cut, with gaps: nothing there is needed.
+        let needed = heads.iter().rposition(|h| h.first <= after + 1);
+        let (old, heads) = heads.split_at(needed.unwrap_or(0));
+        for head in old {
+            store
+                .remove(head.seq)
+                .map_err(|e| Error::from_io("dropping released segments", e))?;
+        }
         let mut known = heads.iter().map(|h| h.durable).fold(known, u64::max);
         let mut next: Option<u64> = None;
         let mut kept = VecDeque::new();
@@ -164,6 +175,7 @@ impl Journal {
             segment_len: segment_len.max(HEADER + FRAME + 64),
             append: Mutex::new(Append {
                 current: None,
+                current_seq: 0,
                 seq,
                 pos: 0,
                 cap: 0,
@@ -245,7 +257,7 @@ impl Journal {
             self.roll(a, padded)?;
         }
         let lsn = a.next_lsn;
-        seal(frame, a.seq, lsn);
+        seal(frame, a.current_seq, lsn);
         frame.resize(padded as usize, 0);
         let Some(file) = &a.current else {
             return Err(Error::Invalid("journal has no segment"));
@@ -261,12 +273,15 @@ impl Journal {
     fn roll(&self, a: &mut Append, need: u64) -> Result<()> {
         let cap = self.segment_len.max(HEADER + need);
         let seq = a.seq + 1;
+        // A number is never used twice, also where what was begun cannot be removed again.
+        a.seq = seq;
         let context = "adding a segment to the journal";
         let file = self
             .store
             .create(seq, cap)
             .map_err(|e| Error::from_io(context, e))?;
         let head = Head {
+            version: VERSION,
             seq,
             first: a.next_lsn,
             durable: relock(&self.sync).durable,
@@ -278,7 +293,7 @@ impl Journal {
         a.full.extend(a.current.replace(file));
         a.names = true;
         a.segments.push_back((seq, a.next_lsn));
-        (a.seq, a.pos, a.cap) = (seq, HEADER, cap);
+        (a.current_seq, a.pos, a.cap) = (seq, HEADER, cap);
         Ok(())
     }
 
@@ -420,6 +435,12 @@ impl Journal {
         Ok(())
     }
 
+    /// Whether bytes were written directly to this cache file that no flush has covered yet.
+    #[must_use]
+    pub fn awaits(&self, id: u64) -> bool {
+        relock(&self.append).direct.contains_key(&id)
+    }
+
     /// Prepares the next segment ahead of need.
     pub fn prepare(&self) {
         if let Err(e) = self.store.prepare(self.segment_len) {
@@ -429,6 +450,7 @@ impl Journal {
 }
 
 struct Head {
+    version: u32,
     seq: u64,
     first: u64,
     durable: u64,
@@ -443,7 +465,7 @@ impl Head {
             }
         };
         put(0, &MAGIC);
-        put(8, &VERSION.to_le_bytes());
+        put(8, &self.version.to_le_bytes());
         put(16, &self.seq.to_le_bytes());
         put(24, &self.first.to_le_bytes());
         put(32, &self.durable.to_le_bytes());
@@ -458,6 +480,7 @@ impl Head {
     fn decode(bytes: &[u8], seq: u64) -> Option<Self> {
         let bytes: &[u8; HEADER as usize] = bytes.get(..HEADER as usize)?.try_into().ok()?;
         let head = Head {
+            version: u32_at(bytes, 8)?,
             seq: u64_at(bytes, 16)?,
             first: u64_at(bytes, 24)?,
             durable: u64_at(bytes, 32)?,
@@ -527,6 +550,13 @@ fn read_heads(store: &dyn JournalStore, seqs: &[u64]) -> Result<Vec<Head>> {
         let mut bytes = [0; HEADER as usize];
         let read = file.read_exact_at(0, &mut bytes);
         match (read, Head::decode(&bytes, seq)) {
+            (Ok(()), Some(head)) if head.version > VERSION => {
+                return Err(Error::Newer {
+                    file: store::name_of(seq),
+                    found: head.version,
+                    known: VERSION,
+                });
+            }
             (Ok(()), Some(head)) => heads.push(head),
             (Err(e), _) if e.kind() != io::ErrorKind::UnexpectedEof => {
                 return Err(Error::from_io(store::name_of(seq), e));

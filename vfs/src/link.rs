@@ -8,7 +8,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, mpsc};
 use std::time::Duration;
 
@@ -102,6 +102,7 @@ pub struct Link {
     budget: Duration,
     suspect: Arc<AtomicBool>,
     probing: Arc<AtomicBool>,
+    calls: AtomicU64,
 }
 
 /// Counts calls that were left behind and may still take effect on the share.
@@ -126,6 +127,7 @@ impl Link {
             budget,
             suspect: Arc::default(),
             probing: Arc::default(),
+            calls: AtomicU64::new(0),
         }
     }
 
@@ -133,6 +135,12 @@ impl Link {
     #[must_use]
     pub fn budget(&self) -> Duration {
         self.budget
+    }
+
+    /// Calls so far: by how much it rises says whether the link is in use.
+    #[must_use]
+    pub fn calls(&self) -> u64 {
+        self.calls.load(Ordering::Relaxed)
     }
 
     /// Whether calls are answered, as far as we know.
@@ -169,6 +177,7 @@ impl Link {
             self.start_probe();
             return Err(Error::Link(format!("{context}: the share does not answer")));
         }
+        self.calls.fetch_add(1, Ordering::Relaxed);
         let (tx, rx) = mpsc::sync_channel(1);
         let share = self.share.clone();
         let counter = doubt.0.clone();

@@ -59,7 +59,7 @@ pub(crate) struct Tree {
     /// Owner of a place on the share, where that is not its place here.
     places: HashMap<(u64, String), u64>,
     /// Cache files to be removed once the metadata no longer speaks of them.
-    doomed: Vec<u64>,
+    pub doomed: Vec<u64>,
 }
 
 pub(crate) fn is_fresh(at: Option<Instant>, life: Duration) -> bool {

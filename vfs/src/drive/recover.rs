@@ -4,8 +4,11 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
-use super::{Bell, Drive, DriveConfig, Space, now};
+use super::fill::Pace;
+use super::room::Space;
+use super::{Bell, Drive, DriveConfig, now};
 use crate::cache::{Meta, StateDir};
+use crate::disk::RealDisk;
 use crate::error::{Error, Result};
 use crate::file::{FileNode, FileState};
 use crate::journal::Journal;
@@ -23,9 +26,16 @@ impl Drive {
     /// # Errors
     /// [`Error::Locked`], [`Error::Damaged`], what the file system says.
     pub fn open(config: DriveConfig) -> Result<Arc<Self>> {
-        let dir = StateDir::open(&config.state_dir)?;
+        let disk = match config.disk {
+            Some(disk) => disk,
+            None => Arc::new(
+                RealDisk::open(&config.state_dir)
+                    .map_err(|e| Error::from_io(config.state_dir.display().to_string(), e))?,
+            ),
+        };
+        let dir = StateDir::open(disk, config.removable.as_ref())?;
         let meta = dir.read_meta()?.unwrap_or_default();
-        let store = DirStore::open(dir.journal_dir())
+        let store = DirStore::open(dir.disk().clone())
             .map_err(|e| Error::from_io("opening the journal", e))?;
         let mut recovery = Recovery::new(&dir, &meta)?;
         let journal = Journal::open(
@@ -40,6 +50,8 @@ impl Drive {
         dir.remove_stray_data(|id| tree.nodes.contains_key(&id))?;
 
         let background = config.background;
+        let containers = Patterns::new(&config.containers);
+        let data_lsn = meta.data_lsn;
         let drive = Arc::new(Self {
             link: Link::new(config.share, config.stall_budget),
             dir,
@@ -48,16 +60,17 @@ impl Drive {
             handles: RwLock::default(),
             next_handle: AtomicU64::new(1),
             state: AtomicU8::new(config.state as u8),
-            containers: Patterns::new(&config.containers),
             flush_budget: config.flush_budget,
             attr_life: config.attr_life,
             direct_append: config.direct_append.max(1),
             validator: config.validator,
-            space: Space {
-                ask: config.available,
-                reserve: config.reserve,
-                grant: AtomicU64::new(0),
-            },
+            pins: config
+                .pins
+                .map_or_else(|| containers.clone(), |p| Patterns::new(&p)),
+            containers,
+            space: Space::new(config.available, config.reserve, config.cache_size),
+            pace: Pace::new(config.fill_rate),
+            data_lsn: AtomicU64::new(data_lsn),
             unwritten: AtomicU64::new(unwritten),
             unwritten_limit: config.unwritten_limit.max(1),
             checkpoint: Mutex::default(),
@@ -66,6 +79,9 @@ impl Drive {
             bell: Arc::new(Bell::default()),
             listeners: Mutex::default(),
         });
+        if let (true, Some(owner)) = (background, drive.dir.owner()) {
+            spawn("drive-beat", &drive, owner.interval(), Drive::beat)?;
+        }
         if background {
             drive.bell.want_fill.store(true, Ordering::SeqCst);
             spawn(
@@ -107,7 +123,7 @@ fn spawn(name: &str, drive: &Arc<Drive>, every: Duration, work: fn(&Drive)) -> R
 ///
 /// Two rules make this idempotent. Effects on standing (size, what is dirty, the tree) apply when
 /// the record is younger than what the metadata already holds of that very file or tree; bytes
-/// apply when the record is younger than the last finished checkpoint.
+/// apply when the record is younger than the last finished checkpoint (of that file).
 struct Recovery<'a> {
     dir: &'a StateDir,
     data_lsn: u64,
@@ -158,7 +174,6 @@ impl<'a> Recovery<'a> {
     }
 
     fn replay(&mut self, lsn: u64, record: Record<'_>) -> Result<()> {
-        let bytes = lsn > self.data_lsn;
         match record {
             Record::Write {
                 file,
@@ -168,7 +183,7 @@ impl<'a> Recovery<'a> {
             } => {
                 if let Some(f) = self.file(file)? {
                     let mut st = f.write();
-                    if bytes {
+                    if lsn > self.data_lsn.max(st.data_lsn) {
                         st.unwritten.write(offset, data, lsn);
                     }
                     if lsn > st.lsn {
@@ -177,12 +192,12 @@ impl<'a> Recovery<'a> {
                 }
                 Ok(())
             }
-            Record::Meta(meta) => self.replay_meta(lsn, meta, bytes),
+            Record::Meta(meta) => self.replay_meta(lsn, meta),
             Record::Synced { .. } => Ok(()),
         }
     }
 
-    fn replay_meta(&mut self, lsn: u64, record: MetaRecord, bytes: bool) -> Result<()> {
+    fn replay_meta(&mut self, lsn: u64, record: MetaRecord) -> Result<()> {
         use MetaRecord as M;
         match record {
             M::Adopt(node) => {
@@ -221,6 +236,7 @@ impl<'a> Recovery<'a> {
         };
         let mut st = file.write();
         let fresh = lsn > st.lsn;
+        let bytes = lsn > self.data_lsn.max(st.data_lsn);
         match record {
             M::Truncate { size, time, .. } => {
                 if bytes {
@@ -255,6 +271,9 @@ impl<'a> Recovery<'a> {
                     st.valid.insert(from..range.end);
                 }
                 st.note_online_write(range.clone(), lsn);
+                if !teed {
+                    st.valid.remove(range.clone());
+                }
                 if there || !teed {
                     st.size = st.size.max(range.end);
                 }
@@ -296,6 +315,14 @@ impl<'a> Recovery<'a> {
                 st.lsn = lsn;
             }
             M::PushDone { epoch, stamp, .. } if fresh => st.note_pushed(epoch, stamp, lsn),
+            M::Evicted { .. } => {
+                if bytes {
+                    st.unwritten.clear();
+                }
+                if fresh {
+                    st.note_evicted(lsn);
+                }
+            }
             _ => {}
         }
         Ok(())
@@ -361,6 +388,7 @@ fn file_of(record: &MetaRecord) -> u64 {
         | M::Sequence { file, .. }
         | M::Settled { file, .. }
         | M::PushBegin { file, .. }
+        | M::Evicted { file }
         | M::PushDone { file, .. } => *file,
         M::Adopt(node) => node.id,
         M::Placed { id, .. } => *id,

@@ -58,7 +58,8 @@ impl Drive {
                     }
                     if file.read().unwritten.is_empty() {
                         let mut st = file.write();
-                        st.tee = self.is_container(&path) || st.fully_cached();
+                        st.tee =
+                            self.is_container(&path) || self.is_pinned(&path) || st.fully_cached();
                         return Ok(Binding::Share(share_file, writable));
                     }
                 }
@@ -238,10 +239,11 @@ impl Drive {
                 share_file.stamp()
             })?;
         if teed {
-            file.data.sync().map_err(|e| {
-                self.journal.poison(&format!("flush of a cache file: {e}"));
-                Error::from_io("flushing a cache file", e)
-            })?;
+            // The share has it: a copy that cannot be made durable is worth nothing, no more.
+            if let Err(error) = file.data.sync() {
+                tracing::error!(%error, path = context, "its copy in the cache is given up");
+                self.give_up_copy(file, &mut file.write());
+            }
         }
         // `io` keeps writers out, so what was flushed is all that was passed through.
         let mut st = file.write();

@@ -228,6 +228,11 @@ pub enum MetaRecord {
         /// The share's file.
         stamp: Stamp,
     },
+    /// The cache gave up its (clean) bytes of the file.
+    Evicted {
+        /// The file's node.
+        file: u64,
+    },
 }
 
 const WRITE: u8 = 1;

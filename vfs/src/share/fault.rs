@@ -10,6 +10,8 @@ use super::{Attr, Entry, SetAttr, Share, ShareFile, Statfs};
 pub enum Fault {
     /// Fails with this kind, without having done anything.
     Fail(io::ErrorKind),
+    /// Fails with this error number of the system, without having done anything.
+    Errno(i32),
     /// Does its work, then fails with this kind: the answer was lost.
     FailAfter(io::ErrorKind),
     /// Blocks until [`FaultControl::release`], then does its work.
@@ -81,7 +83,7 @@ impl FaultControl {
         self.plan().hanging
     }
 
-    fn run<T>(&self, path: &str, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    pub(crate) fn run<T>(&self, path: &str, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         let mut plan = self.plan();
         plan.calls += 1;
         let calls = plan.calls;
@@ -99,6 +101,7 @@ impl FaultControl {
                 work()
             }
             Some(Fault::Fail(kind)) => Err(kind.into()),
+            Some(Fault::Errno(code)) => Err(io::Error::from_raw_os_error(code)),
             Some(Fault::FailAfter(kind)) => {
                 drop(plan);
                 work()?;
