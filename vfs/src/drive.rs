@@ -180,6 +180,8 @@ pub struct Drive {
     /// Bytes in all overlays.
     pub(crate) unwritten: AtomicU64,
     unwritten_limit: u64,
+    /// Bytes written directly to cache files since the last checkpoint.
+    direct: AtomicU64,
     /// Held during a checkpoint.
     checkpoint: Mutex<()>,
     /// Held while pending changes are brought to the share.

@@ -133,6 +133,8 @@ pub(crate) struct FileState {
     pub data_lsn: u64,
     /// When it was last opened or closed, nanoseconds since 1970.
     pub used: i64,
+    /// The last record whose bytes went to the cache file directly.
+    pub direct: u64,
 
     pub unwritten: Unwritten,
     pub binding: Option<Binding>,
@@ -201,6 +203,7 @@ impl FileState {
             lsn: m.lsn,
             data_lsn: m.data_lsn,
             used: m.used,
+            direct: 0,
             unwritten: Unwritten::default(),
             binding: None,
             opens: 0,

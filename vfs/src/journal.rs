@@ -71,6 +71,8 @@ struct Append {
 
 struct Sync {
     durable: u64,
+    /// Durable, and the journal says so.
+    marked: u64,
     running: bool,
     poison: Option<String>,
 }
@@ -83,6 +85,10 @@ fn relock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Journal {
     /// Opens the journal in `store`, handing every record after `after` in order to `replay`.
     ///
+    /// `replay` is told whether the record is known to have been flushed. If it is not, `replay` may
+    /// find that bytes written beside the journal did not survive, and answer `false`: the journal
+    /// ends before that record.
+    ///
     /// `after` is the LSN below which the caller needs nothing (0 for all). `known` is an LSN the
     /// caller knows to be durable (from its metadata): damage up to it is an error.
     ///
@@ -93,7 +99,7 @@ impl Journal {
         segment_len: u64,
         after: u64,
         known: u64,
-        mut replay: impl FnMut(u64, Record<'_>) -> Result<()>,
+        mut replay: impl FnMut(u64, Record<'_>, bool) -> Result<bool>,
     ) -> Result<Self> {
         let seqs = store
             .list()
@@ -108,36 +114,46 @@ impl Journal {
                 .map_err(|e| Error::from_io("dropping released segments", e))?;
         }
         let mut known = heads.iter().map(|h| h.durable).fold(known, u64::max);
+        // First what is known to be durable: marks lie behind what they speak of.
         let mut next: Option<u64> = None;
-        let mut kept = VecDeque::new();
-        let mut drop_from = heads.len();
-        for (i, head) in heads.iter().enumerate() {
+        let mut fit = Vec::new();
+        for head in heads {
             // The first may begin earlier than what is needed, never later.
-            let fits = next.map_or(head.first <= after + 1, |n| head.first == n);
-            if !fits {
-                drop_from = i;
+            if !next.map_or(head.first <= after + 1, |n| head.first == n) {
                 break;
             }
+            let bytes = read_all(&*open_segment(&*store, head.seq)?, head.seq)?;
+            let frames = Frames::new(&bytes, head);
+            next = Some(frames.fold(head.first, |lsn, (_, body)| {
+                if let Ok(Record::Synced { through }) = Record::decode(body) {
+                    known = known.max(through);
+                }
+                lsn + 1
+            }));
+            fit.push(head);
+        }
+        let mut kept = VecDeque::new();
+        let mut next: Option<u64> = None;
+        'segments: for head in fit {
             let file = open_segment(&*store, head.seq)?;
             let bytes = read_all(&*file, head.seq)?;
             let mut lsn = head.first;
-            let mut pos = HEADER;
-            while let Some((body, step)) = frame_at(&bytes, pos, head.seq, lsn) {
+            kept.push_back((head.seq, head.first));
+            for (pos, body) in Frames::new(&bytes, head) {
                 let record = Record::decode(body).map_err(|what| Error::Damaged {
                     file: store::name_of(head.seq),
                     offset: pos,
                     what,
                 })?;
-                if let Record::Synced { through } = record {
-                    known = known.max(through);
-                }
-                if lsn > after {
-                    replay(lsn, record)?;
+                if lsn > after && !replay(lsn, record, lsn <= known)? {
+                    // Here the log ends, also for whoever reads it next.
+                    file.write_all_at(pos, &[0; FRAME as usize])
+                        .map_err(|e| Error::from_io("ending the journal", e))?;
+                    next = Some(lsn);
+                    break 'segments;
                 }
                 lsn += 1;
-                pos += step;
             }
-            kept.push_back((head.seq, head.first));
             next = Some(lsn);
         }
         let next_lsn = next.unwrap_or(0).max(after + 1);
@@ -153,7 +169,7 @@ impl Journal {
             });
         }
         // Records behind a gap were never flushed (their flush would have flushed the gap too).
-        for head in heads.get(drop_from..).unwrap_or(&[]) {
+        for head in heads.get(kept.len()..).unwrap_or(&[]) {
             store
                 .remove(head.seq)
                 .map_err(|e| Error::from_io("dropping a torn tail", e))?;
@@ -189,6 +205,7 @@ impl Journal {
             }),
             sync: Mutex::new(Sync {
                 durable: next_lsn - 1,
+                marked: known,
                 running: false,
                 poison: None,
             }),
@@ -435,6 +452,33 @@ impl Journal {
         Ok(())
     }
 
+    /// Makes the journal say, durably, that all that is durable is so: before a cache file is
+    /// touched in any way that a replay could take for a loss.
+    ///
+    /// # Errors
+    /// As [`Journal::append`] and [`Journal::sync`].
+    pub fn mark(&self) -> Result<()> {
+        let (through, marked) = {
+            let s = relock(&self.sync);
+            (s.durable, s.marked)
+        };
+        if marked >= through {
+            return Ok(());
+        }
+        let lsn = self.append(&Record::Synced { through })?;
+        self.sync(lsn)?;
+        let mut s = relock(&self.sync);
+        // The mark itself needs none: nothing but the journal holds it.
+        s.marked = s.marked.max(through);
+        Ok(())
+    }
+
+    /// LSN through which the journal says that all is durable.
+    #[must_use]
+    pub fn marked(&self) -> u64 {
+        relock(&self.sync).marked
+    }
+
     /// Whether bytes were written directly to this cache file that no flush has covered yet.
     #[must_use]
     pub fn awaits(&self, id: u64) -> bool {
@@ -520,6 +564,37 @@ fn seal(frame: &mut [u8], seq: u64, lsn: u64) {
         .chain(lsn.to_le_bytes());
     for (to, from) in head.iter_mut().zip(fields) {
         *to = from;
+    }
+}
+
+/// The frames of a segment: (position, body).
+struct Frames<'a> {
+    bytes: &'a [u8],
+    seq: u64,
+    lsn: u64,
+    pos: u64,
+}
+
+impl<'a> Frames<'a> {
+    fn new(bytes: &'a [u8], head: &Head) -> Self {
+        Self {
+            bytes,
+            seq: head.seq,
+            lsn: head.first,
+            pos: HEADER,
+        }
+    }
+}
+
+impl<'a> Iterator for Frames<'a> {
+    type Item = (u64, &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let at = self.pos;
+        let (body, step) = frame_at(self.bytes, at, self.seq, self.lsn)?;
+        self.lsn += 1;
+        self.pos += step;
+        Some((at, body))
     }
 }
 

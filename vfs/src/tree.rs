@@ -586,10 +586,8 @@ impl Tree {
 fn keeps(node: &Node) -> bool {
     node.file.as_ref().is_some_and(|f| {
         let st = f.read();
-        st.is_dirty()
-            || !st.attached
-            || st.opens > 0
-            || st.exclusive
-            || !st.online_written.is_empty()
+        // What was passed through and not flushed is the share's: a file that it no longer has is
+        // gone with it.
+        st.is_dirty() || !st.attached || st.opens > 0 || st.exclusive
     })
 }

@@ -21,7 +21,6 @@ use super::Drive;
 use crate::cache::Meta;
 use crate::error::{Error, Result};
 use crate::file::FileNode;
-use crate::journal::record::Record;
 use crate::unwritten::Batch;
 
 struct Job {
@@ -63,9 +62,9 @@ impl Drive {
                 });
             }
         }
-        if jobs.iter().any(|j| !j.batch.is_empty()) {
-            let mark = self.journal.append(&Record::Synced { through })?;
-            self.journal.sync(mark)?;
+        let direct = self.direct.swap(0, Ordering::SeqCst);
+        if direct > 0 || jobs.iter().any(|j| !j.batch.is_empty()) {
+            self.journal.mark()?;
         }
         let mut first = Ok(());
         let mut failed = BTreeSet::new();
@@ -108,6 +107,18 @@ impl Drive {
             self.dir.remove_data(file);
         }
         first
+    }
+
+    /// Before anything but the journal's own writes touches a cache file: appends that went there
+    /// directly are durable, and the journal says so. Else a replay would take what is done to
+    /// these bytes for their loss.
+    pub(crate) fn settle_direct(&self, file: &FileNode) -> Result<()> {
+        let lsn = file.read().direct;
+        if lsn > self.journal.marked() {
+            self.journal.sync(lsn)?;
+            self.journal.mark()?;
+        }
+        Ok(())
     }
 
     /// Flushes a cache file. The first flush that fails is the last: the file takes no more writes.

@@ -151,6 +151,8 @@ impl Drive {
             self.flip(h.node, &h.file, e)?;
         }
         let lsn = h.file.read().lsn;
+        // With its name, as programs expect of local disks: also where nothing was written yet.
+        let lsn = lsn.max(self.tree().lsn);
         self.journal.sync(lsn)?;
         h.file.check()?;
         self.emit_for(h.node, Event::Flushed);

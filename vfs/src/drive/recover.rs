@@ -43,9 +43,12 @@ impl Drive {
             config.segment_len,
             meta.data_lsn,
             meta.known,
-            |lsn, record| recovery.replay(lsn, record),
+            |lsn, record, sure| recovery.replay(lsn, record, sure),
         )?;
         journal.continue_after(meta.known);
+        // Before the cache files are touched: what was replayed counts from now on, whatever becomes
+        // of the bytes beside it.
+        journal.mark()?;
         let (tree, unwritten) = recovery.finish()?;
         dir.remove_stray_data(|id| tree.nodes.contains_key(&id))?;
 
@@ -73,6 +76,7 @@ impl Drive {
             data_lsn: AtomicU64::new(data_lsn),
             unwritten: AtomicU64::new(unwritten),
             unwritten_limit: config.unwritten_limit.max(1),
+            direct: AtomicU64::new(0),
             checkpoint: Mutex::default(),
             reintegrating: Mutex::default(),
             tree_doubt: InDoubt::default(),
@@ -173,7 +177,8 @@ impl<'a> Recovery<'a> {
         Ok(node.file.clone())
     }
 
-    fn replay(&mut self, lsn: u64, record: Record<'_>) -> Result<()> {
+    /// `sure`: the record was flushed. `false`: it was not, and bytes beside it did not survive.
+    fn replay(&mut self, lsn: u64, record: Record<'_>, sure: bool) -> Result<bool> {
         match record {
             Record::Write {
                 file,
@@ -190,11 +195,29 @@ impl<'a> Recovery<'a> {
                         st.note_write(offset..offset + data.len() as u64, time, lsn);
                     }
                 }
-                Ok(())
             }
-            Record::Meta(meta) => self.replay_meta(lsn, meta),
-            Record::Synced { .. } => Ok(()),
+            Record::Meta(MetaRecord::Direct {
+                file,
+                offset,
+                len,
+                crc,
+                time,
+            }) => {
+                if let Some(f) = self.file(file)? {
+                    let mut st = f.write();
+                    let done = sure || lsn <= self.data_lsn.max(st.data_lsn);
+                    if !done && !is_there(&*f.data, offset, len, crc)? {
+                        return Ok(false);
+                    }
+                    if lsn > st.lsn {
+                        st.note_write(offset..offset.saturating_add(len), time, lsn);
+                    }
+                }
+            }
+            Record::Meta(meta) => self.replay_meta(lsn, meta)?,
+            Record::Synced { .. } => {}
         }
+        Ok(true)
     }
 
     fn replay_meta(&mut self, lsn: u64, record: MetaRecord) -> Result<()> {
@@ -253,11 +276,6 @@ impl<'a> Recovery<'a> {
                 if fresh {
                     st.note_attach(stamp, lineage, lsn);
                 }
-            }
-            M::Direct {
-                offset, len, time, ..
-            } if fresh => {
-                st.note_write(offset..offset.saturating_add(len), time, lsn);
             }
             M::OnlineWrite {
                 offset, len, teed, ..
@@ -370,6 +388,24 @@ impl<'a> Recovery<'a> {
         }
         Ok((tree, total))
     }
+}
+
+/// Whether bytes that were written directly survived.
+fn is_there(data: &dyn storage::ReadAt, offset: u64, len: u64, crc: u32) -> Result<bool> {
+    let mut hash = crc32fast::Hasher::new();
+    let mut buf = vec![0; 1 << 20];
+    let mut done = 0;
+    while done < len {
+        let n = usize::try_from(len - done).map_or(buf.len(), |n| n.min(buf.len()));
+        let part = buf.get_mut(..n).unwrap_or_default();
+        match data.read_exact_at(offset.saturating_add(done), part) {
+            Ok(()) => hash.update(part),
+            Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(false),
+            Err(e) => return Err(Error::from_io("reading a cache file", e)),
+        }
+        done += n as u64;
+    }
+    Ok(hash.finalize() == crc)
 }
 
 fn file_of(record: &MetaRecord) -> u64 {

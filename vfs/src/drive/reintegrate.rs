@@ -76,6 +76,9 @@ impl Drive {
                     None => break,
                 }
             };
+            // What is brought over is durable here, and so is what was brought before: a power cut
+            // leaves one change in doubt, and what is done again never meets its own later changes.
+            self.sync_all()?;
             let outcome = self.bring(&next, date, host)?;
             self.done(&next)?;
             report.push(Reintegrated { what, outcome });
@@ -274,7 +277,8 @@ impl Drive {
                 }
                 continue;
             }
-            self.placed(id, Some((record.parent, name.clone())), Some(attr))?;
+            // First what its content is a copy of: a place without that would later pass for
+            // another's file. The other way round it is simply brought over again.
             let file = self.tree().node(id)?.file.clone();
             if let Some(stamp) = stamp {
                 match file {
@@ -286,6 +290,7 @@ impl Drive {
                     None => {}
                 }
             }
+            self.placed(id, Some((record.parent, name.clone())), Some(attr))?;
             if attempt == 0 {
                 return Ok(O::Done);
             }
@@ -407,6 +412,13 @@ impl Drive {
                 "its new directory is not on the share".to_owned(),
             ));
         };
+        if from == join(&dir, name) {
+            // Brought over before, and only that it was done is not known any more.
+            if let Some((old_id, _)) = old {
+                self.placed(old_id, None, None)?;
+            }
+            return Ok(O::Done);
+        }
         let mut replace = false;
         if let Some((old_id, old_at)) = &old {
             // Replaced only if it is what we saw when we replaced it.

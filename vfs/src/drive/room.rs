@@ -250,6 +250,7 @@ impl Drive {
             (bytes, lsn)
         };
         self.journal.sync(lsn)?;
+        self.settle_direct(file)?;
         let st = file.write();
         // Unless it is being fetched again already.
         if st.valid.is_empty() {

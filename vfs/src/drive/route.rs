@@ -51,6 +51,7 @@ impl Drive {
                 }
                 self.settle(file, stamp)?;
                 if state == State::Online {
+                    self.settle_direct(file)?;
                     // Journaled bytes that still wait for a checkpoint must not hide what will be
                     // copied into the cache file beside them.
                     if !file.read().unwritten.is_empty() {
@@ -107,6 +108,7 @@ impl Drive {
                 return Ok(());
             }
         }
+        self.settle_direct(file)?;
         // Journaled bytes of the earlier life must not come back over the new one.
         if !file.read().unwritten.is_empty() {
             self.checkpoint()?;

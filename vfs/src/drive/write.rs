@@ -101,6 +101,11 @@ impl Drive {
                 .journal
                 .append_direct(&Record::Meta(record), file.id, &file.data)?;
             st.note_write(range, time, lsn);
+            st.direct = lsn;
+            // Bounds what a recovery has to look through.
+            if self.direct.fetch_add(len, Ordering::SeqCst) > self.unwritten_limit {
+                self.bell.want_checkpoint.store(true, Ordering::SeqCst);
+            }
             return Ok(());
         }
         file.save_before(st, range.clone());
