@@ -129,11 +129,40 @@ pub(crate) struct Meta {
     pub pending: Vec<(u64, TreeOp)>,
     /// Files with a cache file.
     pub files: Vec<FileMeta>,
+    /// Of the waiting changes those through here may have reached the share already.
+    pub tried: u64,
+}
+
+/// The metadata of version 1: all but the last field, of which the careful value is taken.
+#[derive(Debug, Clone, Default, Encode, Decode)]
+struct Meta1 {
+    data_lsn: u64,
+    known: u64,
+    tree_lsn: u64,
+    next_id: u64,
+    nodes: Vec<NodeRecord>,
+    pending: Vec<(u64, TreeOp)>,
+    files: Vec<FileMeta>,
+}
+
+impl From<Meta1> for Meta {
+    fn from(m: Meta1) -> Self {
+        Self {
+            data_lsn: m.data_lsn,
+            known: m.known,
+            tree_lsn: m.tree_lsn,
+            next_id: m.next_id,
+            nodes: m.nodes,
+            tried: m.tree_lsn,
+            pending: m.pending,
+            files: m.files,
+        }
+    }
 }
 
 const META_MAGIC: [u8; 8] = *b"PSTSYNCM";
 /// Version of the metadata's schema.
-pub const META_VERSION: u32 = 1;
+pub const META_VERSION: u32 = 2;
 
 /// The state directory, locked.
 pub(crate) struct StateDir {
@@ -315,13 +344,19 @@ fn decode_meta(bytes: &[u8]) -> std::result::Result<Meta, (u64, String)> {
     if magic != META_MAGIC {
         return Err((0, "not metadata of a drive".to_owned()));
     }
-    if version != META_VERSION.to_le_bytes() {
+    let old = version == 1_u32.to_le_bytes();
+    if !old && version != META_VERSION.to_le_bytes() {
         return Err((8, "metadata of another version of this program".to_owned()));
     }
     if crc != crc32fast::hash(body).to_le_bytes() {
         return Err((12, "checksum does not match".to_owned()));
     }
-    match bincode::decode_from_slice(body, codec()) {
+    let decoded = if old {
+        bincode::decode_from_slice(body, codec()).map(|(m, used): (Meta1, _)| (m.into(), used))
+    } else {
+        bincode::decode_from_slice(body, codec())
+    };
+    match decoded {
         Ok((meta, used)) if used == body.len() => Ok(meta),
         Ok((_, used)) => Err((16 + used as u64, "trailing bytes".to_owned())),
         Err(e) => Err((16, e.to_string())),

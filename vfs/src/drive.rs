@@ -12,13 +12,17 @@ mod checkpoint;
 mod content;
 mod desk;
 mod fill;
+mod make;
 mod names;
+mod optimise;
 mod push;
 mod read;
 mod recover;
 mod reintegrate;
 mod route;
+mod space;
 mod write;
+mod xattr;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -44,6 +48,7 @@ pub use desk::{ContainerStatus, DriveStatus, Exclusive};
 pub use names::{DirEntry, NodeAttr};
 pub use push::PushOutcome;
 pub use reintegrate::{Reintegrated, ReintegratedOutcome};
+pub use xattr::XattrMode;
 
 /// What the drive may use of the link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

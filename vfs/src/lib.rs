@@ -31,7 +31,7 @@ pub mod unwritten;
 
 pub use drive::{
     ContainerStatus, DirEntry, Drive, DriveConfig, DriveStatus, Event, Exclusive, NodeAttr, Opened,
-    PushOutcome, Reintegrated, ReintegratedOutcome, State,
+    PushOutcome, Reintegrated, ReintegratedOutcome, State, XattrMode,
 };
 pub use epoch::{EpochValidator, Verdict};
 pub use error::{Error, Result};

@@ -120,6 +120,7 @@ impl Drive {
             data_lsn,
             known: data_lsn,
             tree_lsn: tree.lsn,
+            tried: tree.tried,
             next_id: tree.next_id,
             nodes: tree
                 .nodes

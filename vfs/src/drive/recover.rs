@@ -205,6 +205,26 @@ impl<'a> Recovery<'a> {
                 }
                 return Ok(());
             }
+            M::Unsure => {
+                if lsn > self.tree.lsn {
+                    self.tree.unsure = true;
+                    self.tree.lsn = lsn;
+                }
+                return Ok(());
+            }
+            M::Tried { through } => {
+                if lsn > self.tree.lsn {
+                    self.tree.tried = self.tree.tried.max(through);
+                    self.tree.lsn = lsn;
+                }
+                return Ok(());
+            }
+            M::Optimised { gone, instead } => {
+                if lsn > self.tree.lsn {
+                    self.tree.replace_pending(&gone, &instead, lsn);
+                }
+                return Ok(());
+            }
             M::Placed { id, share, attr } => {
                 if lsn > self.tree.lsn {
                     self.tree.place(id, share);
@@ -364,6 +384,8 @@ fn file_of(record: &MetaRecord) -> u64 {
         | M::PushDone { file, .. } => *file,
         M::Adopt(node) => node.id,
         M::Placed { id, .. } => *id,
-        M::Tree { .. } | M::TreeDone { .. } => ROOT,
+        M::Tree { .. } | M::TreeDone { .. } | M::Unsure | M::Tried { .. } | M::Optimised { .. } => {
+            ROOT
+        }
     }
 }
