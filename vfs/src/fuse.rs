@@ -115,7 +115,7 @@ impl Filesystem for Frontend {
             mtime: mtime.map(stamp),
         };
         // The kernel says so too, but in a bit that is not handed through.
-        let privileged = req.uid() == 0;
+        let (privileged, gid) = (req.uid() == 0, req.gid());
         self.spawn(move |d| {
             let done = match (size, fh) {
                 // Through the open handle, where there is one: it may write what its owner now
@@ -128,7 +128,7 @@ impl Filesystem for Frontend {
                 (None, _) => Ok(()),
             };
             let done = match done {
-                Ok(()) if size.is_some() && !privileged => d.drop_privileges(ino.0),
+                Ok(()) if size.is_some() && !privileged => d.drop_privileges(ino.0, gid),
                 other => other,
             };
             match done.and_then(|()| d.set_attr(ino.0, &set)) {
@@ -314,7 +314,7 @@ impl Filesystem for Frontend {
 
     fn write(
         &self,
-        _: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -334,8 +334,8 @@ impl Filesystem for Frontend {
         let kill =
             flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) && self.drive.has_privileges(ino.0);
         if kill {
-            let data = data.to_vec();
-            self.spawn(move |d| match d.drop_privileges(ino.0) {
+            let (data, gid) = (data.to_vec(), req.gid());
+            self.spawn(move |d| match d.drop_privileges(ino.0, gid) {
                 Ok(()) => answer(d, fh, offset, &data, reply),
                 Err(e) => reply.error(report("write", &e)),
             });

@@ -330,21 +330,23 @@ impl Drive {
         attr_of(&tree, id)
     }
 
-    /// Whether a file has set-ID bits that [`Drive::drop_privileges`] would take.
+    /// Whether a file has set-ID bits that [`Drive::drop_privileges`] may take.
     #[must_use]
     pub fn has_privileges(&self, id: u64) -> bool {
         let tree = self.tree();
-        let mode = tree.nodes.get(&id).map_or(0, |n| n.attr.mode);
-        cleared(mode) != mode
+        tree.nodes
+            .get(&id)
+            .is_some_and(|n| n.attr.mode & 0o6000 != 0)
     }
 
-    /// A file written or cut by someone who may not keep its set-ID bits: they go.
+    /// A file written or cut by someone (of the group `gid`) who may not keep its set-ID bits: they
+    /// go.
     ///
     /// # Errors
     /// As [`Drive::set_attr`].
-    pub fn drop_privileges(&self, id: u64) -> Result<()> {
+    pub fn drop_privileges(&self, id: u64, gid: u32) -> Result<()> {
         let attr = self.tree().node(id)?.attr;
-        let mode = cleared(attr.mode);
+        let mode = cleared(attr.mode, gid == attr.gid);
         if attr.kind != Kind::File || mode == attr.mode {
             return Ok(());
         }
@@ -356,9 +358,14 @@ impl Drive {
     }
 }
 
-/// A mode without set-user-ID, and without set-group-ID where it would mean execution by the group.
-fn cleared(mode: u32) -> u32 {
-    let group = if mode & 0o010 != 0 { 0o2000 } else { 0 };
+/// A mode without set-user-ID, and without set-group-ID where it would mean execution by the group,
+/// or where someone outside the group asks.
+fn cleared(mode: u32, member: bool) -> u32 {
+    let group = if mode & 0o010 != 0 || !member {
+        0o2000
+    } else {
+        0
+    };
     mode & !(0o4000 | group)
 }
 
@@ -368,9 +375,9 @@ fn without_privileges(set: &SetAttr, attr: &crate::share::Attr) -> SetAttr {
     if set.mode.is_none()
         && (set.uid.is_some() || set.gid.is_some())
         && attr.kind == Kind::File
-        && cleared(attr.mode) != attr.mode
+        && cleared(attr.mode, true) != attr.mode
     {
-        set.mode = Some(cleared(attr.mode));
+        set.mode = Some(cleared(attr.mode, true));
     }
     set
 }
