@@ -256,6 +256,8 @@ impl Drive {
     /// # Errors
     /// [`Error::Access`] for a target outside.
     pub fn readlink(&self, id: u64) -> Result<String> {
+        // Another may have pointed it elsewhere.
+        self.getattr(id)?;
         let (path, share_path, target) = {
             let tree = self.tree();
             let node = tree.node(id)?;
