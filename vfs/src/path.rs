@@ -28,7 +28,7 @@ pub enum Names {
     /// All that [`check_name`] accepts.
     #[default]
     Any,
-    /// Only those that Windows can open: no `<>:"|?*\\` and no control characters, no space or dot
+    /// Without regard to case, and only those that Windows can open: no `<>:"|?*\\` and no control characters, no space or dot
     /// at the end, no device names (`con`, `aux.txt`, `lpt1` ...).
     Windows,
 }
@@ -44,6 +44,18 @@ impl Names {
                 !name.contains(bad) && !name.ends_with([' ', '.']) && !is_device(name)
             }
         }
+    }
+}
+
+impl Names {
+    /// Whether two names are one on such a share.
+    #[must_use]
+    pub fn same(self, a: &str, b: &str) -> bool {
+        let folded = || {
+            let lower = |s: &'_ str| s.chars().flat_map(char::to_lowercase).collect::<Vec<_>>();
+            lower(a) == lower(b)
+        };
+        a == b || (self == Names::Windows && folded())
     }
 }
 

@@ -15,7 +15,7 @@ use crate::cache::Meta;
 use crate::error::{Error, Result};
 use crate::file::FileNode;
 use crate::journal::record::{NodeRecord, TreeOp};
-use crate::path::join;
+use crate::path::{Names, join};
 use crate::share::{Attr, Kind};
 
 /// Number of the root.
@@ -53,6 +53,8 @@ pub(crate) struct Pending {
 }
 
 pub(crate) struct Tree {
+    /// Which names are one.
+    pub names: Names,
     pub nodes: HashMap<u64, Node>,
     pub next_id: u64,
     pub pending: VecDeque<Pending>,
@@ -90,6 +92,7 @@ impl Tree {
             file: None,
         };
         Self {
+            names: Names::Any,
             nodes: HashMap::from([(ROOT, root)]),
             next_id: ROOT + 1,
             pending: VecDeque::new(),
@@ -166,7 +169,22 @@ impl Tree {
     }
 
     pub fn child(&self, parent: u64, name: &str) -> Option<u64> {
-        self.nodes.get(&parent)?.children.get(name).copied()
+        let children = &self.nodes.get(&parent)?.children;
+        let exact = children.get(name).copied();
+        if exact.is_some() || self.names == Names::Any {
+            return exact;
+        }
+        let mut folded = children.iter().filter(|(n, _)| self.names.same(n, name));
+        folded.next().map(|(_, id)| *id)
+    }
+
+    /// How a name in a directory is spelled there, if otherwise than asked for.
+    pub fn spelling(&self, parent: u64, name: &str) -> Option<String> {
+        if self.names == Names::Any {
+            return None;
+        }
+        let node = self.nodes.get(&self.child(parent, name)?)?;
+        (node.name != name).then(|| node.name.clone())
     }
 
     /// Path on the drive.
@@ -210,16 +228,21 @@ impl Tree {
     /// where a waiting change may have reached the share without its answer.
     fn claimed(&self, parent: u64, name: &str) -> bool {
         let waits = |p: &Pending| match &p.op {
-            TreeOp::Create(r) => r.parent == parent && r.name == name,
+            TreeOp::Create(r) => r.parent == parent && self.names.same(&r.name, name),
             TreeOp::Rename {
                 parent: to,
                 name: n,
                 ..
-            } => *to == parent && n == name,
+            } => *to == parent && self.names.same(n, name),
             TreeOp::Remove { .. } | TreeOp::SetAttr { .. } | TreeOp::SetXattr { .. } => false,
         };
-        self.places.contains_key(&(parent, name.to_owned()))
-            || (self.child(parent, name).is_none() && self.pending.iter().any(waits))
+        let owned = self.places.contains_key(&(parent, name.to_owned()))
+            || (self.names != Names::Any
+                && self
+                    .places
+                    .keys()
+                    .any(|(dir, n)| *dir == parent && self.names.same(n, name)));
+        owned || (self.child(parent, name).is_none() && self.pending.iter().any(waits))
     }
 
     /// Whether `above` is `id` or one of its ancestors.

@@ -174,9 +174,17 @@ impl Drive {
             Err(Error::NotFound(_) | Error::NotCached(_) | Error::Link(_)) => None,
             Err(e) => return Err(e),
         };
-        if to.is_some_and(|t| t.id == from.id) {
-            return Ok(());
-        }
+        // Another spelling of its own name, where case does not matter, is a new name.
+        let to = match to {
+            Some(to) if to.id == from.id => {
+                if parent == new_parent && self.tree().node(from.id)?.name == new_name {
+                    return Ok(());
+                }
+                None
+            }
+            other => other,
+        };
+        let respelled = self.tree().child(new_parent, new_name) == Some(from.id);
         let dir = from.attr.kind == Kind::Dir;
         if let Some(to) = &to {
             if !replace {
@@ -205,10 +213,11 @@ impl Drive {
                     .zip(tree.share_place(new_parent, new_name))
             }
         };
+        let over = replace || respelled;
         let mut reach = Reach::Waits;
         if let Some((a, b)) = places {
             let context = a.clone();
-            match self.change(&context, move |share| share.rename(&a, &b, replace)) {
+            match self.change(&context, move |share| share.rename(&a, &b, over)) {
                 Ok(()) => reach = Reach::There,
                 Err(e) if e.is_link() => reach = Reach::Unsure,
                 Err(e) => return Err(e),

@@ -106,6 +106,8 @@ impl Drive {
     /// [`Error::NotFound`] only where that is known; [`Error::Link`] where it is not (R3).
     pub fn lookup(&self, parent: u64, name: &str) -> Result<NodeAttr> {
         check_name(name)?;
+        let spelled = self.tree().spelling(parent, name);
+        let name = spelled.as_deref().unwrap_or(name);
         let place = {
             let tree = self.tree();
             let dir = tree.dir(parent)?;

@@ -14,6 +14,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use crate::journal::record::{NodeRecord, TreeOp};
+use crate::path::Names;
 use crate::share::{Kind, SetAttr};
 
 /// A directory and a name in it.
@@ -45,6 +46,8 @@ struct Queue<'a> {
     into: HashMap<u64, Vec<usize>>,
     /// Slots that rename directories.
     moves: Vec<usize>,
+    /// Which names are one.
+    names: Names,
     /// Where a node lies before the queue.
     origin: &'a dyn Fn(u64) -> Option<(Place, Kind)>,
 }
@@ -53,9 +56,10 @@ struct Queue<'a> {
 /// a node before the first of these changes; `None` for one that was not there.
 pub(super) fn optimise<'a>(
     log: impl Iterator<Item = (u64, &'a TreeOp)>,
+    names: Names,
     origin: &dyn Fn(u64) -> Option<(Place, Kind)>,
 ) -> Plan {
-    let mut queue = Queue::new(log, origin);
+    let mut queue = Queue::new(log, names, origin);
     // Each round that changes anything empties a slot, so this ends; files in a directory go
     // before the directory does.
     while queue.round() {}
@@ -65,6 +69,7 @@ pub(super) fn optimise<'a>(
 impl<'a> Queue<'a> {
     fn new<'b>(
         log: impl Iterator<Item = (u64, &'b TreeOp)>,
+        names: Names,
         origin: &'a dyn Fn(u64) -> Option<(Place, Kind)>,
     ) -> Self {
         let (lsns, ops): (Vec<_>, Vec<_>) = log.map(|(lsn, op)| (lsn, Some(op.clone()))).unzip();
@@ -75,6 +80,7 @@ impl<'a> Queue<'a> {
             of: BTreeMap::new(),
             into: HashMap::new(),
             moves: Vec::new(),
+            names,
             origin,
         };
         for i in 0..queue.ops.len() {
@@ -144,6 +150,10 @@ impl<'a> Queue<'a> {
                 _ => None,
             });
         made.or_else(|| (self.origin)(id).map(|(_, kind)| kind))
+    }
+
+    fn same(&self, a: &Place, b: &Place) -> bool {
+        a.0 == b.0 && self.names.same(&a.1, &b.1)
     }
 
     /// Whether something is put into a directory by any slot of `range`.
@@ -340,9 +350,9 @@ impl<'a> Queue<'a> {
         let taken = into.copied().any(|i| {
             between.contains(&i)
                 && match self.op(i) {
-                    Some(TreeOp::Create(r)) => (r.parent, &r.name) == (from.0, &from.1),
+                    Some(TreeOp::Create(r)) => self.same(&(r.parent, r.name.clone()), from),
                     Some(TreeOp::Rename { parent, name, .. }) => {
-                        (*parent, name) == (from.0, &from.1)
+                        self.same(&(*parent, name.clone()), from)
                     }
                     _ => false,
                 }

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::{Place, optimise};
 use crate::journal::record::{NodeRecord, TreeOp};
+use crate::path::Names;
 use crate::share::{Attr, Kind, SetAttr};
 use crate::tree::ROOT;
 
@@ -200,7 +201,7 @@ fn log_of(picks: &[(u8, usize, usize, usize)]) -> (Plain, Vec<(u64, TreeOp)>) {
 fn shorter(log: &[(u64, TreeOp)]) -> Vec<TreeOp> {
     let start = start();
     let origin = |id: u64| start.nodes.get(&id).cloned();
-    let plan = optimise(log.iter().map(|(lsn, op)| (*lsn, op)), &origin);
+    let plan = optimise(log.iter().map(|(lsn, op)| (*lsn, op)), Names::Any, &origin);
     let gone: BTreeSet<u64> = plan.gone.iter().copied().collect();
     let instead: BTreeMap<u64, TreeOp> = plan.instead.into_iter().collect();
     log.iter()

@@ -36,7 +36,8 @@ impl Drive {
             |lsn, record| recovery.replay(lsn, record),
         )?;
         journal.continue_after(meta.known);
-        let (tree, unwritten) = recovery.finish()?;
+        let (mut tree, unwritten) = recovery.finish()?;
+        tree.names = config.share.names();
         dir.remove_stray_data(|id| tree.nodes.contains_key(&id))?;
 
         let background = config.background;

@@ -477,7 +477,8 @@ impl Drive {
             let to = join(&dir, &new_name);
             let (a, b) = (from.clone(), to.clone());
             let own = new_name == name;
-            let over = replace && own;
+            let respelled = self.link.names().same(&from, &to);
+            let over = (replace && own) || respelled;
             match self.change(&from, move |share| share.rename(&a, &b, over)) {
                 Ok(()) => {}
                 Err(Error::NotFound(_)) => {
@@ -498,6 +499,7 @@ impl Drive {
             }
             if let Some((old_id, _)) = &old
                 && over
+                && !respelled
             {
                 self.placed(*old_id, None, None)?;
             }
@@ -553,7 +555,7 @@ fn plan(tree: &crate::tree::Tree) -> Plan {
         let place = node.share.clone().filter(|_| !tried(id))?;
         Some((place, node.attr.kind))
     };
-    let plan = optimise(log.into_iter().map(|p| (p.lsn, &p.op)), &origin);
+    let plan = optimise(log.into_iter().map(|p| (p.lsn, &p.op)), tree.names, &origin);
     let mut bytes = Vec::new();
     let record = MetaRecord::Optimised {
         gone: plan.gone.clone(),

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use super::{Node, Tree};
 use crate::journal::record::NodeRecord;
+use crate::path::Names;
 use crate::share::{Attr, Entry, Kind};
 
 impl Tree {
@@ -15,6 +16,7 @@ impl Tree {
         if self.claimed(parent, name) {
             return None;
         }
+        self.respell(parent, name);
         if let Some(id) = self.child(parent, name) {
             let ours = self.is_pending(id);
             let node = self.nodes.get_mut(&id)?;
@@ -60,6 +62,21 @@ impl Tree {
         Some(id)
     }
 
+    /// A name that lies on the share in another spelling gets that one.
+    fn respell(&mut self, parent: u64, name: &str) {
+        if self.spelling(parent, name).is_none() {
+            return;
+        }
+        let Some(id) = self.child(parent, name).filter(|id| !self.is_pending(*id)) else {
+            return;
+        };
+        let there = self.nodes.get(&id).and_then(|n| n.share.clone());
+        if there.is_some_and(|(dir, n)| dir == parent && self.names.same(&n, name)) {
+            self.relocate(id, parent, name);
+            self.place(id, Some((parent, name.to_owned())));
+        }
+    }
+
     /// The share has no such name (a definite answer, R3). Returns whether it is gone here too.
     pub fn vanish(&mut self, parent: u64, name: &str) -> bool {
         let Some(id) = self.child(parent, name) else {
@@ -88,6 +105,9 @@ impl Tree {
                 n.children
                     .keys()
                     .filter(|k| !names.contains(k.as_str()))
+                    .filter(|k| {
+                        self.names == Names::Any || !names.iter().any(|n| self.names.same(n, k))
+                    })
                     .cloned()
                     .collect()
             }
