@@ -103,6 +103,8 @@ pub(crate) struct Meta {
     pub pending: Vec<(u64, TreeOp)>,
     /// Files with a cache file.
     pub files: Vec<FileMeta>,
+    /// Of the waiting changes those through here may have reached the share already.
+    pub tried: u64,
 }
 
 const META_MAGIC: [u8; 8] = *b"PSTSYNCM";
@@ -443,6 +445,8 @@ mod v1 {
                 tree_lsn: m.tree_lsn,
                 next_id: m.next_id,
                 nodes: m.nodes,
+                // Not known: the careful value.
+                tried: m.tree_lsn,
                 pending: m.pending,
                 files: m.files.into_iter().map(Into::into).collect(),
             }

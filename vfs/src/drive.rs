@@ -12,14 +12,18 @@ mod checkpoint;
 mod content;
 mod desk;
 mod fill;
+mod make;
 mod names;
+mod optimise;
 mod push;
 mod read;
 mod recover;
 mod reintegrate;
 mod room;
 mod route;
+mod space;
 mod write;
+mod xattr;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -48,6 +52,7 @@ pub use names::{DirEntry, NodeAttr};
 pub use push::PushOutcome;
 pub use reintegrate::{Reintegrated, ReintegratedOutcome};
 pub use room::{CacheStatus, Filling, Incomplete};
+pub use xattr::XattrMode;
 
 /// What the drive may use of the link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

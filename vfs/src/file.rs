@@ -149,6 +149,8 @@ pub(crate) struct FileState {
     pub seen_version: u64,
     /// Rises with every truncation, so that a fetch begun before is not laid over it.
     pub cuts: u64,
+    /// Change time of the content, nanoseconds since 1970.
+    pub changed: i64,
     pub last_write: Option<Instant>,
     pub unlinked: bool,
     /// The share's file was found changed while ours is dirty.
@@ -213,6 +215,7 @@ impl FileState {
             version: 1,
             seen_version: 0,
             cuts: 0,
+            changed: m.mtime.unwrap_or(0),
             last_write: None,
             unlinked: false,
             share_changed: false,
@@ -270,6 +273,7 @@ impl FileState {
 
     fn touched(&mut self, time: i64) {
         self.mtime = Some(time);
+        self.changed = time;
         self.last_write = Some(Instant::now());
         self.write_count += 1;
     }

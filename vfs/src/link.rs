@@ -13,6 +13,7 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, mpsc};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
+use crate::path::Names;
 use crate::share::{Attr, Share, ShareFile, Stamp};
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -129,6 +130,12 @@ impl Link {
             probing: Arc::default(),
             calls: AtomicU64::new(0),
         }
+    }
+
+    /// Which names the share can hold.
+    #[must_use]
+    pub fn names(&self) -> Names {
+        self.share.names()
     }
 
     /// The stall budget.

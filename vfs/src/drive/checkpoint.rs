@@ -183,6 +183,7 @@ impl Drive {
             data_lsn,
             known: through,
             tree_lsn: tree.lsn,
+            tried: tree.tried,
             next_id: tree.next_id,
             nodes: tree
                 .nodes

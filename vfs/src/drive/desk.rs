@@ -524,6 +524,7 @@ impl WriteAt for Exclusive {
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.drive
             .truncate_cached(&self.file, len)
+            .map(drop)
             .map_err(io::Error::from)
     }
 

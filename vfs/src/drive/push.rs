@@ -13,7 +13,7 @@ use super::{Drive, State};
 use crate::error::{Error, Result};
 use crate::file::FileNode;
 use crate::journal::record::{MetaRecord, TreeOp};
-use crate::path::conflict_name;
+use crate::path::conflict_names;
 use crate::share::{SetAttr, Share, ShareFile, Stamp};
 use crate::snapshot::Snapshot;
 
@@ -314,23 +314,24 @@ impl Drive {
         };
         let dir = crate::path::split(at).map_or("", |s| s.0).to_owned();
         let mode = self.tree().node(node)?.attr.mode;
-        let mut attempt = 0;
-        let (new_name, made) = loop {
-            let candidate = if attempt == 0 {
-                name.clone()
-            } else {
-                conflict_name(&name, date, host, attempt)
-            };
+        let mut free = None;
+        for candidate in conflict_names(&name, date, host) {
             let place = crate::path::join(&dir, &candidate);
             let path = place.clone();
             let made = self.link.call(&place, move |share| {
                 share.create(&path, mode).map(crate::link::hold)
             });
             match made {
-                Ok(f) => break (candidate, f),
-                Err(Error::Exists(_)) if attempt < 1000 => attempt += 1,
+                Ok(f) => {
+                    free = Some((candidate, f));
+                    break;
+                }
+                Err(Error::Exists(_)) => {}
                 Err(e) => return Err(e),
             }
+        }
+        let Some((new_name, made)) = free else {
+            return Err(Error::Exists(path.to_owned()));
         };
         let place = crate::path::join(&dir, &new_name);
         let len = snapshot

@@ -49,7 +49,8 @@ impl Drive {
         // Before the cache files are touched: what was replayed counts from now on, whatever becomes
         // of the bytes beside it.
         journal.mark()?;
-        let (tree, unwritten) = recovery.finish()?;
+        let (mut tree, unwritten) = recovery.finish()?;
+        tree.names = config.share.names();
         dir.remove_stray_data(|id| tree.nodes.contains_key(&id))?;
 
         let background = config.background;
@@ -243,6 +244,26 @@ impl<'a> Recovery<'a> {
                 }
                 return Ok(());
             }
+            M::Unsure => {
+                if lsn > self.tree.lsn {
+                    self.tree.unsure = true;
+                    self.tree.lsn = lsn;
+                }
+                return Ok(());
+            }
+            M::Tried { through } => {
+                if lsn > self.tree.lsn {
+                    self.tree.tried = self.tree.tried.max(through);
+                    self.tree.lsn = lsn;
+                }
+                return Ok(());
+            }
+            M::Optimised { gone, instead } => {
+                if lsn > self.tree.lsn {
+                    self.tree.replace_pending(&gone, &instead, lsn);
+                }
+                return Ok(());
+            }
             M::Placed { id, share, attr } => {
                 if lsn > self.tree.lsn {
                     self.tree.place(id, share);
@@ -428,6 +449,8 @@ fn file_of(record: &MetaRecord) -> u64 {
         | M::PushDone { file, .. } => *file,
         M::Adopt(node) => node.id,
         M::Placed { id, .. } => *id,
-        M::Tree { .. } | M::TreeDone { .. } => ROOT,
+        M::Tree { .. } | M::TreeDone { .. } | M::Unsure | M::Tried { .. } | M::Optimised { .. } => {
+            ROOT
+        }
     }
 }

@@ -5,12 +5,15 @@
 //! each is idempotent. Nothing of another's is lost: a file that changed there is not removed, and
 //! a name that was taken there gets ours beside it (R3, R9).
 
+use std::collections::HashSet;
 use std::sync::{Arc, PoisonError};
 
+use super::make::give;
+use super::optimise::{Plan, optimise};
 use super::{Drive, State};
 use crate::error::{Error, Result};
 use crate::journal::record::{MetaRecord, NodeRecord, TreeOp};
-use crate::path::{conflict_name, join};
+use crate::path::{conflict_names, join};
 use crate::share::{Attr, Kind, Stamp};
 use crate::tree::Pending;
 
@@ -60,6 +63,9 @@ impl Drive {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let mut report = Vec::new();
+        if self.state() != State::Offline {
+            self.shorten()?;
+        }
         loop {
             if self.tree_doubt.count() > 0 {
                 return Err(Error::Busy(
@@ -87,6 +93,40 @@ impl Drive {
         Ok(report)
     }
 
+    /// Drops waiting changes that cancel each other, and marks the rest as tried: what the share
+    /// may have seen is never dropped again.
+    fn shorten(&self) -> Result<()> {
+        let mut tree = self.tree_mut();
+        let Some(through) = tree.pending.back().map(|p| p.lsn) else {
+            return Ok(());
+        };
+        let plan = plan(&tree);
+        if !plan.is_empty() {
+            let gone: HashSet<u64> = plan.gone.iter().copied().collect();
+            let dropped = tree.pending.iter().filter(|p| gone.contains(&p.lsn));
+            let touched: Vec<u64> = dropped.map(|p| p.op.node()).collect();
+            let lsn = self.log(MetaRecord::Optimised {
+                gone: plan.gone.clone(),
+                instead: plan.instead.clone(),
+            })?;
+            tree.replace_pending(&plan.gone, &plan.instead, lsn);
+            for id in touched {
+                if tree.nodes.get(&id).is_some_and(|n| !n.linked) {
+                    self.after_removal(&mut tree, id);
+                }
+            }
+        }
+        if tree.tried >= through {
+            return Ok(());
+        }
+        let lsn = self.log(MetaRecord::Tried { through })?;
+        tree.tried = through;
+        tree.lsn = lsn;
+        drop(tree);
+        // Before the share sees any of them.
+        self.journal.sync(lsn)
+    }
+
     fn bring(&self, next: &Pending, date: &str, host: &str) -> Result<ReintegratedOutcome> {
         use ReintegratedOutcome as O;
         let outcome = match &next.op {
@@ -98,6 +138,16 @@ impl Drive {
                 name,
                 replaced,
             } => self.bring_rename(*id, *parent, name, *replaced, date, host),
+            TreeOp::SetXattr { id, name, value } => {
+                let Some(at) = self.tree().share_path(*id) else {
+                    return Ok(O::Done);
+                };
+                let (path, name, value) = (at.clone(), name.clone(), value.clone());
+                self.change(&at, move |share| {
+                    share.set_xattr(&path, &name, value.as_deref())
+                })
+                .map(|()| O::Done)
+            }
             TreeOp::SetAttr { id, set, .. } => {
                 let Some(at) = self.tree().share_path(*id) else {
                     return Ok(O::Done);
@@ -236,45 +286,46 @@ impl Drive {
         // Also what was removed here again: it may have been made there without an answer, and
         // its removal, next in the queue, needs to know it.
         let (kind, mode) = (record.attr.kind, record.attr.mode);
-        let mut attempt = 0;
-        loop {
-            let name = if attempt == 0 {
-                record.name.clone()
-            } else {
-                conflict_name(&record.name, date, host, attempt)
-            };
+        let owner = (record.attr.uid, record.attr.gid);
+        for name in conflict_names(&record.name, date, host) {
             let place = join(&dir, &name);
-            let path = place.clone();
+            let (path, target) = (place.clone(), record.target.clone().unwrap_or_default());
             let answer: Result<(Attr, Option<Stamp>, bool)> = self.change(&place, move |share| {
                 let made = match kind {
                     Kind::Dir => share.mkdir(&path, mode).map(|()| None),
-                    _ => share.create(&path, mode).map(Some),
+                    Kind::Symlink => share.symlink(&path, &target).map(|()| None),
+                    Kind::File => share.create(&path, mode).map(Some),
                 };
-                let (file, ours) = match made {
-                    Ok(file) => (file, true),
+                let file = match made {
+                    Ok(file) => {
+                        give(share, &path, owner, kind, mode);
+                        file
+                    }
                     Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
-                        // Perhaps ours, made without an answer: a directory, or an empty
-                        // file, is as good as new.
+                        // Perhaps ours, made without an answer: a directory, an empty file, or
+                        // the same link is as good as new.
                         let there = share.stat(&path)?;
-                        if there.kind != kind || (kind == Kind::File && there.size > 0) {
+                        let other = there.kind != kind
+                            || match kind {
+                                Kind::File => there.size > 0,
+                                Kind::Symlink => share.read_link(&path)? != target,
+                                Kind::Dir => false,
+                            };
+                        if other {
                             return Ok((there, None, false));
                         }
                         match kind {
-                            Kind::Dir => (None, true),
-                            _ => (Some(share.open(&path, true)?), true),
+                            Kind::File => Some(share.open(&path, true)?),
+                            Kind::Dir | Kind::Symlink => None,
                         }
                     }
                     Err(e) => return Err(e),
                 };
                 let stamp = file.as_ref().map(|f| f.stamp()).transpose()?;
-                Ok((share.stat(&path)?, stamp, ours))
+                Ok((share.stat(&path)?, stamp, true))
             });
             let (attr, stamp, ours) = answer?;
             if !ours {
-                attempt += 1;
-                if attempt > 1000 {
-                    return Ok(O::Dropped("no free name on the share".to_owned()));
-                }
                 continue;
             }
             // First what its content is a copy of: a place without that would later pass for
@@ -291,12 +342,13 @@ impl Drive {
                 }
             }
             self.placed(id, Some((record.parent, name.clone())), Some(attr))?;
-            if attempt == 0 {
+            if name == record.name {
                 return Ok(O::Done);
             }
             self.rename_here(id, &name)?;
             return Ok(O::RenamedTo(place));
         }
+        Ok(O::Dropped("no free name on the share".to_owned()))
     }
 
     /// The share has an empty file of this name, which is ours: whatever it holds here is dirty.
@@ -430,16 +482,15 @@ impl Drive {
                 _ => self.placed(*old_id, None, None)?,
             }
         }
-        let mut attempt = 0;
-        loop {
-            let new_name = if attempt == 0 {
-                name.to_owned()
-            } else {
-                conflict_name(name, date, host, attempt)
-            };
+        if old.is_some() {
+            self.fill_first(id, date, host)?;
+        }
+        for new_name in conflict_names(name, date, host) {
             let to = join(&dir, &new_name);
             let (a, b) = (from.clone(), to.clone());
-            let over = replace && attempt == 0;
+            let own = new_name == name;
+            let respelled = self.link.names().same(&from, &to);
+            let over = (replace && own) || respelled;
             match self.change(&from, move |share| share.rename(&a, &b, over)) {
                 Ok(()) => {}
                 Err(Error::NotFound(_)) => {
@@ -453,27 +504,80 @@ impl Drive {
                         Err(e) => return Err(e),
                     }
                 }
-                Err(Error::Exists(_) | Error::NotEmpty(_) | Error::IsDir(_) | Error::NotDir(_))
-                    if attempt < 1000 =>
-                {
-                    attempt += 1;
+                Err(Error::Exists(_) | Error::NotEmpty(_) | Error::IsDir(_) | Error::NotDir(_)) => {
                     continue;
                 }
                 Err(e) => return Err(e),
             }
             if let Some((old_id, _)) = &old
                 && over
+                && !respelled
             {
                 self.placed(*old_id, None, None)?;
             }
             self.placed(id, Some((parent, new_name.clone())), None)?;
-            if attempt == 0 {
+            if own {
                 return Ok(O::Done);
             }
             self.rename_here(id, &new_name)?;
             return Ok(O::RenamedTo(to));
         }
+        Ok(O::Dropped("no free name on the share".to_owned()))
     }
+}
+
+impl Drive {
+    /// A file that is about to replace another on the share gets its content there first: else,
+    /// should the link die in between, others would find an empty one in the place of a good one.
+    /// (Containers reach the share at an epoch only, which is not for here to find.)
+    fn fill_first(&self, id: u64, date: &str, host: &str) -> Result<()> {
+        let path = self.tree().path(id);
+        let file = self.tree().node(id)?.file.clone();
+        let dirty = file.is_some_and(|f| f.read().is_dirty());
+        if !dirty || self.is_container(&path) || self.find(&path).ok() != Some(id) {
+            return Ok(());
+        }
+        match self.push_opaque(&path, date, host) {
+            Err(e) if e.is_link() => Err(e),
+            Err(error) => {
+                tracing::info!(path, %error, "its content follows later");
+                Ok(())
+            }
+            Ok(_) => Ok(()),
+        }
+    }
+}
+
+/// Most waiting changes that are looked at together, and most bytes that what they become may take
+/// in one record of the journal.
+const PLANNED: usize = 20_000;
+const RECORD: usize = 2 << 20;
+
+/// How the part of the queue that the share has not seen becomes shorter.
+fn plan(tree: &crate::tree::Tree) -> Plan {
+    let log = tree.pending.iter().filter(|p| p.lsn > tree.tried);
+    let log: Vec<&Pending> = log.take(PLANNED).collect();
+    // Where a node lies after what was tried: unknown here, unless nothing of that touched it.
+    let tried = |id: u64| {
+        let mut earlier = tree.pending.iter().take_while(|p| p.lsn <= tree.tried);
+        earlier.any(|p| p.op.node() == id)
+    };
+    let origin = |id: u64| {
+        let node = tree.nodes.get(&id)?;
+        let place = node.share.clone().filter(|_| !tried(id))?;
+        Some((place, node.attr.kind))
+    };
+    let plan = optimise(log.into_iter().map(|p| (p.lsn, &p.op)), tree.names, &origin);
+    let mut bytes = Vec::new();
+    let record = MetaRecord::Optimised {
+        gone: plan.gone.clone(),
+        instead: plan.instead.clone(),
+    };
+    crate::journal::record::Record::Meta(record).encode(&mut bytes);
+    if bytes.len() > RECORD {
+        return Plan::default();
+    }
+    plan
 }
 
 fn describe(tree: &crate::tree::Tree, op: &TreeOp) -> String {
@@ -486,6 +590,8 @@ fn describe(tree: &crate::tree::Tree, op: &TreeOp) -> String {
             let from = tree.share_path(*id).unwrap_or_else(|| tree.path(*id));
             format!("rename {from} to {}", join(&tree.path(*parent), name))
         }
-        TreeOp::SetAttr { id, .. } => format!("attributes of {}", tree.path(*id)),
+        TreeOp::SetAttr { id, .. } | TreeOp::SetXattr { id, .. } => {
+            format!("attributes of {}", tree.path(*id))
+        }
     }
 }

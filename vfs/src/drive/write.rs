@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::file::{Binding, FileNode, FileState};
 use crate::journal::MAX_PAYLOAD;
 use crate::journal::record::{MetaRecord, Record};
+use crate::share::SetAttr;
 
 impl Drive {
     /// Writes all of `data`.
@@ -275,7 +276,15 @@ impl Drive {
                 None => return Err(Error::BadHandle),
             };
             if cached {
-                return self.truncate_cached(&h.file, size);
+                if !self.truncate_cached(&h.file, size)? {
+                    // Nothing to cut, but a change all the same.
+                    let set = SetAttr {
+                        mtime: Some(now()),
+                        ..SetAttr::default()
+                    };
+                    self.set_attr(h.node, &set)?;
+                }
+                return Ok(());
             }
             if self.truncate_through(h, size)? {
                 return Ok(());
@@ -283,11 +292,12 @@ impl Drive {
         }
     }
 
-    pub(crate) fn truncate_cached(&self, file: &FileNode, size: u64) -> Result<()> {
+    /// Sets the length in the cache; `false`: it had it.
+    pub(crate) fn truncate_cached(&self, file: &FileNode, size: u64) -> Result<bool> {
         let mut st = file.write();
         file.check()?;
         if size == st.size && st.stamp.is_some() {
-            return Ok(());
+            return Ok(false);
         }
         if size < st.size {
             let end = st.size;
@@ -305,7 +315,7 @@ impl Drive {
             .fetch_add(st.unwritten.bytes(), Ordering::SeqCst);
         self.sub_unwritten(before);
         st.note_truncate(size, time, lsn);
-        Ok(())
+        Ok(true)
     }
 
     fn truncate_through(&self, h: &Handle, size: u64) -> Result<bool> {

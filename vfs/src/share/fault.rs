@@ -3,6 +3,8 @@
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
+use crate::path::Names;
+
 use super::{Attr, Entry, SetAttr, Share, ShareFile, Statfs};
 
 /// What a chosen call does instead of its work.
@@ -160,6 +162,22 @@ impl<S: Share> Share for FaultShare<S> {
     }
     fn read_link(&self, path: &str) -> io::Result<String> {
         self.control.run(path, || self.inner.read_link(path))
+    }
+    fn symlink(&self, path: &str, target: &str) -> io::Result<()> {
+        self.control.run(path, || self.inner.symlink(path, target))
+    }
+    fn list_xattr(&self, path: &str) -> io::Result<Vec<String>> {
+        self.control.run(path, || self.inner.list_xattr(path))
+    }
+    fn get_xattr(&self, path: &str, name: &str) -> io::Result<Option<Vec<u8>>> {
+        self.control.run(path, || self.inner.get_xattr(path, name))
+    }
+    fn set_xattr(&self, path: &str, name: &str, value: Option<&[u8]>) -> io::Result<()> {
+        self.control
+            .run(path, || self.inner.set_xattr(path, name, value))
+    }
+    fn names(&self) -> Names {
+        self.inner.names()
     }
     fn open(&self, path: &str, write: bool) -> io::Result<Box<dyn ShareFile>> {
         self.control
