@@ -108,10 +108,9 @@ fn script(d: &Drive, files: &mut [May], slowest: &mut Duration) {
         }
         let _ = d.checkpoint();
         timed(&mut || {
-            drop(
-                d.create(ROOT, "new", 0o600, None)
-                    .map(|o| d.release(o.1.handle)),
-            )
+            if let Ok((_, opened)) = d.create(ROOT, "new", 0o600, None) {
+                let _ = d.release(opened.handle);
+            }
         });
         timed(&mut || drop(d.unlink(ROOT, "new")));
     }
@@ -180,7 +179,7 @@ fn run(state: State, at: Where, n: u64, fault: Fault) -> bool {
     .unwrap_or_else(|e| panic!("{context}: {e}"));
     for may in &files {
         let got = common::read_all(&d, may.path).unwrap_or_else(|e| panic!("{context}: {e}"));
-        let known = may.states.iter().any(|s| *s == got);
+        let known = may.states.contains(&got);
         let why = may.states.iter().map(|s| {
             let at = s.iter().zip(&got).position(|(a, b)| a != b);
             format!(
@@ -204,7 +203,7 @@ fn sweep(state: State, at: Where) {
     let step: u64 = std::env::var("VFS_FAULT_STEP")
         .ok()
         .and_then(|s| s.parse().ok())
-        .unwrap_or(6);
+        .unwrap_or(1);
     let faults = [
         Fault::Errno(5),
         Fault::Fail(ErrorKind::StorageFull),
