@@ -284,8 +284,7 @@ impl Drive {
             let at = path.clone();
             let ours = file.as_ref().and_then(|f| {
                 let st = f.read();
-                st.stamp
-                    .filter(|_| !st.is_dirty() && st.online_written.is_empty())
+                st.stamp.filter(|_| st.online_written.is_empty())
             });
             let answer = self.change(&path, move |share| {
                 let before = ours.map(|_| share.stamp(&at)).transpose()?;
@@ -302,8 +301,8 @@ impl Drive {
                     reach = Reach::There;
                     if let (Some(file), Some(stamp)) = (&file, after) {
                         let mut st = file.write();
-                        // Written meanwhile: the flush after it takes the stamp.
-                        if st.online_written.is_empty() && !st.is_dirty() {
+                        // Passed through meanwhile: the flush after it takes the stamp.
+                        if st.online_written.is_empty() && st.stamp == ours {
                             let record = MetaRecord::PushDone {
                                 file: id,
                                 epoch: 0,
