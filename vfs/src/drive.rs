@@ -20,6 +20,7 @@ mod read;
 mod recover;
 mod reintegrate;
 mod route;
+mod shorten;
 mod space;
 mod write;
 mod xattr;

@@ -231,6 +231,30 @@ fn the_share_never_has_an_empty_file_in_the_place_of_a_good_one() {
     }
 }
 
+/// A file replaces another, the answer is lost, and only then it is written to.
+#[test]
+fn a_lost_answer_to_a_replacing_rename_is_no_conflict() {
+    for n in 1..10 {
+        let rig = Rig::new();
+        let d = rig.drive(State::Online);
+        put_file(&d, ROOT, "c.txt", b"old");
+        put_file(&d, ROOT, "e.txt", b"");
+        rig.faults
+            .at(n, Fault::FailAfter(ErrorKind::ConnectionReset));
+        d.rename(ROOT, "e.txt", ROOT, "c.txt", true).unwrap();
+        let h = open_rw(&d, "c.txt");
+        d.write(h, 0, b"written after").unwrap();
+        d.release(h).unwrap();
+        rig.faults.heal();
+        drop(d);
+        let d = rig.drive(State::Online);
+        all_done(&d);
+        d.push_opaque("c.txt", "D", "H").unwrap();
+        assert_eq!(on_share(&rig), ["c.txt"], "call {n}");
+        assert_eq!(rig.get("c.txt"), b"written after", "call {n}");
+    }
+}
+
 /// A day's work with names; the share's calls fail one by one, before or after they took effect,
 /// or hang. Nothing may be lost, left behind, or made twice.
 #[test]
