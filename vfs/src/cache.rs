@@ -398,6 +398,37 @@ mod tests {
         StateDir::open(&root).unwrap();
     }
 
+    /// As version 1 wrote it, byte by byte.
+    #[test]
+    fn metadata_of_version_1_is_read_and_all_that_waits_counts_as_tried() {
+        let old = Meta1 {
+            data_lsn: 3,
+            known: 4,
+            tree_lsn: 9,
+            next_id: 5,
+            nodes: Vec::new(),
+            pending: vec![(8, TreeOp::Remove { id: 2 })],
+            files: Vec::new(),
+        };
+        let body = [
+            &[3, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0][..],
+            &[9, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0],
+            &[0; 8],
+            &[1, 0, 0, 0, 0, 0, 0, 0],
+            &[8, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0],
+            &[0; 8],
+        ]
+        .concat();
+        assert_eq!(bincode::encode_to_vec(&old, codec()).unwrap(), body);
+        let mut file = [&META_MAGIC[..], &[1, 0, 0, 0]].concat();
+        file.extend_from_slice(&crc32fast::hash(&body).to_le_bytes());
+        file.extend_from_slice(&body);
+        let meta = decode_meta(&file).unwrap();
+        assert_eq!((meta.next_id, meta.tree_lsn, meta.tried), (5, 9, 9));
+        assert_eq!(meta.pending, old.pending);
+        assert_eq!(decode_meta(&encode_meta(&meta)).unwrap().tried, 9);
+    }
+
     #[test]
     fn damaged_metadata_is_an_error() {
         let good = encode_meta(&Meta {
