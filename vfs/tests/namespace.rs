@@ -231,6 +231,53 @@ fn the_share_never_has_an_empty_file_in_the_place_of_a_good_one() {
     }
 }
 
+/// A file of mostly nothing, made here: neither cache nor share fills with its zeros, and the share
+/// has it to the last byte.
+#[test]
+fn zeros_past_the_end_are_not_sent() {
+    use std::os::unix::fs::MetadataExt;
+    const LEN: u64 = 40 << 20;
+    let rig = Rig::new();
+    rig.put("beside", b"ours");
+    let d = rig.drive(State::Online);
+    d.fill_file("beside").unwrap();
+    d.set_state(State::Offline);
+    let (_, made) = d.create(ROOT, "sparse", 0o644, None).unwrap();
+    let beside = open_rw(&d, "beside");
+    for h in [made.handle, beside] {
+        d.write(h, 30 << 20, b"in the middle").unwrap();
+        d.truncate_handle(h, LEN).unwrap();
+        d.release(h).unwrap();
+    }
+    rig.put("beside", b"changed by another");
+    d.set_state(State::Online);
+    all_done(&d);
+    d.push_opaque("sparse", "D", "H").unwrap();
+    d.push_opaque("beside", "D", "H").unwrap();
+    d.checkpoint().unwrap();
+    for name in ["sparse", "beside (conflict D H)"] {
+        let meta = std::fs::metadata(rig.share_file(name)).unwrap();
+        assert_eq!(meta.len(), LEN, "{name}");
+        assert!(
+            meta.blocks() * 512 <= 4 << 20,
+            "{name}: {} blocks",
+            meta.blocks()
+        );
+        let there = rig.get(name);
+        let text = &there[30 << 20..][..13];
+        assert_eq!(text, b"in the middle", "{name}");
+        let first: &[u8] = if name == "sparse" {
+            b"\0\0\0\0"
+        } else {
+            b"ours"
+        };
+        assert_eq!(&there[..4], first, "{name}");
+        let written = there.iter().filter(|b| **b != 0).count();
+        assert_eq!(written, if name == "sparse" { 13 } else { 17 }, "{name}");
+        assert_eq!(read_all(&d, name).unwrap(), there, "{name}");
+    }
+}
+
 /// A file replaces another, the answer is lost, and only then it is written to.
 #[test]
 fn a_lost_answer_to_a_replacing_rename_is_no_conflict() {
