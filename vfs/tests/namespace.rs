@@ -231,6 +231,26 @@ fn the_share_never_has_an_empty_file_in_the_place_of_a_good_one() {
     }
 }
 
+/// What is compiled goes on being what it was, also of a file that is removed meanwhile.
+#[test]
+fn a_snapshot_outlives_its_file() {
+    let rig = Rig::new();
+    let d = rig.drive(State::Online);
+    d.readdir(ROOT).unwrap();
+    d.set_state(State::Offline);
+    put_file(&d, ROOT, "m.pst", &pattern(9000, 7));
+    let snap = d.snapshot("m.pst").unwrap();
+    d.unlink(ROOT, "m.pst").unwrap();
+    d.set_state(State::Online);
+    assert!(all_done(&d).is_empty());
+    d.checkpoint().unwrap();
+    let mut got = vec![0; 9000];
+    snap.reader.read_exact_at(0, &mut got).unwrap();
+    assert!(got == pattern(9000, 7));
+    drop(snap);
+    assert_eq!(d.status().unwritten_bytes, 0);
+}
+
 /// A file of mostly nothing, made here: neither cache nor share fills with its zeros, and the share
 /// has it to the last byte.
 #[test]

@@ -150,7 +150,10 @@ impl Drive {
         if let Some(file) = tree.forget(id) {
             let mut st = file.write();
             let held = st.unwritten.bytes();
-            st.unwritten.clear();
+            // A snapshot goes on reading what lies over the (removed, still open) cache file.
+            if st.snaps.iter().all(|s| s.strong_count() == 0) {
+                st.unwritten.clear();
+            }
             self.sub_unwritten(held);
         }
     }
