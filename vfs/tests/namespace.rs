@@ -461,6 +461,25 @@ fn a_hung_share_keeps_no_name_waiting_longer_than_the_budget() {
 }
 
 #[test]
+fn a_long_path_meets_a_hung_share_once() {
+    let mut rig = Rig::new();
+    rig.budget = Duration::from_millis(200);
+    rig.put("a/b/c/d/e/f/m.pst", &pattern(5000, 1));
+    let d = rig.drive(State::Online);
+    d.fill().unwrap();
+    rig.faults.all(Fault::Hang);
+    let mut at = ROOT;
+    for name in ["a", "b", "c", "d", "e", "f", "m.pst"] {
+        at = d.lookup(at, name).unwrap().id;
+    }
+    let h = d.open_file(at, true, true).unwrap().handle;
+    assert_eq!(d.read(h, 0, 10).unwrap(), pattern(10, 1));
+    // The first name, the probe, and one that came while the probe was out.
+    assert!(rig.faults.hanging() <= 3, "{} hung", rig.faults.hanging());
+    rig.faults.heal();
+}
+
+#[test]
 fn a_directory_never_moves_into_itself() {
     let rig = Rig::new();
     std::fs::create_dir_all(rig.share_file("a/b/c")).unwrap();
