@@ -512,6 +512,7 @@ mod tests {
         let old = include_bytes!("../tests/data/meta-v1.bin");
         let meta = decode_meta(old, "meta").unwrap();
         assert_eq!((meta.data_lsn, meta.known, meta.tree_lsn), (7, 9, 8));
+        assert_eq!(meta.tried, 8, "all that waits counts as tried");
         assert_eq!(meta.nodes[0].name, "a.pst");
         assert_eq!(meta.pending, [(8, TreeOp::Remove { id: 2 })]);
         let f = &meta.files[0];

@@ -21,6 +21,7 @@ mod recover;
 mod reintegrate;
 mod room;
 mod route;
+mod shorten;
 mod space;
 mod write;
 mod xattr;

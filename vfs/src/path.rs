@@ -92,8 +92,9 @@ pub fn check_new_name(name: &str, names: Names) -> Result<()> {
     }
 }
 
-/// Names to try, in turn, for our side of a conflict: its own, then [`conflict_name`]s. Ends after
-/// a thousand: whoever finds none free has another problem.
+/// Names to try, in turn, for our side of a conflict: its own, then `name (conflict DATE HOST).ext`
+/// with a number from the second on. Ends after a thousand: whoever finds none free has another
+/// problem.
 pub fn conflict_names<'a>(
     name: &'a str,
     date: &'a str,

@@ -231,6 +231,97 @@ fn the_share_never_has_an_empty_file_in_the_place_of_a_good_one() {
     }
 }
 
+/// What is compiled goes on being what it was, also of a file that is removed meanwhile.
+#[test]
+fn a_snapshot_outlives_its_file() {
+    let rig = Rig::new();
+    let d = rig.drive(State::Online);
+    d.readdir(ROOT).unwrap();
+    d.set_state(State::Offline);
+    put_file(&d, ROOT, "m.pst", &pattern(9000, 7));
+    let snap = d.snapshot("m.pst").unwrap();
+    d.unlink(ROOT, "m.pst").unwrap();
+    d.set_state(State::Online);
+    assert!(all_done(&d).is_empty());
+    d.checkpoint().unwrap();
+    let mut got = vec![0; 9000];
+    snap.reader.read_exact_at(0, &mut got).unwrap();
+    assert!(got == pattern(9000, 7));
+    drop(snap);
+    assert_eq!(d.status().unwritten_bytes, 0);
+}
+
+/// A file of mostly nothing, made here: neither cache nor share fills with its zeros, and the share
+/// has it to the last byte.
+#[test]
+fn zeros_past_the_end_are_not_sent() {
+    use std::os::unix::fs::MetadataExt;
+    const LEN: u64 = 40 << 20;
+    let rig = Rig::new();
+    rig.put("beside", b"ours");
+    let d = rig.drive(State::Online);
+    d.fill_file("beside").unwrap();
+    d.set_state(State::Offline);
+    let (_, made) = d.create(ROOT, "sparse", 0o644, None).unwrap();
+    let beside = open_rw(&d, "beside");
+    for h in [made.handle, beside] {
+        d.write(h, 30 << 20, b"in the middle").unwrap();
+        d.truncate_handle(h, LEN).unwrap();
+        d.release(h).unwrap();
+    }
+    rig.put("beside", b"changed by another");
+    d.set_state(State::Online);
+    all_done(&d);
+    d.push_opaque("sparse", "D", "H").unwrap();
+    d.push_opaque("beside", "D", "H").unwrap();
+    d.checkpoint().unwrap();
+    for name in ["sparse", "beside (conflict D H)"] {
+        let meta = std::fs::metadata(rig.share_file(name)).unwrap();
+        assert_eq!(meta.len(), LEN, "{name}");
+        assert!(
+            meta.blocks() * 512 <= 4 << 20,
+            "{name}: {} blocks",
+            meta.blocks()
+        );
+        let there = rig.get(name);
+        let text = &there[30 << 20..][..13];
+        assert_eq!(text, b"in the middle", "{name}");
+        let first: &[u8] = if name == "sparse" {
+            b"\0\0\0\0"
+        } else {
+            b"ours"
+        };
+        assert_eq!(&there[..4], first, "{name}");
+        let written = there.iter().filter(|b| **b != 0).count();
+        assert_eq!(written, if name == "sparse" { 13 } else { 17 }, "{name}");
+        assert_eq!(read_all(&d, name).unwrap(), there, "{name}");
+    }
+}
+
+/// A file replaces another, the answer is lost, and only then it is written to.
+#[test]
+fn a_lost_answer_to_a_replacing_rename_is_no_conflict() {
+    for n in 1..10 {
+        let rig = Rig::new();
+        let d = rig.drive(State::Online);
+        put_file(&d, ROOT, "c.txt", b"old");
+        put_file(&d, ROOT, "e.txt", b"");
+        rig.faults
+            .at(n, Fault::FailAfter(ErrorKind::ConnectionReset));
+        d.rename(ROOT, "e.txt", ROOT, "c.txt", true).unwrap();
+        let h = open_rw(&d, "c.txt");
+        d.write(h, 0, b"written after").unwrap();
+        d.release(h).unwrap();
+        rig.faults.heal();
+        drop(d);
+        let d = rig.drive(State::Online);
+        all_done(&d);
+        d.push_opaque("c.txt", "D", "H").unwrap();
+        assert_eq!(on_share(&rig), ["c.txt"], "call {n}");
+        assert_eq!(rig.get("c.txt"), b"written after", "call {n}");
+    }
+}
+
 /// A day's work with names; the share's calls fail one by one, before or after they took effect,
 /// or hang. Nothing may be lost, left behind, or made twice.
 #[test]
@@ -367,6 +458,25 @@ fn a_hung_share_keeps_no_name_waiting_longer_than_the_budget() {
     let d = rig.drive(State::Online);
     all_done(&d);
     assert_eq!(on_share(&rig), ["l", "m.pst", "made/", "o.txt"]);
+}
+
+#[test]
+fn a_long_path_meets_a_hung_share_once() {
+    let mut rig = Rig::new();
+    rig.budget = Duration::from_millis(200);
+    rig.put("a/b/c/d/e/f/m.pst", &pattern(5000, 1));
+    let d = rig.drive(State::Online);
+    d.fill().unwrap();
+    rig.faults.all(Fault::Hang);
+    let mut at = ROOT;
+    for name in ["a", "b", "c", "d", "e", "f", "m.pst"] {
+        at = d.lookup(at, name).unwrap().id;
+    }
+    let h = d.open_file(at, true, true).unwrap().handle;
+    assert_eq!(d.read(h, 0, 10).unwrap(), pattern(10, 1));
+    // The first name, the probe, and one that came while the probe was out.
+    assert!(rig.faults.hanging() <= 3, "{} hung", rig.faults.hanging());
+    rig.faults.heal();
 }
 
 #[test]

@@ -150,7 +150,10 @@ impl Drive {
         if let Some(file) = tree.forget(id) {
             let mut st = file.write();
             let held = st.unwritten.bytes();
-            st.unwritten.clear();
+            // A snapshot goes on reading what lies over the (removed, still open) cache file.
+            if st.snaps.iter().all(|s| s.strong_count() == 0) {
+                st.unwritten.clear();
+            }
             self.sub_unwritten(held);
         }
     }
@@ -284,8 +287,7 @@ impl Drive {
             let at = path.clone();
             let ours = file.as_ref().and_then(|f| {
                 let st = f.read();
-                st.stamp
-                    .filter(|_| !st.is_dirty() && st.online_written.is_empty())
+                st.stamp.filter(|_| st.online_written.is_empty())
             });
             let answer = self.change(&path, move |share| {
                 let before = ours.map(|_| share.stamp(&at)).transpose()?;
@@ -302,8 +304,8 @@ impl Drive {
                     reach = Reach::There;
                     if let (Some(file), Some(stamp)) = (&file, after) {
                         let mut st = file.write();
-                        // Written meanwhile: the flush after it takes the stamp.
-                        if st.online_written.is_empty() && !st.is_dirty() {
+                        // Passed through meanwhile: the flush after it takes the stamp.
+                        if st.online_written.is_empty() && st.stamp == ours {
                             let record = MetaRecord::PushDone {
                                 file: id,
                                 epoch: 0,

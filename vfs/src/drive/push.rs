@@ -194,16 +194,20 @@ impl Drive {
         let mut dirty = snapshot.dirty.clone();
         dirty.truncate(len);
         let f = share_file.clone();
-        self.call(file, at, move || {
-            if f.stat()?.size > len {
-                f.set_len(len)
-            } else {
-                Ok(())
+        let budget = self.flush_budget;
+        let have = self.link.call_for(at, budget, &file.doubt, move |_| {
+            let size = f.stat()?.size;
+            if size > len {
+                f.set_len(len)?;
             }
+            Ok(size.min(len))
         })?;
         let mut written = 0;
         for (start, bytes) in pieces(&*snapshot.reader, &dirty) {
             let bytes: Arc<[u8]> = bytes?.into();
+            if start >= have && is_zero(&bytes) {
+                continue;
+            }
             written += bytes.len() as u64;
             let f = share_file.clone();
             self.call(file, at, move || f.write_all_at(start, &bytes))?;
@@ -341,11 +345,17 @@ impl Drive {
         let whole: RangeSet = std::iter::once(0..len).collect();
         for (start, bytes) in pieces(&*snapshot.reader, &whole) {
             let bytes: Arc<[u8]> = bytes?.into();
+            if is_zero(&bytes) {
+                continue;
+            }
             let f = made.clone();
             self.call(file, &place, move || f.write_all_at(start, &bytes))?;
         }
         let f = made.clone();
-        self.call(file, &place, move || f.sync())?;
+        self.call(file, &place, move || {
+            f.set_len(len)?;
+            f.sync()
+        })?;
         for (start, bytes) in pieces(&*snapshot.reader, &whole) {
             let bytes = bytes?;
             if self.read_share(&made, start, bytes.len())? != bytes {
@@ -388,6 +398,11 @@ impl Drive {
             PushOutcome::Conflict(self.tree().path(node))
         })
     }
+}
+
+/// Zeros past the end of a file need not be sent: a file that is made longer has them.
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.iter().all(|b| *b == 0)
 }
 
 /// The bytes of a set, in steps.

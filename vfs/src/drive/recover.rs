@@ -12,7 +12,7 @@ use crate::disk::RealDisk;
 use crate::error::{Error, Result};
 use crate::file::{FileNode, FileState};
 use crate::journal::Journal;
-use crate::journal::record::{MetaRecord, Record};
+use crate::journal::record::{MetaRecord, Record, TreeOp};
 use crate::journal::store::DirStore;
 use crate::link::{InDoubt, Link};
 use crate::path::Patterns;
@@ -232,6 +232,7 @@ impl<'a> Recovery<'a> {
                 return Ok(());
             }
             M::Tree { op, pending } => {
+                self.set_time(lsn, &op);
                 if lsn > self.tree.lsn {
                     self.tree.apply(&op, pending, lsn);
                 }
@@ -367,6 +368,20 @@ impl<'a> Recovery<'a> {
         Ok(())
     }
 
+    /// A time that was set after the last write holds, not the write's.
+    fn set_time(&self, lsn: u64, op: &TreeOp) {
+        let TreeOp::SetAttr { id, set, .. } = op else {
+            return;
+        };
+        let file = self.tree.nodes.get(id).and_then(|n| n.file.as_ref());
+        if let (Some(file), Some(mtime)) = (file, set.mtime) {
+            let mut st = file.write();
+            if lsn > st.lsn && st.mtime.is_some() {
+                st.mtime = Some(mtime);
+            }
+        }
+    }
+
     fn finish(self) -> Result<(Tree, u64)> {
         let mut total = 0;
         let same_boot = self.dir.same_boot();
@@ -392,6 +407,7 @@ impl<'a> Recovery<'a> {
             total += st.unwritten.bytes();
         }
         let mut tree = self.tree;
+        correct_attributes(&mut tree);
         let gone: Vec<u64> = tree
             .nodes
             .iter()
@@ -427,6 +443,27 @@ fn is_there(data: &dyn storage::ReadAt, offset: u64, len: u64, crc: u32) -> Resu
         done += n as u64;
     }
     Ok(hash.finalize() == crc)
+}
+
+/// The length and times of a file that was written are in its own standing; the tree's record of
+/// them is as old as the last look at the share.
+fn correct_attributes(tree: &mut Tree) {
+    let files = tree.nodes.iter().filter_map(|(&id, n)| {
+        let st = n.file.as_ref()?.read();
+        let stamp = st.stamp?;
+        Some((id, st.size, st.mtime.unwrap_or(stamp.mtime)))
+    });
+    let known: Vec<_> = files.collect();
+    for (id, size, mtime) in known {
+        let waits = tree.is_pending(id);
+        if let Some(node) = tree.nodes.get_mut(&id) {
+            node.attr.size = size;
+            if !waits {
+                node.attr.mtime = mtime;
+                node.attr.ctime = node.attr.ctime.max(mtime);
+            }
+        }
+    }
 }
 
 fn file_of(record: &MetaRecord) -> u64 {

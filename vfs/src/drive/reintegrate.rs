@@ -5,11 +5,9 @@
 //! each is idempotent. Nothing of another's is lost: a file that changed there is not removed, and
 //! a name that was taken there gets ours beside it (R3, R9).
 
-use std::collections::HashSet;
 use std::sync::{Arc, PoisonError};
 
 use super::make::give;
-use super::optimise::{Plan, optimise};
 use super::{Drive, State};
 use crate::error::{Error, Result};
 use crate::journal::record::{MetaRecord, NodeRecord, TreeOp};
@@ -91,40 +89,6 @@ impl Drive {
         }
         self.sync_all()?;
         Ok(report)
-    }
-
-    /// Drops waiting changes that cancel each other, and marks the rest as tried: what the share
-    /// may have seen is never dropped again.
-    fn shorten(&self) -> Result<()> {
-        let mut tree = self.tree_mut();
-        let Some(through) = tree.pending.back().map(|p| p.lsn) else {
-            return Ok(());
-        };
-        let plan = plan(&tree);
-        if !plan.is_empty() {
-            let gone: HashSet<u64> = plan.gone.iter().copied().collect();
-            let dropped = tree.pending.iter().filter(|p| gone.contains(&p.lsn));
-            let touched: Vec<u64> = dropped.map(|p| p.op.node()).collect();
-            let lsn = self.log(MetaRecord::Optimised {
-                gone: plan.gone.clone(),
-                instead: plan.instead.clone(),
-            })?;
-            tree.replace_pending(&plan.gone, &plan.instead, lsn);
-            for id in touched {
-                if tree.nodes.get(&id).is_some_and(|n| !n.linked) {
-                    self.after_removal(&mut tree, id);
-                }
-            }
-        }
-        if tree.tried >= through {
-            return Ok(());
-        }
-        let lsn = self.log(MetaRecord::Tried { through })?;
-        tree.tried = through;
-        tree.lsn = lsn;
-        drop(tree);
-        // Before the share sees any of them.
-        self.journal.sync(lsn)
     }
 
     fn bring(&self, next: &Pending, date: &str, host: &str) -> Result<ReintegratedOutcome> {
@@ -451,6 +415,9 @@ impl Drive {
         host: &str,
     ) -> Result<ReintegratedOutcome> {
         use ReintegratedOutcome as O;
+        if replaced.is_some() {
+            self.fill_first(id, date, host)?;
+        }
         let (from, dir, old) = {
             let tree = self.tree();
             let old = replaced.and_then(|r| Some((r, tree.share_path(r)?)));
@@ -481,9 +448,6 @@ impl Drive {
                 }
                 _ => self.placed(*old_id, None, None)?,
             }
-        }
-        if old.is_some() {
-            self.fill_first(id, date, host)?;
         }
         for new_name in conflict_names(name, date, host) {
             let to = join(&dir, &new_name);
@@ -532,10 +496,25 @@ impl Drive {
     /// (Containers reach the share at an epoch only, which is not for here to find.)
     fn fill_first(&self, id: u64, date: &str, host: &str) -> Result<()> {
         let path = self.tree().path(id);
-        let file = self.tree().node(id)?.file.clone();
-        let dirty = file.is_some_and(|f| f.read().is_dirty());
+        let (file, from) = {
+            let tree = self.tree();
+            (tree.node(id)?.file.clone(), tree.share_path(id))
+        };
+        let (Some(file), Some(from)) = (file, from) else {
+            return Ok(());
+        };
+        let (dirty, ours) = {
+            let st = file.read();
+            (st.is_dirty(), st.stamp)
+        };
         if !dirty || self.is_container(&path) || self.find(&path).ok() != Some(id) {
             return Ok(());
+        }
+        match self.share_stamp(&from) {
+            Ok(there) if Some(there) == ours => {}
+            // It replaced the other already, without an answer; or it is not ours any more.
+            Ok(_) | Err(Error::NotFound(_)) => return Ok(()),
+            Err(e) => return Err(e),
         }
         match self.push_opaque(&path, date, host) {
             Err(e) if e.is_link() => Err(e),
@@ -546,38 +525,6 @@ impl Drive {
             Ok(_) => Ok(()),
         }
     }
-}
-
-/// Most waiting changes that are looked at together, and most bytes that what they become may take
-/// in one record of the journal.
-const PLANNED: usize = 20_000;
-const RECORD: usize = 2 << 20;
-
-/// How the part of the queue that the share has not seen becomes shorter.
-fn plan(tree: &crate::tree::Tree) -> Plan {
-    let log = tree.pending.iter().filter(|p| p.lsn > tree.tried);
-    let log: Vec<&Pending> = log.take(PLANNED).collect();
-    // Where a node lies after what was tried: unknown here, unless nothing of that touched it.
-    let tried = |id: u64| {
-        let mut earlier = tree.pending.iter().take_while(|p| p.lsn <= tree.tried);
-        earlier.any(|p| p.op.node() == id)
-    };
-    let origin = |id: u64| {
-        let node = tree.nodes.get(&id)?;
-        let place = node.share.clone().filter(|_| !tried(id))?;
-        Some((place, node.attr.kind))
-    };
-    let plan = optimise(log.into_iter().map(|p| (p.lsn, &p.op)), tree.names, &origin);
-    let mut bytes = Vec::new();
-    let record = MetaRecord::Optimised {
-        gone: plan.gone.clone(),
-        instead: plan.instead.clone(),
-    };
-    crate::journal::record::Record::Meta(record).encode(&mut bytes);
-    if bytes.len() > RECORD {
-        return Plan::default();
-    }
-    plan
 }
 
 fn describe(tree: &crate::tree::Tree, op: &TreeOp) -> String {
