@@ -302,7 +302,7 @@ impl StateDir {
                 self.remove_data(id);
             }
         }
-        Ok(())
+        self.sync_data_names()
     }
 
     /// Reads the metadata; `None` where there is none yet.

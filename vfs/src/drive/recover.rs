@@ -17,7 +17,7 @@ use crate::journal::store::DirStore;
 use crate::link::{InDoubt, Link};
 use crate::path::Patterns;
 use crate::share::{Attr, Kind};
-use crate::tree::{ROOT, Tree};
+use crate::tree::{Node, ROOT, Tree};
 
 impl Drive {
     /// Opens a drive on its state directory, recovering what an earlier run left behind. The
@@ -51,7 +51,10 @@ impl Drive {
         journal.mark()?;
         let (mut tree, unwritten) = recovery.finish()?;
         tree.names = config.share.names();
-        dir.remove_stray_data(|id| tree.nodes.contains_key(&id))?;
+        // Also where only the name survived: what lies in that file is of a lost moment, and would
+        // show when the new one grows.
+        let known = |id| tree.nodes.get(&id).is_some_and(|n: &Node| n.file.is_some());
+        dir.remove_stray_data(known)?;
 
         let background = config.background;
         let containers = Patterns::new(&config.containers);
@@ -403,6 +406,8 @@ impl<'a> Recovery<'a> {
             let ctx = |e| Error::from_io("preparing a cache file", e);
             if file.data.len().map_err(ctx)? > size {
                 file.data.set_len(size).map_err(ctx)?;
+                // Or they are back after the next power cut, when the file may have grown again.
+                file.data.sync().map_err(ctx)?;
             }
             total += st.unwritten.bytes();
         }

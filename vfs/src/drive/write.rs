@@ -98,9 +98,18 @@ impl Drive {
                 crc,
                 time,
             };
-            let lsn = self
-                .journal
-                .append_direct(&Record::Meta(record), file.id, &file.data)?;
+            let record = Record::Meta(record);
+            let lsn = match self.journal.append_direct(&record, file.id, &file.data) {
+                Ok(lsn) => lsn,
+                Err(e) => {
+                    // Bytes past the end would show as content when the file grows over them.
+                    if file.data.set_len(offset).is_err() {
+                        file.poison
+                            .get_or_init(|| "an append could not be taken back".to_owned());
+                    }
+                    return Err(e);
+                }
+            };
             st.note_write(range, time, lsn);
             st.direct = lsn;
             // Bounds what a recovery has to look through.
