@@ -23,6 +23,7 @@ needed=(
   /etc/ssl/certs/ca-certificates.crt:ca-certificates   # cargo's downloads
 )
 cargo_deny_version=0.20.2
+fsx_version=0.3.2               # random operations on the mounted drive
 
 check=false
 case "${1:-}" in
@@ -52,9 +53,12 @@ cargo fmt --version >/dev/null 2>&1 || components+=(rustfmt)
 cargo clippy --version >/dev/null 2>&1 || components+=(clippy)
 deny=false
 command -v cargo-deny >/dev/null || deny=true
+fsx=false
+command -v fsx >/dev/null || fsx=true
 
 missing=("${packages[@]}" "${components[@]}")
 $deny && missing+=(cargo-deny)
+$fsx && missing+=(fsx)
 if [ ${#missing[@]} -eq 0 ]; then
   echo "bootstrap: nothing is missing"
   exit 0
@@ -88,6 +92,9 @@ for component in "${components[@]}"; do
 done
 if $deny; then
   cargo install --locked "cargo-deny@$cargo_deny_version"
+fi
+if $fsx; then
+  cargo install --locked "fsx@$fsx_version"
 fi
 
 # Only what is really there counts.

@@ -70,6 +70,9 @@ pub struct MountArgs {
     /// Where cache, journal and sync database are kept [default: by share, in the state directory]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+    /// What is kept here.
+    #[command(flatten)]
+    pub cache: CacheArgs,
     /// How the drive uses the link at first; `pstsyncd mode` changes it
     #[arg(long, value_name = "POLICY", default_value = "online")]
     pub mode: Policy,
@@ -86,6 +89,41 @@ pub struct MountArgs {
     /// Set by --background on the process it starts: readiness goes to standard output as JSON
     #[arg(long, hide = true, conflicts_with = "background")]
     pub detached: bool,
+}
+
+/// What `mount` keeps of the share.
+#[derive(Args)]
+pub struct CacheArgs {
+    /// As --state-dir, on a drive that may be unplugged and go on at another host
+    #[arg(long, value_name = "DIR", conflicts_with = "state_dir")]
+    pub cache: Option<PathBuf>,
+    /// How much of the share is kept, as in 20G; K, M, G and T are powers of 1024 [default: all
+    /// that the volume takes]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub cache_size: Option<u64>,
+    /// Keep the files of this pattern whole, and fetch them ahead (repeatable) [default: **/*.pst]
+    #[arg(long, value_name = "GLOB")]
+    pub pin: Vec<String>,
+    /// Bytes a second that fetching ahead may take from the link, as in 2M
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub fill_rate: Option<u64>,
+}
+
+/// A number of bytes, with or without a unit.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let upper = text.trim().to_ascii_uppercase();
+    let word = upper.trim_end_matches('B').trim_end_matches('I');
+    let (digits, shift) = match word.chars().last() {
+        Some('K') => (word.trim_end_matches('K'), 10),
+        Some('M') => (word.trim_end_matches('M'), 20),
+        Some('G') => (word.trim_end_matches('G'), 30),
+        Some('T') => (word.trim_end_matches('T'), 40),
+        _ => (word, 0),
+    };
+    let number = digits.trim().parse::<u64>().ok().filter(|n| *n > 0);
+    number
+        .and_then(|n| n.checked_mul(1 << shift))
+        .ok_or_else(|| format!("{text} is no size: give it as in 500M or 20G"))
 }
 
 /// How `mount` reaches an agent: by hand, or by the invitation that the agent wrote.
@@ -260,6 +298,17 @@ mod tests {
     #[test]
     fn the_definition_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_are_read_with_units() {
+        assert_eq!(parse_size("4096"), Ok(4096));
+        assert_eq!(parse_size("20G"), Ok(20 << 30));
+        assert_eq!(parse_size("500 mib"), Ok(500 << 20));
+        assert_eq!(parse_size("3kb"), Ok(3 << 10));
+        for bad in ["", "G", "0", "-1", "1.5G", "99999999999T", "5x"] {
+            assert!(parse_size(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

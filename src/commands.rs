@@ -10,7 +10,8 @@ use jiff::Timestamp;
 use crate::cli::{DriveArg, ModeArgs, UnmountArgs};
 use crate::control::client::path_in_drive;
 use crate::control::{
-    Client, DriveEntry, DriveStatus, Event, FileOutcome, FileReport, FileStatus, Policy, SyncState,
+    CacheStatus, Client, DriveEntry, DriveStatus, Event, FileOutcome, FileReport, FileStatus,
+    Policy, SyncState,
 };
 use crate::daemon::paths;
 use crate::error::{Outcome, UserError};
@@ -173,6 +174,7 @@ fn show_status(status: &DriveStatus, out: &mut Output) -> Result<(), UserError> 
     }
     out.line(format_args!("journal   {}", size(status.journal_bytes)))?;
     out.line(format_args!("pending   {}", size(status.pending_bytes)))?;
+    show_cache(&status.cache, out)?;
     for file in &status.files {
         show_file(file, out)?;
     }
@@ -181,6 +183,40 @@ fn show_status(status: &DriveStatus, out: &mut Output) -> Result<(), UserError> 
             "… and {} more files",
             count(status.more_files)
         ))?;
+    }
+    Ok(())
+}
+
+fn show_cache(cache: &CacheStatus, out: &mut Output) -> Result<(), UserError> {
+    let limit = cache
+        .limit
+        .map_or(String::new(), |l| format!(" of {}", size(l)));
+    let missing = cache.incomplete.len() as u64 + cache.more_incomplete;
+    let whole = cache.pinned_files.saturating_sub(missing);
+    out.line(format_args!(
+        "cache     {}{limit}; {} of {} pinned files whole",
+        size(cache.used),
+        count(whole),
+        count(cache.pinned_files)
+    ))?;
+    if let Some(at) = &cache.filling {
+        out.line(format_args!(
+            "          fetching {}: {} of {}",
+            clean(&at.path),
+            size(at.cached),
+            size(at.size)
+        ))?;
+    }
+    for part in &cache.incomplete {
+        out.line(format_args!(
+            "          not safe yet: {}, {} of {}",
+            clean(&part.path),
+            size(part.cached),
+            size(part.size)
+        ))?;
+    }
+    if let Some(why) = &cache.trouble {
+        out.line(format_args!("          {}", clean(why)))?;
     }
     Ok(())
 }

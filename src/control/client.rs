@@ -58,7 +58,7 @@ impl Client {
     /// The daemon does not answer, or its own error.
     pub fn status(&self) -> Result<DriveStatus, UserError> {
         match self.ask(&Request::Status {}, |_| {})? {
-            Answer::Status(status) => Ok(status),
+            Answer::Status(status) => Ok(*status),
             other => Err(self.unexpected(&other)),
         }
     }
@@ -69,7 +69,7 @@ impl Client {
     /// The daemon does not answer, or its own error.
     pub fn set_mode(&self, policy: Policy) -> Result<DriveStatus, UserError> {
         match self.ask(&Request::SetMode { policy }, |_| {})? {
-            Answer::Status(status) => Ok(status),
+            Answer::Status(status) => Ok(*status),
             other => Err(self.unexpected(&other)),
         }
     }

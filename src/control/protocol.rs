@@ -103,7 +103,7 @@ pub enum Answer {
         version: String,
     },
     /// To status and set-mode.
-    Status(DriveStatus),
+    Status(Box<DriveStatus>),
     /// To sync-now.
     Sync(SyncReport),
     /// To unmount.
@@ -196,11 +196,48 @@ pub struct DriveStatus {
     pub journal_bytes: u64,
     /// Bytes in the journal that wait to be synced.
     pub pending_bytes: u64,
+    /// What is kept of the share, and what is not safe yet.
+    #[serde(default)]
+    pub cache: CacheStatus,
     /// Files that are of interest: containers, and every file that is not synced. At most [`MAX_FILES`].
     pub files: Vec<FileStatus>,
     /// How many files of interest are not listed.
     #[serde(default)]
     pub more_files: u64,
+}
+
+/// What a drive keeps of its share.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheStatus {
+    /// The quota in bytes; none: the volume is the limit.
+    pub limit: Option<u64>,
+    /// Bytes of the share's files that are here.
+    pub used: u64,
+    /// How many of them belong to pinned files.
+    pub pinned: u64,
+    /// Pinned files.
+    pub pinned_files: u64,
+    /// Pinned files that could not be used in full if the link went now. At most [`MAX_FILES`].
+    pub incomplete: Vec<PartOf>,
+    /// How many of these are not listed.
+    pub more_incomplete: u64,
+    /// What is being fetched ahead.
+    pub filling: Option<PartOf>,
+    /// Why fetching ahead did not end well the last time.
+    pub trouble: Option<String>,
+    /// Name of the volume, where the cache may be unplugged.
+    pub volume: Option<String>,
+}
+
+/// A file that is here in part.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartOf {
+    /// Relative to the drive's root.
+    pub path: String,
+    /// Bytes that are here.
+    pub cached: u64,
+    /// Its size, in bytes.
+    pub size: u64,
 }
 
 /// The agent of a drive.
@@ -566,6 +603,7 @@ mod tests {
             agent: None,
             journal_bytes: 0,
             pending_bytes: 0,
+            cache: Default::default(),
             files: vec![file(SyncState::Synced)],
             more_files: 0,
         };

@@ -334,8 +334,11 @@ fn carry_out(
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }),
-        Request::Status {} => drive.status().map(Answer::Status),
-        Request::SetMode { policy } => drive.set_mode(policy.by_hand()?).map(Answer::Status),
+        Request::Status {} => drive.status().map(Box::new).map(Answer::Status),
+        Request::SetMode { policy } => drive
+            .set_mode(policy.by_hand()?)
+            .map(Box::new)
+            .map(Answer::Status),
         Request::SyncNow {
             path,
             allow_deletes,

@@ -42,6 +42,7 @@ impl DriveControl for FakeDrive {
             agent: None,
             journal_bytes: 0,
             pending_bytes: 0,
+            cache: Default::default(),
             files: Vec::new(),
             more_files: 0,
         })

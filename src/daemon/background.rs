@@ -48,7 +48,7 @@ pub enum Word {
 pub fn start(args: &MountArgs, verbose: u8, out: &mut Output) -> Outcome {
     // Checked here too, so that what can be known beforehand leaves no log of a drive that never was.
     let options = DriveOptions::check(args)?;
-    let (log, log_path) = open_log(&options.state_dir)?;
+    let (log, log_path) = open_log(&options)?;
     let program = std::env::current_exe()
         .map_err(|e| UserError::file("find the program", Path::new("pstsyncd"), &e))?;
     let mut child = Command::new(&program)
@@ -91,6 +91,14 @@ fn child_args(args: &MountArgs, verbose: u8) -> Vec<OsString> {
         }
     };
     option("--state-dir", args.state_dir.clone().map(Into::into));
+    let cache = &args.cache;
+    option("--cache", cache.cache.clone().map(Into::into));
+    let bytes = |n: u64| n.to_string().into();
+    option("--cache-size", cache.cache_size.map(bytes));
+    option("--fill-rate", cache.fill_rate.map(bytes));
+    for pattern in &cache.pin {
+        option("--pin", Some(pattern.into()));
+    }
     option("--agent", args.agent.agent_url.clone().map(Into::into));
     option("--agent-pin", args.agent.agent_pin.clone().map(Into::into));
     option(
@@ -105,14 +113,22 @@ fn child_args(args: &MountArgs, verbose: u8) -> Vec<OsString> {
     if args.allow_other {
         line.push("--allow-other".into());
     }
+    if args.exclusive {
+        line.push("--exclusive".into());
+    }
     line.extend(["--".into(), args.mountpoint.clone().into()]);
     line
 }
 
-fn open_log(state: &Path) -> Result<(File, PathBuf), UserError> {
+fn open_log(options: &DriveOptions) -> Result<(File, PathBuf), UserError> {
+    let state = &options.state_dir;
     let path = state.join("daemon.log");
     let failed = |e| UserError::file("write the log", &path, &e);
-    super::paths::private_dir(state)?;
+    match super::paths::private_dir(state) {
+        // The volume may keep no permissions: the child looks closer, and says so.
+        Err(_) if options.removable && state.is_dir() => {}
+        other => other?,
+    }
     if fs::metadata(&path).is_ok_and(|m| m.len() > MAX_LOG) {
         fs::rename(&path, path.with_extension("log.1")).map_err(failed)?;
     }
@@ -204,6 +220,14 @@ mod tests {
             "/st",
             "--mode",
             "cached",
+            "--cache-size",
+            "20G",
+            "--fill-rate",
+            "2M",
+            "--pin",
+            "a/*",
+            "--pin",
+            "**/*.pst",
             "--agent",
             "https://a",
             "--agent-pin",
@@ -228,6 +252,9 @@ mod tests {
         assert_eq!(again.share, args.share);
         assert_eq!(again.mountpoint, args.mountpoint);
         assert_eq!(again.state_dir, args.state_dir);
+        assert_eq!(again.cache.cache_size, Some(20 << 30));
+        assert_eq!(again.cache.fill_rate, Some(2 << 20));
+        assert_eq!(again.cache.pin, ["a/*", "**/*.pst"]);
         assert_eq!(again.mode, args.mode);
         assert_eq!(again.agent.agent_url, args.agent.agent_url);
         assert_eq!(again.agent.agent_pin, args.agent.agent_pin);

@@ -20,8 +20,8 @@ use super::validator::PstValidator;
 use super::{DriveOptions, End, Stop};
 use crate::control::protocol::MAX_FILES;
 use crate::control::{
-    AgentStatus, Binding, DriveControl, DriveStatus, Event, FileStatus, Policy, Progress, State,
-    SyncReport, SyncState, UnmountReport,
+    AgentStatus, Binding, CacheStatus, DriveControl, DriveStatus, Event, FileStatus, PartOf,
+    Policy, Progress, State, SyncReport, SyncState, UnmountReport,
 };
 use crate::error::UserError;
 use crate::exit::ExitStatus;
@@ -43,6 +43,10 @@ pub fn open(
         .map_err(|e| UserError::file("open the share", &options.share, &e))?;
     let mut config = DriveConfig::new(Arc::new(share), in_state("drive"));
     config.state = state_of(options.policy)?;
+    config.cache_size = options.cache_size;
+    config.pins.clone_from(&options.pins);
+    config.fill_rate = options.fill_rate;
+    config.removable = options.removable.then(vfs::Removable::here);
     config.validator = Some(Arc::new(PstValidator));
     let drive = Drive::open(config).map_err(|e| not_opened(&e, state.path()))?;
 
@@ -251,9 +255,23 @@ impl DriveControl for Mounted {
             verified_at: None,
             note: None,
         }));
+        for path in &status.refusing {
+            if files.iter().any(|f| f.path == *path) {
+                continue;
+            }
+            files.extend(self.drive.file_status(path).ok().map(|f| FileStatus {
+                container: false,
+                sync: SyncState::Failed,
+                ..self.file_status(&f)
+            }));
+        }
+        let cache = self.drive.cache_status();
+        // Whatever is not safe is said first, should the list be cut.
+        files.sort_by_key(|f| f.sync == SyncState::Synced && f.fully_cached);
         let more_files = files.len().saturating_sub(MAX_FILES) as u64;
         files.truncate(MAX_FILES);
         Ok(DriveStatus {
+            cache: cache_status(cache),
             mountpoint: self.mountpoint.clone(),
             share: self.share.clone(),
             policy: *self.policy.lock().unwrap_or_else(PoisonError::into_inner),
@@ -378,6 +396,34 @@ impl DriveControl for Mounted {
             pending_bytes,
             state_dir,
         })
+    }
+}
+
+fn cache_status(cache: vfs::CacheStatus) -> CacheStatus {
+    let more_incomplete = cache.incomplete.len().saturating_sub(MAX_FILES) as u64;
+    CacheStatus {
+        limit: cache.limit,
+        used: cache.used,
+        pinned: cache.pinned,
+        pinned_files: cache.pinned_files as u64,
+        incomplete: cache
+            .incomplete
+            .into_iter()
+            .take(MAX_FILES)
+            .map(|i| PartOf {
+                path: i.path,
+                cached: i.cached,
+                size: i.size,
+            })
+            .collect(),
+        more_incomplete,
+        filling: cache.filling.map(|f| PartOf {
+            path: f.path,
+            cached: f.cached,
+            size: f.size,
+        }),
+        trouble: cache.trouble,
+        volume: cache.volume,
     }
 }
 

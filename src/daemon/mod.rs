@@ -285,6 +285,7 @@ mod tests {
                 agent: None,
                 journal_bytes: 0,
                 pending_bytes: self.pending,
+                cache: Default::default(),
                 files: Vec::new(),
                 more_files: 0,
             })

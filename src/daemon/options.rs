@@ -26,6 +26,14 @@ pub struct DriveOptions {
     pub mountpoint: PathBuf,
     /// Where the drive's state is kept; not made yet.
     pub state_dir: PathBuf,
+    /// The state directory may be unplugged, and go on at another host.
+    pub removable: bool,
+    /// How much of the share is kept, in bytes.
+    pub cache_size: Option<u64>,
+    /// Patterns of the files that are kept whole; none: the containers.
+    pub pins: Option<Vec<String>>,
+    /// Bytes a second that fetching ahead may take.
+    pub fill_rate: Option<u64>,
     /// The agent, where one was named.
     pub agent: Option<AgentOptions>,
     /// Let other users enter the drive.
@@ -64,7 +72,8 @@ impl DriveOptions {
         let policy = args.mode.by_hand()?;
         let share = check_share(&args.share)?;
         let mountpoint = check_mountpoint(&args.mountpoint)?;
-        let state_dir = StateDir::locate(args.state_dir.as_deref(), "drive", &share)?;
+        let given = args.cache.cache.as_deref().or(args.state_dir.as_deref());
+        let state_dir = StateDir::locate(given, "drive", &share)?;
         check_apart(&share, &mountpoint, &state_dir)?;
         let agent = AgentOptions::read(&args.agent)?;
         check_fuse(args.allow_other)?;
@@ -72,6 +81,10 @@ impl DriveOptions {
             share,
             mountpoint,
             state_dir,
+            removable: args.cache.cache.is_some(),
+            cache_size: args.cache.cache_size,
+            pins: Some(args.cache.pin.clone()).filter(|p| !p.is_empty()),
+            fill_rate: args.cache.fill_rate,
             agent,
             allow_other: args.allow_other,
             exclusive: args.exclusive,
@@ -84,6 +97,9 @@ impl DriveOptions {
     /// # Errors
     /// Another process uses it, or it belongs to another share.
     pub fn take_state(&self) -> Result<StateDir, UserError> {
+        if self.removable {
+            return StateDir::take_removable(&self.state_dir, "drive", &self.share);
+        }
         StateDir::take(&self.state_dir, "drive", &self.share)
     }
 }

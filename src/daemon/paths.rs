@@ -103,8 +103,36 @@ impl StateDir {
     /// # Errors
     /// Another process uses it, it belongs to another share, or it cannot be written.
     pub fn take(path: &Path, role: &str, of: &Path) -> Result<Self, UserError> {
-        let failed = |e| UserError::file("use the state directory", path, &e);
         private_dir(path)?;
+        Self::take_made(path, role, of)
+    }
+
+    /// As [`StateDir::take`], on a volume that may keep no permissions (FAT, exFAT): there the
+    /// mount's options decide who can read it, and a warning is all that can be done.
+    ///
+    /// # Errors
+    /// As [`StateDir::take`].
+    pub fn take_removable(path: &Path, role: &str, of: &Path) -> Result<Self, UserError> {
+        match private_dir(path) {
+            Err(e) if e.code == "state-dir-foreign" => return Err(e),
+            Err(e) if fs::metadata(path).is_err() => return Err(e),
+            Err(_) => {
+                let closed = fs::Permissions::from_mode(0o700);
+                let _ = fs::set_permissions(path, closed);
+                if fs::metadata(path).is_ok_and(|m| m.mode() & 0o077 != 0) {
+                    tracing::warn!(
+                        dir = %path.display(),
+                        "this volume keeps no permissions: others may be able to read your mail on it"
+                    );
+                }
+            }
+            Ok(()) => {}
+        }
+        Self::take_made(path, role, of)
+    }
+
+    fn take_made(path: &Path, role: &str, of: &Path) -> Result<Self, UserError> {
+        let failed = |e| UserError::file("use the state directory", path, &e);
         let lock_path = path.join("lock");
         let mut lock = OpenOptions::new()
             .read(true)

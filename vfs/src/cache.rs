@@ -1,60 +1,29 @@
-//! The state directory: cache files, metadata, and the lock that keeps two processes apart.
+//! The state directory: cache files, metadata, and the locks that keep others out.
 //!
 //! ```text
 //! state/            0700
 //!   lock            held while the drive is open
+//!   volume, owner   on a drive that is carried about (see `disk::owner`)
 //!   meta            the whole tree and every file's standing, replaced atomically
 //!   journal/        segments
 //!   data/           one file per node, named by its number in hex, 0600
 //! ```
 //!
 //! `meta` and `data` lag behind the journal: a checkpoint moves them forward, recovery replays
-//! what came after.
+//! what came after. The file system need keep no modes, no sparse files, no upper and lower case,
+//! and no file times: nothing here rests on them.
 
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bincode::{Decode, Encode};
-use storage::{RangeSet, WriteAt};
+use storage::{RangeSet, ReadAt, WriteAt};
 
+use crate::disk::owner::{FencedDisk, Owner, Removable};
+use crate::disk::{Disk, DiskLock};
 use crate::error::{Error, Result};
 use crate::journal::record::{NodeRecord, TreeOp, codec};
-use crate::journal::store::open_or_create;
 use crate::share::Stamp;
-
-/// Creates a directory that only its owner can enter; an existing one is tightened.
-pub(crate) fn create_private_dir(path: &Path) -> io::Result<()> {
-    std::fs::create_dir_all(path)?;
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))?;
-    }
-    Ok(())
-}
-
-/// Creates a new file that only its owner can read.
-pub(crate) fn create_private_file(path: &Path) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create_new(true);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::OpenOptionsExt;
-        options.mode(0o600);
-    }
-    options.open(path)
-}
-
-/// Makes creations, renames and removals in a directory durable.
-pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
-    if cfg!(unix) {
-        File::open(path)?.sync_all()
-    } else {
-        Ok(())
-    }
-}
 
 /// Ranges as stored.
 pub(crate) type Ranges = Vec<(u64, u64)>;
@@ -110,6 +79,11 @@ pub(crate) struct FileMeta {
     pub push: Option<(u64, u64)>,
     /// LSN of the last record whose effect is in here (bytes excepted).
     pub lsn: u64,
+    /// Records through this one have their bytes in the cache file, where that is further than
+    /// what holds for all files.
+    pub data_lsn: u64,
+    /// When it was last opened or closed, nanoseconds since 1970.
+    pub used: i64,
 }
 
 /// The metadata file.
@@ -129,116 +103,195 @@ pub(crate) struct Meta {
     pub pending: Vec<(u64, TreeOp)>,
     /// Files with a cache file.
     pub files: Vec<FileMeta>,
+    /// Of the waiting changes those through here may have reached the share already.
+    pub tried: u64,
 }
 
 const META_MAGIC: [u8; 8] = *b"PSTSYNCM";
-/// Version of the metadata's schema.
-pub const META_VERSION: u32 = 1;
+/// Version of the metadata's schema. Older ones are read and written anew as this one by the next
+/// checkpoint; newer ones are refused.
+pub const META_VERSION: u32 = 2;
+/// Bound on the metadata read back, in bytes.
+const MAX_META: u64 = 1 << 30;
+
+/// What knows whether names of cache files wait for a flush of their directory.
+struct Names {
+    disk: Arc<dyn Disk>,
+    /// At first unknown, so: yes.
+    waiting: Mutex<bool>,
+}
+
+impl Names {
+    fn sync(&self) -> io::Result<()> {
+        // Held meanwhile, so that nobody goes on before the names are durable.
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if *waiting {
+            self.disk.sync_dir("data")?;
+            *waiting = false;
+        }
+        Ok(())
+    }
+
+    fn changed(&self) {
+        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = true;
+    }
+}
+
+/// A cache file: bytes that are flushed are found again, so its name is flushed with them.
+struct CacheFile {
+    file: Arc<dyn WriteAt>,
+    names: Arc<Names>,
+}
+
+impl ReadAt for CacheFile {
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        self.file.read_at(offset, buf)
+    }
+}
+
+impl WriteAt for CacheFile {
+    fn write_all_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(offset, data)
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)
+    }
+    fn sync(&self) -> io::Result<()> {
+        self.names.sync()?;
+        self.file.sync()
+    }
+}
 
 /// The state directory, locked.
 pub(crate) struct StateDir {
-    root: PathBuf,
-    _lock: File,
+    disk: Arc<dyn Disk>,
+    names: Arc<Names>,
+    // In this order: the volume is given back while the lock still keeps others out.
+    owner: Option<Arc<Owner>>,
+    _lock: DiskLock,
+}
+
+fn data_path(id: u64) -> String {
+    format!("data/{id:016x}")
 }
 
 impl StateDir {
-    /// Opens (creates) and locks it.
-    pub fn open(root: &Path) -> Result<Self> {
-        let ctx = |e| Error::from_io(root.display().to_string(), e);
-        create_private_dir(root).map_err(ctx)?;
-        create_private_dir(&root.join("data")).map_err(ctx)?;
-        let path = root.join("lock");
-        let lock = match create_private_file(&path) {
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-                OpenOptions::new().read(true).write(true).open(&path)
-            }
-            other => other,
-        }
-        .map_err(ctx)?;
+    /// Opens (creates) and locks it. `removable`: it may have been used by another host.
+    pub fn open(disk: Arc<dyn Disk>, removable: Option<&Removable>) -> Result<Self> {
+        let name = disk.name();
+        let ctx = |e| Error::from_io(name.clone(), e);
+        disk.mkdir("").map_err(ctx)?;
+        let mut held = disk.lock().map_err(ctx)?;
         // A process that is just ending gets a moment to do so.
         for _ in 0..20 {
-            match lock.try_lock() {
-                Ok(()) => {
-                    return Ok(Self {
-                        root: root.to_owned(),
-                        _lock: lock,
-                    });
-                }
-                Err(TryLockError::WouldBlock) => {
-                    std::thread::sleep(std::time::Duration::from_millis(50));
-                }
-                Err(TryLockError::Error(e)) => return Err(ctx(e)),
+            if held.is_some() {
+                break;
             }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            held = disk.lock().map_err(ctx)?;
         }
-        Err(Error::Locked(root.display().to_string()))
+        let Some(lock) = held else {
+            return Err(Error::Locked(name));
+        };
+        let owner = removable.map(|me| Owner::take(&disk, me)).transpose()?;
+        let disk = match &owner {
+            Some(owner) => Arc::new(FencedDisk {
+                disk,
+                owner: owner.clone(),
+            }),
+            None => disk,
+        };
+        disk.mkdir("data").map_err(ctx)?;
+        disk.mkdir("journal").map_err(ctx)?;
+        let names = Arc::new(Names {
+            disk: disk.clone(),
+            waiting: Mutex::new(true),
+        });
+        Ok(Self {
+            disk,
+            names,
+            owner,
+            _lock: lock,
+        })
     }
 
-    pub fn journal_dir(&self) -> PathBuf {
-        self.root.join("journal")
+    /// The disk it lies on.
+    pub fn disk(&self) -> &Arc<dyn Disk> {
+        &self.disk
     }
 
-    fn data_path(&self, id: u64) -> PathBuf {
-        self.root.join("data").join(format!("{id:016x}"))
+    /// Who has the volume, where it is carried about.
+    pub fn owner(&self) -> Option<&Arc<Owner>> {
+        self.owner.as_ref()
     }
 
     /// Opens (creates) a node's cache file.
     pub fn data(&self, id: u64) -> Result<Arc<dyn WriteAt>> {
-        let path = self.data_path(id);
-        match open_or_create(&path) {
-            Ok(f) => Ok(Arc::new(f)),
-            Err(e) => Err(Error::from_io(path.display().to_string(), e)),
+        let path = data_path(id);
+        let file = match self.disk.open(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                let made = self.disk.create(&path, 0);
+                self.names.changed();
+                made
+            }
+            other => other,
+        };
+        match file {
+            Ok(file) => Ok(Arc::new(CacheFile {
+                file,
+                names: self.names.clone(),
+            })),
+            Err(e) => Err(Error::from_io(format!("{}/{path}", self.disk.name()), e)),
         }
     }
 
     /// Removes a node's cache file.
     pub fn remove_data(&self, id: u64) {
-        let path = self.data_path(id);
-        if let Err(e) = std::fs::remove_file(&path)
+        let path = data_path(id);
+        if let Err(e) = self.disk.remove(&path)
             && e.kind() != io::ErrorKind::NotFound
         {
-            tracing::warn!(path = %path.display(), error = %e, "cannot remove a cache file");
+            tracing::warn!(path, error = %e, "cannot remove a cache file");
         }
     }
 
     /// Numbers of all cache files.
     pub fn data_ids(&self) -> Result<Vec<u64>> {
-        let dir = self.root.join("data");
-        let ctx = |e| Error::from_io(dir.display().to_string(), e);
-        let mut ids = Vec::new();
-        for entry in std::fs::read_dir(&dir).map_err(ctx)? {
-            let name = entry.map_err(ctx)?.file_name();
-            ids.extend(name.to_str().and_then(|n| u64::from_str_radix(n, 16).ok()));
-        }
-        Ok(ids)
+        let ctx = |e| Error::from_io(format!("{}/data", self.disk.name()), e);
+        let names = self.disk.list("data").map_err(ctx)?;
+        Ok(names
+            .iter()
+            .filter_map(|n| u64::from_str_radix(n, 16).ok())
+            .collect())
     }
 
     /// Makes the names of new cache files durable.
     pub fn sync_data_names(&self) -> Result<()> {
-        sync_dir(&self.root.join("data")).map_err(|e| Error::from_io("flushing the cache", e))
+        self.names
+            .sync()
+            .map_err(|e| Error::from_io("flushing the cache", e))
     }
 
     /// Bytes available on the volume.
     pub fn available(&self) -> u64 {
-        #[cfg(unix)]
-        if let Ok(st) = rustix::fs::statvfs(&self.root) {
-            return st.f_bavail.saturating_mul(st.f_frsize.max(1));
-        }
-        u64::MAX
+        self.disk.available().unwrap_or(u64::MAX)
     }
 
     /// Whether the system has run without a break since this directory was last opened: then the
     /// page cache has lost nothing of what the earlier process wrote. Notes the present run.
     pub fn same_boot(&self) -> bool {
-        let path = self.root.join("boot");
-        let before = std::fs::read(&path).unwrap_or_default();
-        let now = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        if !now.is_empty() && before == now {
+        let before = self.disk.read("boot", 1000).ok().flatten();
+        let now = self.disk.boot_id();
+        if now.is_empty() {
+            return false;
+        }
+        if before.as_ref() == Some(&now) {
             return true;
         }
-        let _ = std::fs::remove_file(&path);
-        if let Ok(mut f) = create_private_file(&path) {
-            let _ = f.write_all(&now);
-        }
+        let _ = self.disk.replace("boot", &now);
         false
     }
 
@@ -249,47 +302,24 @@ impl StateDir {
                 self.remove_data(id);
             }
         }
-        Ok(())
+        self.sync_data_names()
     }
 
     /// Reads the metadata; `None` where there is none yet.
     pub fn read_meta(&self) -> Result<Option<Meta>> {
-        let path = self.root.join("meta");
-        let name = path.display().to_string();
-        let mut bytes = Vec::new();
-        match File::open(&path) {
-            Ok(mut f) => f
-                .read_to_end(&mut bytes)
-                .map_err(|e| Error::from_io(name.clone(), e))?,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(Error::from_io(name, e)),
-        };
-        decode_meta(&bytes)
-            .map(Some)
-            .map_err(|(offset, what)| Error::Damaged {
-                file: name,
-                offset,
-                what,
-            })
+        let name = format!("{}/meta", self.disk.name());
+        let bytes = self
+            .disk
+            .read("meta", MAX_META)
+            .map_err(|e| Error::from_io(name.clone(), e))?;
+        bytes.map(|bytes| decode_meta(&bytes, &name)).transpose()
     }
 
     /// Replaces the metadata in one durable step.
     pub fn write_meta(&self, meta: &Meta) -> Result<()> {
-        let bytes = encode_meta(meta);
-        let run = || {
-            let new = self.root.join("meta.new");
-            match std::fs::remove_file(&new) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-                _ => {}
-            }
-            let mut file = create_private_file(&new)?;
-            file.write_all(&bytes)?;
-            file.sync_all()?;
-            drop(file);
-            std::fs::rename(&new, self.root.join("meta"))?;
-            sync_dir(&self.root)
-        };
-        run().map_err(|e| Error::from_io("writing the drive's metadata", e))
+        self.disk
+            .replace("meta", &encode_meta(meta))
+            .map_err(|e| Error::from_io("writing the drive's metadata", e))
     }
 }
 
@@ -306,41 +336,139 @@ fn encode_meta(meta: &Meta) -> Vec<u8> {
     out
 }
 
-fn decode_meta(bytes: &[u8]) -> std::result::Result<Meta, (u64, String)> {
+fn decode_meta(bytes: &[u8], file: &str) -> Result<Meta> {
+    let damaged = |offset, what: &str| Error::Damaged {
+        file: file.to_owned(),
+        offset,
+        what: what.to_owned(),
+    };
     let (head, body) = bytes
         .split_first_chunk::<16>()
-        .ok_or((0, "too short".to_owned()))?;
+        .ok_or_else(|| damaged(0, "too short"))?;
     let (magic, rest) = head.split_at(8);
     let (version, crc) = rest.split_at(4);
     if magic != META_MAGIC {
-        return Err((0, "not metadata of a drive".to_owned()));
-    }
-    if version != META_VERSION.to_le_bytes() {
-        return Err((8, "metadata of another version of this program".to_owned()));
+        return Err(damaged(0, "not metadata of a drive"));
     }
     if crc != crc32fast::hash(body).to_le_bytes() {
-        return Err((12, "checksum does not match".to_owned()));
+        return Err(damaged(12, "checksum does not match"));
     }
+    match version.try_into().map_or(0, u32::from_le_bytes) {
+        META_VERSION => decode_body(body, &damaged),
+        1 => decode_body::<v1::Meta>(body, &damaged).map(Meta::from),
+        found if found > META_VERSION => Err(Error::Newer {
+            file: file.to_owned(),
+            found,
+            known: META_VERSION,
+        }),
+        _ => Err(damaged(8, "no version that ever was")),
+    }
+}
+
+fn decode_body<T: Decode<()>>(body: &[u8], damaged: &dyn Fn(u64, &str) -> Error) -> Result<T> {
     match bincode::decode_from_slice(body, codec()) {
         Ok((meta, used)) if used == body.len() => Ok(meta),
-        Ok((_, used)) => Err((16 + used as u64, "trailing bytes".to_owned())),
-        Err(e) => Err((16, e.to_string())),
+        Ok((_, used)) => Err(damaged(16 + used as u64, "trailing bytes")),
+        Err(e) => Err(damaged(16, &e.to_string())),
+    }
+}
+
+/// The first schema, as it was stored.
+mod v1 {
+    use super::{Decode, NodeRecord, Ranges, Stamp, TreeOp};
+
+    #[derive(Decode)]
+    pub struct FileMeta {
+        id: u64,
+        attached: bool,
+        stamp: Option<Stamp>,
+        lineage: u64,
+        size: u64,
+        mtime: Option<i64>,
+        valid: Ranges,
+        dirty: Vec<(u64, Ranges)>,
+        written: Vec<(u64, Ranges)>,
+        write_count: u64,
+        epoch: u64,
+        synced_epoch: u64,
+        sequence: u64,
+        outstanding: Option<(u64, [u8; 32])>,
+        flipped: bool,
+        online_written: Ranges,
+        push: Option<(u64, u64)>,
+        lsn: u64,
+    }
+
+    #[derive(Decode)]
+    pub struct Meta {
+        data_lsn: u64,
+        known: u64,
+        tree_lsn: u64,
+        next_id: u64,
+        nodes: Vec<NodeRecord>,
+        pending: Vec<(u64, TreeOp)>,
+        files: Vec<FileMeta>,
+    }
+
+    impl From<FileMeta> for super::FileMeta {
+        fn from(m: FileMeta) -> Self {
+            Self {
+                id: m.id,
+                attached: m.attached,
+                stamp: m.stamp,
+                lineage: m.lineage,
+                size: m.size,
+                mtime: m.mtime,
+                valid: m.valid,
+                dirty: m.dirty,
+                written: m.written,
+                write_count: m.write_count,
+                epoch: m.epoch,
+                synced_epoch: m.synced_epoch,
+                sequence: m.sequence,
+                outstanding: m.outstanding,
+                flipped: m.flipped,
+                online_written: m.online_written,
+                push: m.push,
+                lsn: m.lsn,
+                data_lsn: 0,
+                used: 0,
+            }
+        }
+    }
+
+    impl From<Meta> for super::Meta {
+        fn from(m: Meta) -> Self {
+            Self {
+                data_lsn: m.data_lsn,
+                known: m.known,
+                tree_lsn: m.tree_lsn,
+                next_id: m.next_id,
+                nodes: m.nodes,
+                // Not known: the careful value.
+                tried: m.tree_lsn,
+                pending: m.pending,
+                files: m.files.into_iter().map(Into::into).collect(),
+            }
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::RealDisk;
+
+    fn open(root: &std::path::Path) -> Result<StateDir> {
+        StateDir::open(Arc::new(RealDisk::open(root).unwrap()), None)
+    }
 
     #[test]
     fn a_state_directory_is_private_and_locked() {
         let tmp = tempfile::tempdir().unwrap();
         let root = tmp.path().join("state");
-        let dir = StateDir::open(&root).unwrap();
-        assert!(matches!(
-            StateDir::open(&root).map(drop),
-            Err(Error::Locked(_))
-        ));
+        let dir = open(&root).unwrap();
+        assert!(matches!(open(&root).map(drop), Err(Error::Locked(_))));
         dir.data(7).unwrap().write_all_at(0, b"x").unwrap();
         dir.write_meta(&Meta {
             known: 3,
@@ -354,13 +482,13 @@ mod tests {
             use std::os::unix::fs::PermissionsExt;
             let mode = |p: &str| root.join(p).metadata().unwrap().permissions().mode() & 0o777;
             assert_eq!(
-                (mode(""), mode("data"), mode("meta")),
-                (0o700, 0o700, 0o600)
+                (mode(""), mode("data"), mode("journal"), mode("meta")),
+                (0o700, 0o700, 0o700, 0o600)
             );
             assert_eq!(mode("data/0000000000000007"), 0o600);
         }
         drop(dir);
-        StateDir::open(&root).unwrap();
+        open(&root).unwrap();
     }
 
     #[test]
@@ -369,12 +497,34 @@ mod tests {
             next_id: 5,
             ..Meta::default()
         });
-        assert_eq!(decode_meta(&good).unwrap().next_id, 5);
+        assert_eq!(decode_meta(&good, "meta").unwrap().next_id, 5);
         for i in 0..good.len() {
             let mut bad = good.clone();
             bad[i] ^= 0x40;
-            assert!(decode_meta(&bad).is_err(), "byte {i}");
-            assert!(decode_meta(&good[..i]).is_err(), "cut {i}");
+            assert!(decode_meta(&bad, "meta").is_err(), "byte {i}");
+            assert!(decode_meta(&good[..i], "meta").is_err(), "cut {i}");
         }
+    }
+
+    /// Bytes that the first version wrote, kept: they must be understood for ever.
+    #[test]
+    fn the_first_schema_is_read_and_a_newer_one_refused() {
+        let old = include_bytes!("../tests/data/meta-v1.bin");
+        let meta = decode_meta(old, "meta").unwrap();
+        assert_eq!((meta.data_lsn, meta.known, meta.tree_lsn), (7, 9, 8));
+        assert_eq!(meta.tried, 8, "all that waits counts as tried");
+        assert_eq!(meta.nodes[0].name, "a.pst");
+        assert_eq!(meta.pending, [(8, TreeOp::Remove { id: 2 })]);
+        let f = &meta.files[0];
+        assert_eq!((f.id, f.sequence, f.push), (3, 2, Some((4, 6))));
+        assert_eq!(f.dirty, [(u64::MAX, vec![(1, 2)])]);
+        assert_eq!((f.data_lsn, f.used, f.lsn), (0, 0, 9));
+        // Written anew it is of this version, with nothing lost.
+        let again = decode_meta(&encode_meta(&meta), "meta").unwrap();
+        assert_eq!(again.files, meta.files);
+        let mut newer = encode_meta(&meta);
+        newer[8] = 99;
+        let refused = decode_meta(&newer, "meta");
+        assert!(matches!(refused, Err(Error::Newer { found: 99, .. })));
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Frontends (FUSE, WinFsp) translate; all behaviour is here. The pieces: `names` and `change` (the
 //! tree), `content` (open files), `route` (which physical file a handle sees, R1), `fill` (filling the
-//! cache), `checkpoint`, `desk` (what the sync engine needs), `reintegrate` (bringing changes made
+//! cache), `room` (what it may take), `checkpoint`, `desk` (what the sync engine needs), `reintegrate` (bringing changes made
 //! here to the share).
 //!
 //! No lock that another file's operation needs is held across a share call or a flush (R11).
@@ -12,13 +12,19 @@ mod checkpoint;
 mod content;
 mod desk;
 mod fill;
+mod make;
 mod names;
+mod optimise;
 mod push;
 mod read;
 mod recover;
 mod reintegrate;
+mod room;
 mod route;
+mod shorten;
+mod space;
 mod write;
+mod xattr;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -29,6 +35,8 @@ use std::sync::{
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::cache::StateDir;
+use crate::disk::Disk;
+use crate::disk::owner::Removable;
 use crate::epoch::EpochValidator;
 use crate::error::{Error, Result};
 use crate::file::FileNode;
@@ -44,6 +52,8 @@ pub use desk::{ContainerStatus, DriveStatus, Exclusive};
 pub use names::{DirEntry, NodeAttr};
 pub use push::PushOutcome;
 pub use reintegrate::{Reintegrated, ReintegratedOutcome};
+pub use room::{CacheStatus, Filling, Incomplete};
+pub use xattr::XattrMode;
 
 /// What the drive may use of the link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,6 +109,17 @@ pub struct DriveConfig {
     pub reserve: u64,
     /// Bytes available on that volume; `None`: ask the system.
     pub available: Option<Arc<dyn Fn() -> u64 + Send + Sync>>,
+    /// Bytes of the share's files that may be kept here, pinned ones included; `None`: as many as
+    /// the volume takes.
+    pub cache_size: Option<u64>,
+    /// Glob patterns of files that are kept here whole; `None`: the containers.
+    pub pins: Option<Vec<String>>,
+    /// Bytes a second that filling the cache may take from the link; `None`: what programs leave.
+    pub fill_rate: Option<u64>,
+    /// The state directory may be unplugged, and go on at another host.
+    pub removable: Option<Removable>,
+    /// The disk that the state directory is; `None`: the directory `state_dir` of the system.
+    pub disk: Option<Arc<dyn Disk>>,
     /// Run the background threads (checkpoints, filling the cache). Without them, call
     /// [`Drive::checkpoint`] and [`Drive::fill`].
     pub background: bool,
@@ -123,6 +144,11 @@ impl DriveConfig {
             direct_append: 256 << 10,
             reserve: 64 << 20,
             available: None,
+            cache_size: None,
+            pins: None,
+            fill_rate: None,
+            removable: None,
+            disk: None,
             background: true,
             validator: None,
         }
@@ -151,10 +177,17 @@ pub struct Drive {
     attr_life: Duration,
     direct_append: usize,
     validator: Option<Arc<dyn EpochValidator>>,
-    space: Space,
+    /// Which files are kept here whole.
+    pins: Patterns,
+    space: room::Space,
+    pace: fill::Pace,
+    /// Records through this one have their bytes in the cache files, of all files.
+    data_lsn: AtomicU64,
     /// Bytes in all overlays.
     pub(crate) unwritten: AtomicU64,
     unwritten_limit: u64,
+    /// Bytes written directly to cache files since the last checkpoint.
+    direct: AtomicU64,
     /// Held during a checkpoint.
     checkpoint: Mutex<()>,
     /// Held while pending changes are brought to the share.
@@ -189,16 +222,6 @@ impl Bell {
             .wait_timeout_while(ring, timeout, |now| *now == was && !ready());
     }
 }
-
-struct Space {
-    ask: Option<Arc<dyn Fn() -> u64 + Send + Sync>>,
-    reserve: u64,
-    /// Bytes that may be taken before asking again.
-    grant: AtomicU64,
-}
-
-/// Ask the system about space again after this many bytes.
-const GRANT: u64 = 4 << 20;
 
 /// Nanoseconds since 1970.
 pub(crate) fn now() -> i64 {
@@ -306,49 +329,6 @@ impl Drive {
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .len()
-    }
-
-    /// Room for `len` more bytes in journal and cache, beyond the reserve (R4).
-    pub(crate) fn check_space(&self, len: u64) -> Result<()> {
-        let take = |grant: u64| grant.checked_sub(len);
-        if self
-            .space
-            .grant
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, take)
-            .is_ok()
-        {
-            return Ok(());
-        }
-        let available = match &self.space.ask {
-            Some(ask) => ask(),
-            None => self.dir.available(),
-        };
-        // What is accepted already still has to go to the cache files; a write needs room twice.
-        let owed = self
-            .unwritten
-            .load(Ordering::SeqCst)
-            .saturating_add(self.space.reserve);
-        let free = available.saturating_sub(owed) / 2;
-        if free < len {
-            return Err(Error::NoSpace("the state directory's volume is full"));
-        }
-        self.space
-            .grant
-            .store((free - len).min(GRANT), Ordering::SeqCst);
-        Ok(())
-    }
-
-    /// Waits until the overlays have room. Called without any lock.
-    pub(crate) fn wait_for_room(&self) -> Result<()> {
-        while self.unwritten.load(Ordering::SeqCst) >= self.unwritten_limit {
-            self.checkpoint()?;
-        }
-        if self.unwritten.load(Ordering::SeqCst) >= self.unwritten_limit / 2
-            && !self.bell.want_checkpoint.swap(true, Ordering::SeqCst)
-        {
-            self.bell.ring();
-        }
-        Ok(())
     }
 
     /// Makes everything journaled so far durable.

@@ -27,12 +27,27 @@ pub enum Error {
     /// The share or the local system refused access.
     #[error("access denied: {0}")]
     Access(String),
+    /// Only the owner, or nobody on this share, may do that.
+    #[error("not permitted: {0}")]
+    NotPermitted(String),
+    /// The share, or the drive, has nothing of this kind (extended attributes, say).
+    #[error("not supported: {0}")]
+    Unsupported(String),
+    /// No extended attribute of this name.
+    #[error("no such attribute: {0}")]
+    NoAttribute(String),
+    /// A value is larger than the drive carries.
+    #[error("too large: {0}")]
+    TooLarge(&'static str),
     /// The operation is not possible on this kind of file, or a parameter is out of range.
     #[error("invalid operation: {0}")]
     Invalid(&'static str),
     /// A name is not UTF-8, empty, `.`/`..`, or holds `/` or NUL.
     #[error("name cannot be used on the drive: {0}")]
     BadName(String),
+    /// The share's kind of file system cannot hold this name (see [`crate::path::Names`]).
+    #[error("the share cannot hold a file of this name: {0}")]
+    ForbiddenName(String),
     /// A name is longer than 255 bytes.
     #[error("name too long")]
     NameTooLong,
@@ -71,8 +86,20 @@ pub enum Error {
         /// What was found.
         what: String,
     },
-    /// Another process uses this state directory.
-    #[error("the state directory is in use by another process: {0}")]
+    /// The state directory was written by a later version of this program.
+    #[error(
+        "{file} was written by a later version of this program (schema {found}, known: {known})"
+    )]
+    Newer {
+        /// File in the state directory.
+        file: String,
+        /// Its version.
+        found: u32,
+        /// The latest version that this program knows.
+        known: u32,
+    },
+    /// Another process, or another host, uses this state directory.
+    #[error("the state directory is in use: {0}")]
     Locked(String),
     /// Anything else the operating system said.
     #[error("{context}: {source}")]
@@ -89,6 +116,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 /// POSIX numbers (Linux values) by which shares report what [`io::ErrorKind`] has no word for.
 mod code {
+    pub const EPERM: i32 = 1;
     pub const EIO: i32 = 5;
     pub const ENXIO: i32 = 6;
     pub const ENODEV: i32 = 19;
@@ -146,7 +174,12 @@ impl Error {
             K::NotADirectory => Error::NotDir(context),
             K::IsADirectory => Error::IsDir(context),
             K::DirectoryNotEmpty => Error::NotEmpty(context),
+            // Two answers that the library has one word for.
+            K::PermissionDenied if cfg!(unix) && e.raw_os_error() == Some(code::EPERM) => {
+                Error::NotPermitted(context)
+            }
             K::PermissionDenied => Error::Access(context),
+            K::Unsupported => Error::Unsupported(context),
             K::StorageFull | K::QuotaExceeded => Error::NoSpace("the device is full"),
             K::InvalidFilename => Error::NameTooLong,
             _ => Error::Io { context, source: e },
@@ -175,7 +208,8 @@ impl From<Error> for io::Error {
         let kind = match &e {
             Error::NotFound(_) => io::ErrorKind::NotFound,
             Error::Exists(_) => io::ErrorKind::AlreadyExists,
-            Error::Access(_) => io::ErrorKind::PermissionDenied,
+            Error::Access(_) | Error::NotPermitted(_) => io::ErrorKind::PermissionDenied,
+            Error::Unsupported(_) => io::ErrorKind::Unsupported,
             Error::NoSpace(_) => io::ErrorKind::StorageFull,
             Error::Busy(_) => io::ErrorKind::ResourceBusy,
             Error::NotCached(_) => io::ErrorKind::NetworkUnreachable,

@@ -8,12 +8,15 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
+use std::sync::{
+    Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
+};
 use std::time::Instant;
 
 use storage::{RangeSet, WriteAt};
 
 use crate::cache::{FileMeta, from_ranges, to_ranges};
+use crate::error::{Error, Result};
 use crate::link::InDoubt;
 use crate::share::{ShareFile, Stamp};
 use crate::snapshot::Before;
@@ -126,6 +129,12 @@ pub(crate) struct FileState {
     pub online_written: RangeSet,
     pub push: Option<(u64, u64)>,
     pub lsn: u64,
+    /// Records through this one have their bytes in the cache file.
+    pub data_lsn: u64,
+    /// When it was last opened or closed, nanoseconds since 1970.
+    pub used: i64,
+    /// The last record whose bytes went to the cache file directly.
+    pub direct: u64,
 
     pub unwritten: Unwritten,
     pub binding: Option<Binding>,
@@ -140,6 +149,8 @@ pub(crate) struct FileState {
     pub seen_version: u64,
     /// Rises with every truncation, so that a fetch begun before is not laid over it.
     pub cuts: u64,
+    /// Change time of the content, nanoseconds since 1970.
+    pub changed: i64,
     pub last_write: Option<Instant>,
     pub unlinked: bool,
     /// The share's file was found changed while ours is dirty.
@@ -167,6 +178,8 @@ impl FileState {
             online_written: Vec::new(),
             push: None,
             lsn: 0,
+            data_lsn: 0,
+            used: 0,
         })
     }
 
@@ -190,6 +203,9 @@ impl FileState {
             online_written: from_ranges(&m.online_written),
             push: m.push,
             lsn: m.lsn,
+            data_lsn: m.data_lsn,
+            used: m.used,
+            direct: 0,
             unwritten: Unwritten::default(),
             binding: None,
             opens: 0,
@@ -199,6 +215,7 @@ impl FileState {
             version: 1,
             seen_version: 0,
             cuts: 0,
+            changed: m.mtime.unwrap_or(0),
             last_write: None,
             unlinked: false,
             share_changed: false,
@@ -227,6 +244,8 @@ impl FileState {
             online_written: to_ranges(&self.online_written),
             push: self.push,
             lsn: self.lsn,
+            data_lsn: self.data_lsn,
+            used: self.used,
         }
     }
 
@@ -254,6 +273,7 @@ impl FileState {
 
     fn touched(&mut self, time: i64) {
         self.mtime = Some(time);
+        self.changed = time;
         self.last_write = Some(Instant::now());
         self.write_count += 1;
     }
@@ -387,6 +407,14 @@ impl FileState {
         self.lsn = lsn;
     }
 
+    /// The cache file is given up: every byte of it is on the share.
+    pub fn note_evicted(&mut self, lsn: u64) {
+        self.valid.clear();
+        self.fetched.clear();
+        self.cuts += 1;
+        self.lsn = lsn;
+    }
+
     pub fn note_epoch(&mut self, lsn: u64) {
         self.epoch = lsn;
         self.dirty.close(lsn);
@@ -439,6 +467,9 @@ pub(crate) struct FileNode {
     pub doubt: InDoubt,
     /// Handle for filling the cache.
     pub fetch: Mutex<Option<Arc<dyn ShareFile>>>,
+    /// Why this file takes no writes any more: a flush of its cache file failed, and what the
+    /// system dropped then it will not tell again.
+    pub poison: OnceLock<String>,
 }
 
 impl FileNode {
@@ -451,6 +482,15 @@ impl FileNode {
             open: Mutex::default(),
             doubt: InDoubt::default(),
             fetch: Mutex::default(),
+            poison: OnceLock::new(),
+        }
+    }
+
+    /// Refuses where a flush of the cache file failed.
+    pub fn check(&self) -> Result<()> {
+        match self.poison.get() {
+            Some(why) => Err(Error::Poisoned(why.clone())),
+            None => Ok(()),
         }
     }
 

@@ -5,22 +5,25 @@
 //! the share blocks itself alone (R11).
 
 mod mount;
+mod translate;
 
 use std::ffi::OsStr;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, InitFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs,
-    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite,
+    ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 pub use mount::{MountHandle, MountOptions, mount};
 
-use crate::drive::{DirEntry, Drive, NodeAttr, now};
+use self::translate::{empty, entry, file_attr, file_type, nanos, report, sized};
+use crate::drive::{DirEntry, Drive, XattrMode, now};
 use crate::error::Error;
 use crate::link::Pool;
 use crate::share::{Kind, SetAttr};
@@ -30,84 +33,6 @@ const TTL: Duration = Duration::from_secs(1);
 
 /// Largest read or write request.
 const MAX_IO: u32 = 1 << 20;
-
-/// The answer to an application for each error of ours: the one place where they meet.
-fn errno(e: &Error) -> Errno {
-    match e {
-        Error::NotFound(_) => Errno::ENOENT,
-        Error::Exists(_) => Errno::EEXIST,
-        Error::NotDir(_) => Errno::ENOTDIR,
-        Error::IsDir(_) => Errno::EISDIR,
-        Error::NotEmpty(_) => Errno::ENOTEMPTY,
-        Error::Access(_) => Errno::EACCES,
-        Error::Invalid(_) => Errno::EINVAL,
-        Error::BadName(_) => Errno::EILSEQ,
-        Error::NameTooLong => Errno::ENAMETOOLONG,
-        Error::BadHandle => Errno::EBADF,
-        Error::NoSpace(_) => Errno::ENOSPC,
-        Error::Busy(_) => Errno::EBUSY,
-        Error::NotCached(_) => Errno::ENETUNREACH,
-        Error::ShareChanged(_) => Errno::ESTALE,
-        Error::Link(_) | Error::Poisoned(_) | Error::Damaged { .. } | Error::Locked(_) => {
-            Errno::EIO
-        }
-        Error::Io { source, .. } => source.raw_os_error().map_or(Errno::EIO, Errno::from_i32),
-    }
-}
-
-fn report(what: &str, e: &Error) -> Errno {
-    match e {
-        Error::NotFound(_) | Error::Exists(_) | Error::NotEmpty(_) => {}
-        _ => tracing::debug!(what, error = %e, "refused"),
-    }
-    errno(e)
-}
-
-fn time(nanos: i64) -> SystemTime {
-    let abs = Duration::from_nanos(nanos.unsigned_abs());
-    let at = if nanos < 0 {
-        UNIX_EPOCH.checked_sub(abs)
-    } else {
-        UNIX_EPOCH.checked_add(abs)
-    };
-    at.unwrap_or(UNIX_EPOCH)
-}
-
-fn nanos(t: SystemTime) -> i64 {
-    match t.duration_since(UNIX_EPOCH) {
-        Ok(d) => i64::try_from(d.as_nanos()).unwrap_or(i64::MAX),
-        Err(e) => i64::try_from(e.duration().as_nanos()).map_or(i64::MIN, |n| -n),
-    }
-}
-
-fn file_type(kind: Kind) -> FileType {
-    match kind {
-        Kind::File => FileType::RegularFile,
-        Kind::Dir => FileType::Directory,
-        Kind::Symlink => FileType::Symlink,
-    }
-}
-
-fn file_attr(n: &NodeAttr) -> FileAttr {
-    let a = &n.attr;
-    FileAttr {
-        ino: INodeNo(n.id),
-        size: a.size,
-        blocks: a.size.div_ceil(512),
-        atime: time(a.atime),
-        mtime: time(a.mtime),
-        ctime: time(a.ctime),
-        crtime: time(a.mtime),
-        kind: file_type(a.kind),
-        perm: (a.mode & 0o7777) as u16,
-        nlink: if a.kind == Kind::Dir { 2 } else { 1 },
-        uid: a.uid,
-        gid: a.gid,
-        rdev: 0,
-        blksize: 4096,
-        flags: 0,
-    }
-}
 
 struct Frontend {
     drive: Arc<Drive>,
@@ -136,7 +61,13 @@ impl Filesystem for Frontend {
         let _ = config.set_max_write(MAX_IO);
         let _ = config.set_max_readahead(MAX_IO);
         let _ = config.set_max_background(64);
-        for flag in [InitFlags::FUSE_PARALLEL_DIROPS, InitFlags::FUSE_ASYNC_DIO] {
+        // KILLPRIV: set-ID bits are taken away here, so that the kernel need not look for file
+        // capabilities before each write.
+        for flag in [
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_ASYNC_DIO,
+            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+        ] {
             let _ = config.add_capabilities(flag);
         }
         Ok(())
@@ -144,10 +75,7 @@ impl Filesystem for Frontend {
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let name = name!(name, reply);
-        self.spawn(move |d| match d.lookup(parent.0, &name) {
-            Ok(n) => reply.entry(&TTL, &file_attr(&n), Generation(0)),
-            Err(e) => reply.error(report("lookup", &e)),
-        });
+        self.spawn(move |d| entry(reply, "lookup", d.lookup(parent.0, &name)));
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
@@ -159,7 +87,7 @@ impl Filesystem for Frontend {
 
     fn setattr(
         &self,
-        _: &Request,
+        req: &Request,
         ino: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -186,6 +114,8 @@ impl Filesystem for Frontend {
             atime: atime.map(stamp),
             mtime: mtime.map(stamp),
         };
+        // The kernel says so too, but in a bit that is not handed through.
+        let (privileged, gid) = (req.uid() == 0, req.gid());
         self.spawn(move |d| {
             let done = match (size, fh) {
                 // Through the open handle, where there is one: it may write what its owner now
@@ -196,6 +126,10 @@ impl Filesystem for Frontend {
                 },
                 (Some(size), None) => d.truncate(ino.0, size),
                 (None, _) => Ok(()),
+            };
+            let done = match done {
+                Ok(()) if size.is_some() && !privileged => d.drop_privileges(ino.0, gid),
+                other => other,
             };
             match done.and_then(|()| d.set_attr(ino.0, &set)) {
                 Ok(n) => reply.attr(&TTL, &file_attr(&n)),
@@ -221,12 +155,56 @@ impl Filesystem for Frontend {
         reply: ReplyEntry,
     ) {
         let (name, owner) = (name!(name, reply), Some((req.uid(), req.gid())));
-        self.spawn(
-            move |d| match d.mkdir(parent.0, &name, mode & !umask, owner) {
-                Ok(n) => reply.entry(&TTL, &file_attr(&n), Generation(0)),
-                Err(e) => reply.error(report("mkdir", &e)),
-            },
-        );
+        self.spawn(move |d| {
+            let made = d.mkdir(parent.0, &name, mode & !umask, owner);
+            entry(reply, "mkdir", made);
+        });
+    }
+
+    /// Regular files only: devices, pipes and sockets have no meaning across a share.
+    fn mknod(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        _: u32,
+        reply: ReplyEntry,
+    ) {
+        const KIND: u32 = 0o170_000;
+        const REGULAR: u32 = 0o100_000;
+        let (name, owner) = (name!(name, reply), Some((req.uid(), req.gid())));
+        if ![0, REGULAR].contains(&(mode & KIND)) {
+            return reply.error(Errno::EPERM);
+        }
+        self.spawn(move |d| {
+            let made = d
+                .create(parent.0, &name, mode & !umask, owner)
+                .and_then(|(node, opened)| d.release(opened.handle).map(|()| node));
+            entry(reply, "mknod", made);
+        });
+    }
+
+    fn symlink(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        target: &Path,
+        reply: ReplyEntry,
+    ) {
+        let (name, owner) = (name!(name, reply), Some((req.uid(), req.gid())));
+        let target = name!(target, reply);
+        self.spawn(move |d| {
+            let made = d.symlink(parent.0, &name, &target, owner);
+            entry(reply, "symlink", made);
+        });
+    }
+
+    /// One file, one name: as on shares that know no hard links.
+    fn link(&self, _: &Request, _: INodeNo, _: INodeNo, _: &OsStr, reply: ReplyEntry) {
+        reply.error(Errno::EPERM);
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -336,12 +314,12 @@ impl Filesystem for Frontend {
 
     fn write(
         &self,
-        _: &Request,
-        _: INodeNo,
+        req: &Request,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         data: &[u8],
-        _: WriteFlags,
+        flags: WriteFlags,
         _: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyWrite,
@@ -353,7 +331,15 @@ impl Filesystem for Frontend {
             }
         }
         let end = offset.saturating_add(data.len() as u64);
-        if self.drive.is_local(fh.0, offset..end, true) {
+        let kill =
+            flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) && self.drive.has_privileges(ino.0);
+        if kill {
+            let (data, gid) = (data.to_vec(), req.gid());
+            self.spawn(move |d| match d.drop_privileges(ino.0, gid) {
+                Ok(()) => answer(d, fh, offset, &data, reply),
+                Err(e) => reply.error(report("write", &e)),
+            });
+        } else if self.drive.is_local(fh.0, offset..end, true) {
             answer(&self.drive, fh, offset, data, reply);
         } else {
             let data = data.to_vec();
@@ -432,22 +418,83 @@ impl Filesystem for Frontend {
         });
     }
 
-    fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENOTSUP);
-    }
-
-    fn listxattr(&self, _: &Request, _: INodeNo, size: u32, reply: ReplyXattr) {
-        if size == 0 {
-            reply.size(0);
-        } else {
-            reply.data(&[]);
+    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let name = name!(name, reply);
+        // Asked for often, by the kernel itself: answered without a thread.
+        if !name.starts_with("user.") {
+            return reply.error(Errno::EOPNOTSUPP);
         }
+        self.spawn(move |d| sized(reply, size, "getxattr", d.get_xattr(ino.0, &name)));
     }
-}
 
-fn empty(reply: ReplyEmpty, what: &str, done: crate::Result<()>) {
-    match done {
-        Ok(()) => reply.ok(),
-        Err(e) => reply.error(report(what, &e)),
+    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.spawn(move |d| {
+            let names = d.list_xattr(ino.0).map(|names| {
+                let each = names
+                    .into_iter()
+                    .flat_map(|n| n.into_bytes().into_iter().chain([0]));
+                each.collect()
+            });
+            sized(reply, size, "listxattr", names);
+        });
+    }
+
+    fn setxattr(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _: u32,
+        reply: ReplyEmpty,
+    ) {
+        let (name, value) = (name!(name, reply), value.to_vec());
+        // XATTR_CREATE, XATTR_REPLACE
+        let mode = match flags {
+            1 => XattrMode::Create,
+            2 => XattrMode::Replace,
+            _ => XattrMode::Any,
+        };
+        self.spawn(move |d| {
+            let set = d.set_xattr(ino.0, &name, Some(&value), mode);
+            empty(reply, "setxattr", set);
+        });
+    }
+
+    fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let name = name!(name, reply);
+        self.spawn(move |d| {
+            let gone = d.set_xattr(ino.0, &name, None, XattrMode::Any);
+            empty(reply, "removexattr", gone);
+        });
+    }
+
+    fn fallocate(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        const KEEP_SIZE: i32 = 0x01;
+        const PUNCH_HOLE: i32 = 0x02;
+        const ZERO_RANGE: i32 = 0x10;
+        let Some(end) = offset.checked_add(length) else {
+            return reply.error(Errno::EFBIG);
+        };
+        let (range, keep) = (offset..end, mode & KEEP_SIZE != 0);
+        self.spawn(move |d| {
+            let done = match mode & !KEEP_SIZE {
+                0 => d.allocate(fh.0, range, keep),
+                PUNCH_HOLE if keep => d.zero(fh.0, range, true),
+                ZERO_RANGE => d.zero(fh.0, range, keep),
+                _ => Err(Error::Unsupported(format!("fallocate mode {mode:#x}"))),
+            };
+            empty(reply, "fallocate", done);
+        });
     }
 }

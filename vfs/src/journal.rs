@@ -17,6 +17,7 @@
 //!   that lies before a known flush is damage, not a torn tail, and is refused, never skipped.
 //! * The first failed flush poisons the journal: nothing is accepted any more.
 
+mod frame;
 pub mod record;
 pub mod store;
 
@@ -27,17 +28,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use storage::WriteAt;
 
 use crate::error::{Error, Result};
+use frame::{FRAME, Frames, HEADER, Head, seal};
 use record::Record;
 use store::JournalStore;
 
-const MAGIC: [u8; 8] = *b"PSTSYNCJ";
-const VERSION: u32 = 1;
-const HEADER: u64 = 64;
-const FRAME: u64 = 16;
+/// Version of the segments written. All up to it are read; newer ones are refused, never dropped.
+const VERSION: u32 = 2;
 /// Largest payload of one write record; longer writes are split.
 pub const MAX_PAYLOAD: usize = 1 << 20;
-/// Bound on a frame read back, so that a damaged length cannot ask for more.
-const MAX_BODY: u64 = 4 << 20;
 
 /// The log. All methods may be called from any thread.
 pub struct Journal {
@@ -50,6 +48,8 @@ pub struct Journal {
 
 struct Append {
     current: Option<Arc<dyn WriteAt>>,
+    current_seq: u64,
+    /// The last number used.
     seq: u64,
     pos: u64,
     cap: u64,
@@ -68,6 +68,8 @@ struct Append {
 
 struct Sync {
     durable: u64,
+    /// Durable, and the journal says so.
+    marked: u64,
     running: bool,
     poison: Option<String>,
 }
@@ -80,6 +82,10 @@ fn relock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Journal {
     /// Opens the journal in `store`, handing every record after `after` in order to `replay`.
     ///
+    /// `replay` is told whether the record is known to have been flushed. If it is not, `replay` may
+    /// find that bytes written beside the journal did not survive, and answer `false`: the journal
+    /// ends before that record.
+    ///
     /// `after` is the LSN below which the caller needs nothing (0 for all). `known` is an LSN the
     /// caller knows to be durable (from its metadata): damage up to it is an error.
     ///
@@ -90,43 +96,61 @@ impl Journal {
         segment_len: u64,
         after: u64,
         known: u64,
-        mut replay: impl FnMut(u64, Record<'_>) -> Result<()>,
+        mut replay: impl FnMut(u64, Record<'_>, bool) -> Result<bool>,
     ) -> Result<Self> {
         let seqs = store
             .list()
             .map_err(|e| Error::from_io("listing the journal", e))?;
         let heads = read_heads(&*store, &seqs)?;
+        // What was released may be back after a power cut, with gaps: nothing there is needed.
+        let needed = heads.iter().rposition(|h| h.first <= after + 1);
+        let (old, heads) = heads.split_at(needed.unwrap_or(0));
+        for head in old {
+            store
+                .remove(head.seq)
+                .map_err(|e| Error::from_io("dropping released segments", e))?;
+        }
         let mut known = heads.iter().map(|h| h.durable).fold(known, u64::max);
+        // First what is known to be durable: marks lie behind what they speak of.
         let mut next: Option<u64> = None;
-        let mut kept = VecDeque::new();
-        let mut drop_from = heads.len();
-        for (i, head) in heads.iter().enumerate() {
+        let mut fit = Vec::new();
+        for head in heads {
             // The first may begin earlier than what is needed, never later.
-            let fits = next.map_or(head.first <= after + 1, |n| head.first == n);
-            if !fits {
-                drop_from = i;
+            if !next.map_or(head.first <= after + 1, |n| head.first == n) {
                 break;
             }
+            let bytes = read_all(&*open_segment(&*store, head.seq)?, head.seq)?;
+            let frames = Frames::new(&bytes, head);
+            next = Some(frames.fold(head.first, |lsn, (_, body)| {
+                if let Ok(Record::Synced { through }) = Record::decode(body) {
+                    known = known.max(through);
+                }
+                lsn + 1
+            }));
+            fit.push(head);
+        }
+        let mut kept = VecDeque::new();
+        let mut next: Option<u64> = None;
+        'segments: for head in fit {
             let file = open_segment(&*store, head.seq)?;
             let bytes = read_all(&*file, head.seq)?;
             let mut lsn = head.first;
-            let mut pos = HEADER;
-            while let Some((body, step)) = frame_at(&bytes, pos, head.seq, lsn) {
+            kept.push_back((head.seq, head.first));
+            for (pos, body) in Frames::new(&bytes, head) {
                 let record = Record::decode(body).map_err(|what| Error::Damaged {
                     file: store::name_of(head.seq),
                     offset: pos,
                     what,
                 })?;
-                if let Record::Synced { through } = record {
-                    known = known.max(through);
-                }
-                if lsn > after {
-                    replay(lsn, record)?;
+                if lsn > after && !replay(lsn, record, lsn <= known)? {
+                    // Here the log ends, also for whoever reads it next.
+                    file.write_all_at(pos, &[0; FRAME as usize])
+                        .map_err(|e| Error::from_io("ending the journal", e))?;
+                    next = Some(lsn);
+                    break 'segments;
                 }
                 lsn += 1;
-                pos += step;
             }
-            kept.push_back((head.seq, head.first));
             next = Some(lsn);
         }
         let next_lsn = next.unwrap_or(0).max(after + 1);
@@ -142,7 +166,7 @@ impl Journal {
             });
         }
         // Records behind a gap were never flushed (their flush would have flushed the gap too).
-        for head in heads.get(drop_from..).unwrap_or(&[]) {
+        for head in heads.get(kept.len()..).unwrap_or(&[]) {
             store
                 .remove(head.seq)
                 .map_err(|e| Error::from_io("dropping a torn tail", e))?;
@@ -164,6 +188,7 @@ impl Journal {
             segment_len: segment_len.max(HEADER + FRAME + 64),
             append: Mutex::new(Append {
                 current: None,
+                current_seq: 0,
                 seq,
                 pos: 0,
                 cap: 0,
@@ -177,6 +202,7 @@ impl Journal {
             }),
             sync: Mutex::new(Sync {
                 durable: next_lsn - 1,
+                marked: known,
                 running: false,
                 poison: None,
             }),
@@ -245,7 +271,7 @@ impl Journal {
             self.roll(a, padded)?;
         }
         let lsn = a.next_lsn;
-        seal(frame, a.seq, lsn);
+        seal(frame, a.current_seq, lsn);
         frame.resize(padded as usize, 0);
         let Some(file) = &a.current else {
             return Err(Error::Invalid("journal has no segment"));
@@ -261,12 +287,15 @@ impl Journal {
     fn roll(&self, a: &mut Append, need: u64) -> Result<()> {
         let cap = self.segment_len.max(HEADER + need);
         let seq = a.seq + 1;
+        // A number is never used twice, also where what was begun cannot be removed again.
+        a.seq = seq;
         let context = "adding a segment to the journal";
         let file = self
             .store
             .create(seq, cap)
             .map_err(|e| Error::from_io(context, e))?;
         let head = Head {
+            version: VERSION,
             seq,
             first: a.next_lsn,
             durable: relock(&self.sync).durable,
@@ -278,7 +307,7 @@ impl Journal {
         a.full.extend(a.current.replace(file));
         a.names = true;
         a.segments.push_back((seq, a.next_lsn));
-        (a.seq, a.pos, a.cap) = (seq, HEADER, cap);
+        (a.current_seq, a.pos, a.cap) = (seq, HEADER, cap);
         Ok(())
     }
 
@@ -420,96 +449,45 @@ impl Journal {
         Ok(())
     }
 
+    /// Makes the journal say, durably, that all that is durable is so: before a cache file is
+    /// touched in any way that a replay could take for a loss.
+    ///
+    /// # Errors
+    /// As [`Journal::append`] and [`Journal::sync`].
+    pub fn mark(&self) -> Result<()> {
+        let (through, marked) = {
+            let s = relock(&self.sync);
+            (s.durable, s.marked)
+        };
+        if marked >= through {
+            return Ok(());
+        }
+        let lsn = self.append(&Record::Synced { through })?;
+        self.sync(lsn)?;
+        let mut s = relock(&self.sync);
+        // The mark itself needs none: nothing but the journal holds it.
+        s.marked = s.marked.max(through);
+        Ok(())
+    }
+
+    /// LSN through which the journal says that all is durable.
+    #[must_use]
+    pub fn marked(&self) -> u64 {
+        relock(&self.sync).marked
+    }
+
+    /// Whether bytes were written directly to this cache file that no flush has covered yet.
+    #[must_use]
+    pub fn awaits(&self, id: u64) -> bool {
+        relock(&self.append).direct.contains_key(&id)
+    }
+
     /// Prepares the next segment ahead of need.
     pub fn prepare(&self) {
         if let Err(e) = self.store.prepare(self.segment_len) {
             tracing::debug!(error = %e, "no spare journal segment");
         }
     }
-}
-
-struct Head {
-    seq: u64,
-    first: u64,
-    durable: u64,
-}
-
-impl Head {
-    fn encode(&self) -> [u8; HEADER as usize] {
-        let mut out = [0; HEADER as usize];
-        let mut put = |at: usize, bytes: &[u8]| {
-            if let Some(to) = out.get_mut(at..at + bytes.len()) {
-                to.copy_from_slice(bytes);
-            }
-        };
-        put(0, &MAGIC);
-        put(8, &VERSION.to_le_bytes());
-        put(16, &self.seq.to_le_bytes());
-        put(24, &self.first.to_le_bytes());
-        put(32, &self.durable.to_le_bytes());
-        let crc = crc32fast::hash(&out);
-        if let Some(to) = out.get_mut(12..16) {
-            to.copy_from_slice(&crc.to_le_bytes());
-        }
-        out
-    }
-
-    /// `None`: not a header this program wrote (torn, or of a spare).
-    fn decode(bytes: &[u8], seq: u64) -> Option<Self> {
-        let bytes: &[u8; HEADER as usize] = bytes.get(..HEADER as usize)?.try_into().ok()?;
-        let head = Head {
-            seq: u64_at(bytes, 16)?,
-            first: u64_at(bytes, 24)?,
-            durable: u64_at(bytes, 32)?,
-        };
-        (head.encode() == *bytes && head.seq == seq && head.first > 0).then_some(head)
-    }
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
-    Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
-}
-
-fn checksum(seq: u64, lsn: u64, body: &[u8]) -> u32 {
-    let mut h = crc32fast::Hasher::new();
-    h.update(&seq.to_le_bytes());
-    h.update(&lsn.to_le_bytes());
-    h.update(&(body.len() as u64).to_le_bytes());
-    h.update(body);
-    h.finalize()
-}
-
-/// Fills in the frame's header.
-fn seal(frame: &mut [u8], seq: u64, lsn: u64) {
-    let Some((head, body)) = frame.split_at_mut_checked(FRAME as usize) else {
-        return;
-    };
-    let crc = checksum(seq, lsn, body);
-    let len = u32::try_from(body.len()).unwrap_or(u32::MAX);
-    let fields = len
-        .to_le_bytes()
-        .into_iter()
-        .chain(crc.to_le_bytes())
-        .chain(lsn.to_le_bytes());
-    for (to, from) in head.iter_mut().zip(fields) {
-        *to = from;
-    }
-}
-
-/// The body of the frame at `pos` and the distance to the next, if it is record `lsn`.
-fn frame_at(bytes: &[u8], pos: u64, seq: u64, lsn: u64) -> Option<(&[u8], u64)> {
-    let frame = bytes.get(usize::try_from(pos).ok()?..)?;
-    let len = u64::from(u32_at(frame, 0)?);
-    if len == 0 || len > MAX_BODY || u64_at(frame, 8)? != lsn {
-        return None;
-    }
-    let body = frame.get(FRAME as usize..usize::try_from(FRAME + len).ok()?)?;
-    (u32_at(frame, 4)? == checksum(seq, lsn, body))
-        .then_some((body, (FRAME + len).next_multiple_of(8)))
 }
 
 fn open_segment(store: &dyn JournalStore, seq: u64) -> Result<Arc<dyn WriteAt>> {
@@ -527,6 +505,13 @@ fn read_heads(store: &dyn JournalStore, seqs: &[u64]) -> Result<Vec<Head>> {
         let mut bytes = [0; HEADER as usize];
         let read = file.read_exact_at(0, &mut bytes);
         match (read, Head::decode(&bytes, seq)) {
+            (Ok(()), Some(head)) if head.version > VERSION => {
+                return Err(Error::Newer {
+                    file: store::name_of(seq),
+                    found: head.version,
+                    known: VERSION,
+                });
+            }
             (Ok(()), Some(head)) => heads.push(head),
             (Err(e), _) if e.kind() != io::ErrorKind::UnexpectedEof => {
                 return Err(Error::from_io(store::name_of(seq), e));

@@ -15,6 +15,7 @@
 //! file a dead link is no error (R12).
 
 pub(crate) mod cache;
+pub mod disk;
 mod drive;
 pub mod epoch;
 pub mod error;
@@ -29,9 +30,11 @@ pub mod snapshot;
 mod tree;
 pub mod unwritten;
 
+pub use disk::owner::Removable;
 pub use drive::{
-    ContainerStatus, DirEntry, Drive, DriveConfig, DriveStatus, Event, Exclusive, NodeAttr, Opened,
-    PushOutcome, Reintegrated, ReintegratedOutcome, State,
+    CacheStatus, ContainerStatus, DirEntry, Drive, DriveConfig, DriveStatus, Event, Exclusive,
+    Filling, Incomplete, NodeAttr, Opened, PushOutcome, Reintegrated, ReintegratedOutcome, State,
+    XattrMode,
 };
 pub use epoch::{EpochValidator, Verdict};
 pub use error::{Error, Result};

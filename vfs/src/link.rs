@@ -3,16 +3,17 @@
 //! A share call may hang for as long as a dead server likes. It therefore runs on a thread of an
 //! elastic pool while the caller waits no longer than the stall budget; a call that exceeds it is
 //! left behind (its thread ends when the call does) and the caller gets a link error. After a
-//! stall one probe is sent; while a probe hangs, further calls fail at once instead of each
-//! waiting for the whole budget.
+//! stall one probe is sent; until it answers, further calls get a quarter of the budget, and when
+//! that is over they fail at once: a program that needs several answers waits once.
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, mpsc};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
+use crate::path::Names;
 use crate::share::{Attr, Share, ShareFile, Stamp};
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -102,6 +103,7 @@ pub struct Link {
     budget: Duration,
     suspect: Arc<AtomicBool>,
     probing: Arc<AtomicBool>,
+    calls: AtomicU64,
 }
 
 /// Counts calls that were left behind and may still take effect on the share.
@@ -126,13 +128,26 @@ impl Link {
             budget,
             suspect: Arc::default(),
             probing: Arc::default(),
+            calls: AtomicU64::new(0),
         }
+    }
+
+    /// Which names the share can hold.
+    #[must_use]
+    pub fn names(&self) -> Names {
+        self.share.names()
     }
 
     /// The stall budget.
     #[must_use]
     pub fn budget(&self) -> Duration {
         self.budget
+    }
+
+    /// Calls so far: by how much it rises says whether the link is in use.
+    #[must_use]
+    pub fn calls(&self) -> u64 {
+        self.calls.load(Ordering::Relaxed)
     }
 
     /// Whether calls are answered, as far as we know.
@@ -169,6 +184,15 @@ impl Link {
             self.start_probe();
             return Err(Error::Link(format!("{context}: the share does not answer")));
         }
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        // Another call just stalled: one program's path of several names must not wait for the whole
+        // budget at each of them.
+        let hurried = self.probing.load(Ordering::SeqCst);
+        let budget = if hurried {
+            budget.min(self.grace())
+        } else {
+            budget
+        };
         let (tx, rx) = mpsc::sync_channel(1);
         let share = self.share.clone();
         let counter = doubt.0.clone();
@@ -188,6 +212,11 @@ impl Link {
             ))),
             Err(mpsc::RecvTimeoutError::Timeout) => {
                 tracing::warn!(context, ?budget, "share call exceeds the stall budget");
+                if hurried && self.probing.load(Ordering::SeqCst) {
+                    // The probe has had its time too. (Should it answer just now, the next call
+                    // sends another.)
+                    self.suspect.store(true, Ordering::SeqCst);
+                }
                 self.start_probe();
                 Err(Error::Link(format!(
                     "{context}: no answer within {budget:?}"
@@ -216,7 +245,12 @@ impl Link {
         }
     }
 
-    /// One probe at a time; calls fail fast from when it exceeds the budget until it answers.
+    /// How long a probe may take before calls fail fast.
+    fn grace(&self) -> Duration {
+        self.budget / 4
+    }
+
+    /// One probe at a time; calls fail fast from when it exceeds its time until it answers.
     fn start_probe(&self) {
         if self.probing.swap(true, Ordering::SeqCst) {
             return;
@@ -238,9 +272,9 @@ impl Link {
             }
             probing.store(false, Ordering::SeqCst);
         });
-        let (budget, suspect) = (self.budget, self.suspect.clone());
+        let (grace, suspect) = (self.grace(), self.suspect.clone());
         self.pool.submit(move || {
-            std::thread::sleep(budget);
+            std::thread::sleep(grace);
             if !answered.load(Ordering::SeqCst) {
                 suspect.store(true, Ordering::SeqCst);
                 // The answer may have come between the two lines above.

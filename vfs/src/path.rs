@@ -22,6 +22,88 @@ pub fn check_name(name: &str) -> Result<()> {
     Ok(())
 }
 
+/// Which names a share can hold. Names that are there already are shown whatever they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Names {
+    /// All that [`check_name`] accepts.
+    #[default]
+    Any,
+    /// Without regard to case, and only those that Windows can open: no `<>:"|?*\\` and no control characters, no space or dot
+    /// at the end, no device names (`con`, `aux.txt`, `lpt1` ...).
+    Windows,
+}
+
+impl Names {
+    /// Whether a file of this (otherwise valid) name may be made.
+    #[must_use]
+    pub fn allow(self, name: &str) -> bool {
+        match self {
+            Names::Any => true,
+            Names::Windows => {
+                let bad = |c: char| c < ' ' || "<>:\"|?*\\".contains(c);
+                !name.contains(bad) && !name.ends_with([' ', '.']) && !is_device(name)
+            }
+        }
+    }
+}
+
+impl Names {
+    /// Whether two names are one on such a share.
+    #[must_use]
+    pub fn same(self, a: &str, b: &str) -> bool {
+        let folded = || {
+            let lower = |s: &'_ str| s.chars().flat_map(char::to_lowercase).collect::<Vec<_>>();
+            lower(a) == lower(b)
+        };
+        a == b || (self == Names::Windows && folded())
+    }
+}
+
+/// Device names keep their meaning with any extension, and with spaces before it.
+fn is_device(name: &str) -> bool {
+    let stem = name.split('.').next().unwrap_or(name);
+    let stem = stem.trim_end_matches(' ').to_ascii_uppercase();
+    if ["CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"].contains(&stem.as_str()) {
+        return true;
+    }
+    ["COM", "LPT"].iter().any(|port| {
+        let digit = stem.strip_prefix(port);
+        // Windows takes the superscripts of Latin-1 for digits too.
+        digit.is_some_and(|d| {
+            let mut chars = d.chars();
+            matches!(
+                (chars.next(), chars.next()),
+                (Some('0'..='9' | '\u{b9}' | '\u{b2}' | '\u{b3}'), None)
+            )
+        })
+    })
+}
+
+/// Checks a name that is about to be made on a share of this kind.
+///
+/// # Errors
+/// As [`check_name`]; [`Error::ForbiddenName`].
+pub fn check_new_name(name: &str, names: Names) -> Result<()> {
+    check_name(name)?;
+    if names.allow(name) {
+        Ok(())
+    } else {
+        Err(Error::ForbiddenName(name.to_owned()))
+    }
+}
+
+/// Names to try, in turn, for our side of a conflict: its own, then `name (conflict DATE HOST).ext`
+/// with a number from the second on. Ends after a thousand: whoever finds none free has another
+/// problem.
+pub fn conflict_names<'a>(
+    name: &'a str,
+    date: &'a str,
+    host: &'a str,
+) -> impl Iterator<Item = String> + 'a {
+    let others = (1..1000).map(move |n| conflict_name(name, date, host, n));
+    std::iter::once(name.to_owned()).chain(others)
+}
+
 /// Checks and normalises a path given by a user (`/a/b/` becomes `a/b`).
 ///
 /// # Errors
@@ -62,8 +144,7 @@ pub fn split(path: &str) -> Option<(&str, &str)> {
 ///
 /// `attempt` > 1 adds a number, for the case that this name is taken too. The result always
 /// passes [`check_name`]: the stem is shortened where needed.
-#[must_use]
-pub fn conflict_name(name: &str, date: &str, host: &str, attempt: u32) -> String {
+fn conflict_name(name: &str, date: &str, host: &str, attempt: u32) -> String {
     let (stem, ext) = match name.rfind('.') {
         Some(dot) if dot > 0 && name.len() - dot <= 32 => name.split_at(dot),
         _ => (name, ""),
@@ -216,6 +297,55 @@ mod tests {
         assert!(Patterns::new(&["a?c"]).matches("abc"));
         assert!(!Patterns::new(&["a?c"]).matches("a/c"));
         assert!(!Patterns::new(&["x**/y"]).matches("y"));
+    }
+
+    #[test]
+    fn windows_cannot_hold_every_name() {
+        for bad in [
+            "con",
+            "CON.txt",
+            "aux .x",
+            "nul",
+            "com1",
+            "LPT\u{b2}.log",
+            "a:b",
+            "a?",
+            "x ",
+            "x.",
+            "tab\t",
+            "back\\slash",
+            "\"q\"",
+            "...",
+        ] {
+            assert!(!Names::Windows.allow(bad), "{bad}");
+            assert!(Names::Any.allow(bad) && check_name(bad).is_ok(), "{bad}");
+            assert!(matches!(
+                check_new_name(bad, Names::Windows),
+                Err(Error::ForbiddenName(_))
+            ));
+        }
+        for good in [
+            "console",
+            "com",
+            "com10",
+            ".con.x",
+            "a.b",
+            "lpt",
+            "Ärger.pst",
+            "x .y",
+            "~$a",
+        ] {
+            assert!(Names::Windows.allow(good), "{good}");
+        }
+    }
+
+    #[test]
+    fn names_for_a_conflict_begin_with_its_own_and_are_all_different() {
+        let tried: Vec<String> = conflict_names("a.pst", "d", "h").take(3).collect();
+        assert_eq!(
+            tried,
+            ["a.pst", "a (conflict d h).pst", "a (conflict d h 2).pst"]
+        );
     }
 
     #[test]

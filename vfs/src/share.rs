@@ -13,6 +13,8 @@ use std::io;
 
 use bincode::{Decode, Encode};
 
+use crate::path::Names;
+
 /// What kind of thing a name stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 pub enum Kind {
@@ -128,15 +130,40 @@ pub trait Share: Send + Sync {
     fn list(&self, path: &str) -> io::Result<Vec<Entry>>;
     /// Where a symbolic link points.
     fn read_link(&self, path: &str) -> io::Result<String>;
+    /// Makes a symbolic link. A share without them answers [`io::ErrorKind::Unsupported`].
+    fn symlink(&self, path: &str, target: &str) -> io::Result<()> {
+        let _ = (path, target);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    /// Names of the extended attributes that programs may set (`user.` and what follows).
+    fn list_xattr(&self, path: &str) -> io::Result<Vec<String>> {
+        let _ = path;
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    /// An extended attribute; `None`: there is none of this name.
+    fn get_xattr(&self, path: &str, name: &str) -> io::Result<Option<Vec<u8>>> {
+        let _ = (path, name);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    /// Sets an extended attribute; `None` removes it, and one that is not there is removed.
+    fn set_xattr(&self, path: &str, name: &str, value: Option<&[u8]>) -> io::Result<()> {
+        let _ = (path, name, value);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    /// Which names the share can hold; answered from memory.
+    fn names(&self) -> Names {
+        Names::Any
+    }
     /// Opens an existing file.
     fn open(&self, path: &str, write: bool) -> io::Result<Box<dyn ShareFile>>;
-    /// Creates a file that must not exist, and opens it for reading and writing.
+    /// Creates a file that must not exist, with just this mode, and opens it for reading and
+    /// writing.
     fn create(&self, path: &str, mode: u32) -> io::Result<Box<dyn ShareFile>>;
     /// Renames; `replace` allows an existing target to be replaced.
     fn rename(&self, from: &str, to: &str, replace: bool) -> io::Result<()>;
     /// Removes a file or symbolic link.
     fn unlink(&self, path: &str) -> io::Result<()>;
-    /// Creates a directory.
+    /// Creates a directory with just this mode.
     fn mkdir(&self, path: &str, mode: u32) -> io::Result<()>;
     /// Removes an empty directory.
     fn rmdir(&self, path: &str) -> io::Result<()>;

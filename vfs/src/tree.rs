@@ -5,6 +5,8 @@
 //! until they are brought there the places differ; a listing of the share is merged by the share's
 //! places, so that a file renamed or removed here does not reappear under its old name.
 
+mod merge;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,8 +15,8 @@ use crate::cache::Meta;
 use crate::error::{Error, Result};
 use crate::file::FileNode;
 use crate::journal::record::{NodeRecord, TreeOp};
-use crate::path::join;
-use crate::share::{Attr, Entry, Kind};
+use crate::path::{Names, join};
+use crate::share::{Attr, Kind};
 
 /// Number of the root.
 pub const ROOT: u64 = 1;
@@ -51,15 +53,22 @@ pub(crate) struct Pending {
 }
 
 pub(crate) struct Tree {
+    /// Which names are one.
+    pub names: Names,
     pub nodes: HashMap<u64, Node>,
     pub next_id: u64,
     pub pending: VecDeque<Pending>,
+    /// Pending changes through this LSN may have reached the share without its answer: they stay as
+    /// they are.
+    pub tried: u64,
+    /// The next pending change is such a one.
+    pub unsure: bool,
     /// LSN of the last record whose effect is in here.
     pub lsn: u64,
     /// Owner of a place on the share, where that is not its place here.
     places: HashMap<(u64, String), u64>,
     /// Cache files to be removed once the metadata no longer speaks of them.
-    doomed: Vec<u64>,
+    pub doomed: Vec<u64>,
 }
 
 pub(crate) fn is_fresh(at: Option<Instant>, life: Duration) -> bool {
@@ -83,9 +92,12 @@ impl Tree {
             file: None,
         };
         Self {
+            names: Names::Any,
             nodes: HashMap::from([(ROOT, root)]),
             next_id: ROOT + 1,
             pending: VecDeque::new(),
+            tried: 0,
+            unsure: false,
             lsn: 0,
             places: HashMap::new(),
             doomed: Vec::new(),
@@ -113,6 +125,7 @@ impl Tree {
                 op: op.clone(),
             })
             .collect();
+        tree.tried = meta.tried;
         tree.lsn = meta.tree_lsn;
         tree
     }
@@ -156,7 +169,22 @@ impl Tree {
     }
 
     pub fn child(&self, parent: u64, name: &str) -> Option<u64> {
-        self.nodes.get(&parent)?.children.get(name).copied()
+        let children = &self.nodes.get(&parent)?.children;
+        let exact = children.get(name).copied();
+        if exact.is_some() || self.names == Names::Any {
+            return exact;
+        }
+        let mut folded = children.iter().filter(|(n, _)| self.names.same(n, name));
+        folded.next().map(|(_, id)| *id)
+    }
+
+    /// How a name in a directory is spelled there, if otherwise than asked for.
+    pub fn spelling(&self, parent: u64, name: &str) -> Option<String> {
+        if self.names == Names::Any {
+            return None;
+        }
+        let node = self.nodes.get(&self.child(parent, name)?)?;
+        (node.name != name).then(|| node.name.clone())
     }
 
     /// Path on the drive.
@@ -200,16 +228,21 @@ impl Tree {
     /// where a waiting change may have reached the share without its answer.
     fn claimed(&self, parent: u64, name: &str) -> bool {
         let waits = |p: &Pending| match &p.op {
-            TreeOp::Create(r) => r.parent == parent && r.name == name,
+            TreeOp::Create(r) => r.parent == parent && self.names.same(&r.name, name),
             TreeOp::Rename {
                 parent: to,
                 name: n,
                 ..
-            } => *to == parent && n == name,
-            TreeOp::Remove { .. } | TreeOp::SetAttr { .. } => false,
+            } => *to == parent && self.names.same(n, name),
+            TreeOp::Remove { .. } | TreeOp::SetAttr { .. } | TreeOp::SetXattr { .. } => false,
         };
-        self.places.contains_key(&(parent, name.to_owned()))
-            || (self.child(parent, name).is_none() && self.pending.iter().any(waits))
+        let owned = self.places.contains_key(&(parent, name.to_owned()))
+            || (self.names != Names::Any
+                && self
+                    .places
+                    .keys()
+                    .any(|(dir, n)| *dir == parent && self.names.same(n, name)));
+        owned || (self.child(parent, name).is_none() && self.pending.iter().any(waits))
     }
 
     /// Whether `above` is `id` or one of its ancestors.
@@ -424,8 +457,13 @@ impl Tree {
                     node.attr.ctime = *ctime;
                 }
             }
+            // Nothing of it is kept here but the change itself, while it waits.
+            TreeOp::SetXattr { .. } => {}
         }
         if pending {
+            if std::mem::take(&mut self.unsure) {
+                self.tried = lsn;
+            }
             self.pending.push_back(Pending {
                 lsn,
                 op: op.clone(),
@@ -434,14 +472,38 @@ impl Tree {
         self.lsn = lsn;
     }
 
+    /// Pending changes became fewer, or others, to the same end.
+    pub fn replace_pending(&mut self, gone: &[u64], instead: &[(u64, TreeOp)], lsn: u64) {
+        let gone: std::collections::HashSet<u64> = gone.iter().copied().collect();
+        let mut instead: HashMap<u64, TreeOp> = instead.iter().cloned().collect();
+        self.pending.retain(|p| !gone.contains(&p.lsn));
+        for p in &mut self.pending {
+            if let Some(op) = instead.remove(&p.lsn) {
+                p.op = op;
+            }
+        }
+        self.lsn = lsn;
+    }
+
+    /// A name was made or removed in a directory: its times are news.
+    pub fn touch(&mut self, dir: u64, time: i64) {
+        if let Some(node) = self.nodes.get_mut(&dir) {
+            node.attr.mtime = time;
+        }
+        self.changed(dir, time);
+    }
+
+    /// A node changed, its content apart; the share, if it may be asked, knows better when.
+    pub fn changed(&mut self, id: u64, time: i64) {
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.attr.ctime = time;
+            node.fresh = None;
+        }
+    }
+
     /// Whether a node waits for the share in some change (its attributes are ours then).
     pub fn is_pending(&self, id: u64) -> bool {
-        self.pending.iter().any(|p| match &p.op {
-            TreeOp::Create(r) => r.id == id,
-            TreeOp::Remove { id: x }
-            | TreeOp::Rename { id: x, .. }
-            | TreeOp::SetAttr { id: x, .. } => *x == id,
-        })
+        self.pending.iter().any(|p| p.op.node() == id)
     }
 
     /// Whether the node, or a directory above it, waits for the share: its place there is in doubt.
@@ -461,135 +523,4 @@ impl Tree {
         }
         true
     }
-
-    /// What the share says about one name. Returns the node, unless the place is another's.
-    pub fn merge(&mut self, parent: u64, name: &str, attr: Attr, now: Instant) -> Option<u64> {
-        if self.claimed(parent, name) {
-            return None;
-        }
-        if let Some(id) = self.child(parent, name) {
-            let ours = self.is_pending(id);
-            let node = self.nodes.get_mut(&id)?;
-            let same_place = node
-                .share
-                .as_ref()
-                .is_some_and(|(p, n)| *p == parent && n == name);
-            if !same_place {
-                // Made here under a name that now exists there too: settled when it is brought
-                // to the share.
-                return Some(id);
-            }
-            if node.attr.kind == attr.kind {
-                if !ours {
-                    node.attr = attr;
-                }
-                node.fresh = Some(now);
-                return Some(id);
-            }
-            if keeps(node) {
-                return Some(id);
-            }
-            self.drop_subtree(id);
-        }
-        let id = self.allocate();
-        self.insert(NodeRecord {
-            id,
-            parent,
-            name: name.to_owned(),
-            attr,
-            share: Some((parent, name.to_owned())),
-            linked: true,
-            known: false,
-            target: None,
-        });
-        let node = self.nodes.get_mut(&id)?;
-        node.fresh = Some(now);
-        node.logged = false;
-        Some(id)
-    }
-
-    /// The share has no such name (a definite answer, R3). Returns whether it is gone here too.
-    pub fn vanish(&mut self, parent: u64, name: &str) -> bool {
-        let Some(id) = self.child(parent, name) else {
-            return true;
-        };
-        let Some(node) = self.nodes.get(&id) else {
-            return true;
-        };
-        let there = node
-            .share
-            .as_ref()
-            .is_some_and(|(p, n)| *p == parent && n == name);
-        if !there || self.holds_local(id) {
-            return false;
-        }
-        self.drop_subtree(id);
-        true
-    }
-
-    /// A whole listing of a directory by the share.
-    pub fn merge_listing(&mut self, dir: u64, entries: &[Entry], now: Instant) {
-        let gone: Vec<String> = match self.nodes.get(&dir) {
-            Some(n) => {
-                let names: std::collections::HashSet<&str> =
-                    entries.iter().map(|e| e.name.as_str()).collect();
-                n.children
-                    .keys()
-                    .filter(|k| !names.contains(k.as_str()))
-                    .cloned()
-                    .collect()
-            }
-            None => return,
-        };
-        for name in gone {
-            self.vanish(dir, &name);
-        }
-        for e in entries {
-            if crate::path::check_name(&e.name).is_ok() {
-                self.merge(dir, &e.name, e.attr, now);
-            }
-        }
-        if let Some(n) = self.nodes.get_mut(&dir) {
-            n.known = true;
-            n.listed = Some(now);
-        }
-    }
-
-    /// Whether the subtree holds anything that exists only here, or is open.
-    fn holds_local(&self, id: u64) -> bool {
-        let mut stack = vec![id];
-        while let Some(at) = stack.pop() {
-            let Some(n) = self.nodes.get(&at) else {
-                continue;
-            };
-            if keeps(n) || n.share.is_none() || self.is_pending(at) {
-                return true;
-            }
-            stack.extend(n.children.values());
-        }
-        false
-    }
-
-    /// Forgets a subtree that the share no longer has. Cache files go with the next checkpoint.
-    fn drop_subtree(&mut self, id: u64) {
-        let mut stack = vec![id];
-        while let Some(at) = stack.pop() {
-            if let Some(n) = self.nodes.get(&at) {
-                stack.extend(n.children.values());
-            }
-            self.forget(at);
-        }
-    }
-}
-
-/// A file with unsynced, detached or open content stays, whatever the share says.
-fn keeps(node: &Node) -> bool {
-    node.file.as_ref().is_some_and(|f| {
-        let st = f.read();
-        st.is_dirty()
-            || !st.attached
-            || st.opens > 0
-            || st.exclusive
-            || !st.online_written.is_empty()
-    })
 }

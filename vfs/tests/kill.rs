@@ -92,7 +92,7 @@ fn nothing_acknowledged_is_lost_by_kill() {
     let rounds: u32 = std::env::var("VFS_KILLS")
         .ok()
         .and_then(|r| r.parse().ok())
-        .unwrap_or(30);
+        .unwrap_or(100);
     let tmp = tempfile::tempdir().unwrap();
     let root = tmp.path();
     std::fs::create_dir(root.join("share")).unwrap();

@@ -1,29 +1,42 @@
-//! Changes of the tree: create, remove, rename, attributes.
+//! Changes of the tree: remove, rename, attributes. (Making names is in `make`.)
 //!
 //! Online, and while no earlier change waits, a change is made on the share first and here after.
 //! Otherwise, and when the link fails in the middle, it is journaled, made here, and queued for
 //! [`Drive::reintegrate`]. Once anything waits, everything waits, so that the order stays.
 
-use std::sync::Arc;
-use std::time::Instant;
-
 use super::names::attr_of;
-use super::{Drive, Handle, NodeAttr, Opened, State, now};
+use super::{Drive, NodeAttr, State, now};
 use crate::error::{Error, Result};
-use crate::file::{Binding, FileNode, FileState};
-use crate::journal::record::{MetaRecord, NodeRecord, TreeOp};
-use crate::path::check_name;
-use crate::share::{Attr, Kind, SetAttr, Share};
+use crate::journal::record::{MetaRecord, TreeOp};
+use crate::path::check_new_name;
+use crate::share::{Kind, SetAttr, Share};
 use crate::tree::{ROOT, Tree};
+
+/// How far a change of the tree has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// The share has it.
+    There,
+    /// The share was asked and did not answer: it may have it.
+    Unsure,
+    /// The share was not asked.
+    Waits,
+}
 
 impl Drive {
     /// Whether a change of the tree must wait in the queue.
-    fn must_queue(&self, tree: &Tree) -> bool {
+    pub(super) fn must_queue(&self, tree: &Tree) -> bool {
         self.state() != State::Online || !tree.pending.is_empty()
     }
 
     /// Journals a change and makes it here.
-    fn commit(&self, tree: &mut Tree, op: &TreeOp, pending: bool) -> Result<()> {
+    pub(super) fn commit(&self, tree: &mut Tree, op: &TreeOp, reach: Reach) -> Result<()> {
+        if reach == Reach::Unsure {
+            // Before the change itself: at worst a later one is taken for unsure.
+            self.log(MetaRecord::Unsure)?;
+            tree.unsure = true;
+        }
+        let pending = reach != Reach::There;
         let lsn = self.log(MetaRecord::Tree {
             op: op.clone(),
             pending,
@@ -41,185 +54,6 @@ impl Drive {
     ) -> Result<T> {
         self.link
             .call_for(context, self.link.budget(), &self.tree_doubt, work)
-    }
-
-    /// Where a new name would lie on the share; `None`: the change must be queued.
-    fn place_for(&self, parent: u64, name: &str) -> Result<Option<String>> {
-        let tree = self.tree();
-        tree.dir(parent)?;
-        tree.check_depth(parent)?;
-        Ok(if self.must_queue(&tree) {
-            None
-        } else {
-            tree.share_place(parent, name)
-        })
-    }
-
-    fn absent(&self, parent: u64, name: &str) -> Result<()> {
-        match self.lookup(parent, name) {
-            Ok(_) => Err(Error::Exists(name.to_owned())),
-            // Not knowable now: settled, visibly, when it is brought to the share.
-            Err(Error::NotFound(_) | Error::NotCached(_) | Error::Link(_)) => Ok(()),
-            Err(e) => Err(e),
-        }
-    }
-
-    /// Creates a file that must not exist and opens it for reading and writing.
-    ///
-    /// # Errors
-    /// [`Error::Exists`]; what the share says.
-    pub fn create(
-        &self,
-        parent: u64,
-        name: &str,
-        mode: u32,
-        owner: Option<(u32, u32)>,
-    ) -> Result<(NodeAttr, Opened)> {
-        check_name(name)?;
-        self.absent(parent, name)?;
-        let made = match self.place_for(parent, name)? {
-            None => None,
-            Some(place) => {
-                let path = place.clone();
-                let own = owner.filter(|o| *o != crate::own_ids());
-                let answer = self.change(&place, move |share| {
-                    let file = crate::link::hold(share.create(&path, mode)?);
-                    if let Some((uid, gid)) = own {
-                        let set = SetAttr {
-                            uid: Some(uid),
-                            gid: Some(gid),
-                            ..SetAttr::default()
-                        };
-                        // Shares without owners refuse; the file is made all the same.
-                        let _ = share.set_attr(&path, &set);
-                    }
-                    let (attr, stamp) = (file.stat()?, file.stamp()?);
-                    Ok((file, attr, stamp))
-                });
-                match answer {
-                    Ok(made) => Some(made),
-                    Err(e) if e.is_link() => None,
-                    Err(e) => return Err(e),
-                }
-            }
-        };
-        let attr = made
-            .as_ref()
-            .map_or_else(|| new_attr(Kind::File, mode, owner), |m| m.1);
-        let mut tree = self.tree_mut();
-        let id = self.create_node(&mut tree, parent, name, attr, made.is_none())?;
-        let data = self.dir.data(id)?;
-        let mut st = FileState::new();
-        st.opens = 1;
-        st.seen_version = st.version;
-        if let Some((file, _, stamp)) = made {
-            let lsn = self.log(MetaRecord::Attach {
-                file: id,
-                stamp,
-                lineage: 1,
-            })?;
-            st.note_attach(stamp, 1, lsn);
-            st.seen_version = st.version;
-            st.tee = true;
-            st.binding = Some(Binding::Share(file, true));
-        } else {
-            st.binding = Some(Binding::Cache);
-        }
-        let file = Arc::new(FileNode::new(id, data, st));
-        tree.node_mut(id)?.file = Some(file.clone());
-        let handle = self.add_handle(Handle {
-            node: id,
-            file,
-            read: true,
-            write: true,
-        });
-        Ok((
-            attr_of(&tree, id)?,
-            Opened {
-                handle,
-                keep_cache: true,
-            },
-        ))
-    }
-
-    fn create_node(
-        &self,
-        tree: &mut Tree,
-        parent: u64,
-        name: &str,
-        attr: Attr,
-        pending: bool,
-    ) -> Result<u64> {
-        tree.dir(parent)?;
-        // A listing may have met the file we just made there.
-        if let Some(id) = tree.child(parent, name) {
-            let fresh = tree.nodes.get(&id).is_some_and(|n| {
-                n.file.is_none() && n.attr.file_id == attr.file_id && n.children.is_empty()
-            });
-            if pending || !fresh {
-                return Err(Error::Exists(name.to_owned()));
-            }
-            tree.forget(id);
-        }
-        self.adopt(tree, parent)?;
-        let id = tree.allocate();
-        let known = attr.kind == Kind::Dir;
-        let record = NodeRecord {
-            id,
-            parent,
-            name: name.to_owned(),
-            attr,
-            share: None,
-            linked: true,
-            known,
-            target: None,
-        };
-        self.commit(tree, &TreeOp::Create(record), pending)?;
-        tree.node_mut(id)?.fresh = Some(Instant::now());
-        Ok(id)
-    }
-
-    /// Creates a directory.
-    ///
-    /// # Errors
-    /// [`Error::Exists`]; what the share says.
-    pub fn mkdir(
-        &self,
-        parent: u64,
-        name: &str,
-        mode: u32,
-        owner: Option<(u32, u32)>,
-    ) -> Result<NodeAttr> {
-        check_name(name)?;
-        self.absent(parent, name)?;
-        let made = match self.place_for(parent, name)? {
-            None => None,
-            Some(place) => {
-                let path = place.clone();
-                let own = owner.filter(|o| *o != crate::own_ids());
-                let answer = self.change(&place, move |share| {
-                    share.mkdir(&path, mode)?;
-                    if let Some((uid, gid)) = own {
-                        let set = SetAttr {
-                            uid: Some(uid),
-                            gid: Some(gid),
-                            ..SetAttr::default()
-                        };
-                        let _ = share.set_attr(&path, &set);
-                    }
-                    share.stat(&path)
-                });
-                match answer {
-                    Ok(attr) => Some(attr),
-                    Err(e) if e.is_link() => None,
-                    Err(e) => return Err(e),
-                }
-            }
-        };
-        let attr = made.unwrap_or_else(|| new_attr(Kind::Dir, mode, owner));
-        let mut tree = self.tree_mut();
-        let id = self.create_node(&mut tree, parent, name, attr, made.is_none())?;
-        attr_of(&tree, id)
     }
 
     /// Removes a file or symbolic link. Open handles keep it.
@@ -259,7 +93,7 @@ impl Drive {
                 tree.share_path(id)
             }
         };
-        let mut done = false;
+        let mut reach = Reach::Waits;
         if let Some(path) = place {
             let at = path.clone();
             let answer = self.change(&path, move |share| {
@@ -270,14 +104,14 @@ impl Drive {
                 }
             });
             match answer {
-                Ok(()) | Err(Error::NotFound(_)) => done = true,
-                Err(e) if e.is_link() => {}
+                Ok(()) | Err(Error::NotFound(_)) => reach = Reach::There,
+                Err(e) if e.is_link() => reach = Reach::Unsure,
                 Err(e) => return Err(e),
             }
         }
         let mut tree = self.tree_mut();
         if tree.child(parent, name) != Some(id) {
-            return if done {
+            return if reach == Reach::There {
                 Ok(())
             } else {
                 Err(Error::NotFound(name.to_owned()))
@@ -287,7 +121,10 @@ impl Drive {
             return Err(Error::NotEmpty(name.to_owned()));
         }
         self.adopt(&mut tree, id)?;
-        self.commit(&mut tree, &TreeOp::Remove { id }, !done)?;
+        self.commit(&mut tree, &TreeOp::Remove { id }, reach)?;
+        let at = now();
+        tree.touch(parent, at);
+        tree.changed(id, at);
         self.after_removal(&mut tree, id);
         Ok(())
     }
@@ -313,7 +150,10 @@ impl Drive {
         if let Some(file) = tree.forget(id) {
             let mut st = file.write();
             let held = st.unwritten.bytes();
-            st.unwritten.clear();
+            // A snapshot goes on reading what lies over the (removed, still open) cache file.
+            if st.snaps.iter().all(|s| s.strong_count() == 0) {
+                st.unwritten.clear();
+            }
             self.sub_unwritten(held);
         }
     }
@@ -330,16 +170,24 @@ impl Drive {
         new_name: &str,
         replace: bool,
     ) -> Result<()> {
-        check_name(new_name)?;
+        check_new_name(new_name, self.link.names())?;
         let from = self.lookup(parent, name)?;
         let to = match self.lookup(new_parent, new_name) {
             Ok(found) => Some(found),
             Err(Error::NotFound(_) | Error::NotCached(_) | Error::Link(_)) => None,
             Err(e) => return Err(e),
         };
-        if to.is_some_and(|t| t.id == from.id) {
-            return Ok(());
-        }
+        // Another spelling of its own name, where case does not matter, is a new name.
+        let to = match to {
+            Some(to) if to.id == from.id => {
+                if parent == new_parent && self.tree().node(from.id)?.name == new_name {
+                    return Ok(());
+                }
+                None
+            }
+            other => other,
+        };
+        let respelled = self.tree().child(new_parent, new_name) == Some(from.id);
         let dir = from.attr.kind == Kind::Dir;
         if let Some(to) = &to {
             if !replace {
@@ -368,12 +216,13 @@ impl Drive {
                     .zip(tree.share_place(new_parent, new_name))
             }
         };
-        let mut done = false;
+        let over = replace || respelled;
+        let mut reach = Reach::Waits;
         if let Some((a, b)) = places {
             let context = a.clone();
-            match self.change(&context, move |share| share.rename(&a, &b, replace)) {
-                Ok(()) => done = true,
-                Err(e) if e.is_link() => {}
+            match self.change(&context, move |share| share.rename(&a, &b, over)) {
+                Ok(()) => reach = Reach::There,
+                Err(e) if e.is_link() => reach = Reach::Unsure,
                 Err(e) => return Err(e),
             }
         }
@@ -386,7 +235,7 @@ impl Drive {
         }
         let replaced = tree.child(new_parent, new_name).filter(|r| *r != from.id);
         if let Some(r) = replaced {
-            if !replace && !done {
+            if !replace && reach != Reach::There {
                 return Err(Error::Exists(new_name.to_owned()));
             }
             self.adopt(&mut tree, r)?;
@@ -399,7 +248,12 @@ impl Drive {
             name: new_name.to_owned(),
             replaced,
         };
-        self.commit(&mut tree, &op, !done)?;
+        self.commit(&mut tree, &op, reach)?;
+        let at = now();
+        for dir in [parent, new_parent] {
+            tree.touch(dir, at);
+        }
+        tree.changed(from.id, at);
         if let Some(r) = replaced {
             self.after_removal(&mut tree, r);
         }
@@ -414,7 +268,7 @@ impl Drive {
         if set.is_empty() {
             return self.getattr(id);
         }
-        let (place, file) = {
+        let (place, file, set) = {
             let tree = self.tree();
             let node = tree.node(id)?;
             let place = if self.must_queue(&tree) || !node.linked {
@@ -422,14 +276,18 @@ impl Drive {
             } else {
                 tree.share_path(id)
             };
-            (place, node.file.clone())
+            (
+                place,
+                node.file.clone(),
+                without_privileges(set, &node.attr),
+            )
         };
-        let mut done = false;
+        let mut reach = Reach::Waits;
         if let Some(path) = place {
-            let (at, set) = (path.clone(), *set);
+            let at = path.clone();
             let ours = file.as_ref().and_then(|f| {
                 let st = f.read();
-                st.stamp.filter(|_| !st.is_dirty() && st.opens == 0)
+                st.stamp.filter(|_| st.online_written.is_empty())
             });
             let answer = self.change(&path, move |share| {
                 let before = ours.map(|_| share.stamp(&at)).transpose()?;
@@ -443,38 +301,37 @@ impl Drive {
             });
             match answer {
                 Ok(after) => {
-                    done = true;
+                    reach = Reach::There;
                     if let (Some(file), Some(stamp)) = (&file, after) {
                         let mut st = file.write();
-                        let record = MetaRecord::PushDone {
-                            file: id,
-                            epoch: 0,
-                            stamp,
-                        };
-                        let lsn = self.log(record)?;
-                        st.note_pushed(0, stamp, lsn);
+                        // Passed through meanwhile: the flush after it takes the stamp.
+                        if st.online_written.is_empty() && st.stamp == ours {
+                            let record = MetaRecord::PushDone {
+                                file: id,
+                                epoch: 0,
+                                stamp,
+                            };
+                            let lsn = self.log(record)?;
+                            st.note_pushed(0, stamp, lsn);
+                        }
                     }
                 }
-                Err(e) if e.is_link() => {}
+                Err(e) if e.is_link() => reach = Reach::Unsure,
                 Err(e) => return Err(e),
             }
         }
+        let ctime = now();
         let mut tree = self.tree_mut();
         if tree.node(id)?.linked {
             self.adopt(&mut tree, id)?;
-            let pending = !done && id != ROOT;
-            self.commit(
-                &mut tree,
-                &TreeOp::SetAttr {
-                    id,
-                    set: *set,
-                    ctime: now(),
-                },
-                pending,
-            )?;
+            if id == ROOT && reach != Reach::There {
+                return Err(Error::NotCached("the drive's own directory".to_owned()));
+            }
+            self.commit(&mut tree, &TreeOp::SetAttr { id, set, ctime }, reach)?;
         } else {
             set.apply(&mut tree.node_mut(id)?.attr);
         }
+        tree.changed(id, ctime);
         if let (Some(file), Some(mtime)) = (file, set.mtime) {
             let mut st = file.write();
             if st.mtime.is_some() {
@@ -483,21 +340,55 @@ impl Drive {
         }
         attr_of(&tree, id)
     }
+
+    /// Whether a file has set-ID bits that [`Drive::drop_privileges`] may take.
+    #[must_use]
+    pub fn has_privileges(&self, id: u64) -> bool {
+        let tree = self.tree();
+        tree.nodes
+            .get(&id)
+            .is_some_and(|n| n.attr.mode & 0o6000 != 0)
+    }
+
+    /// A file written or cut by someone (of the group `gid`) who may not keep its set-ID bits: they
+    /// go.
+    ///
+    /// # Errors
+    /// As [`Drive::set_attr`].
+    pub fn drop_privileges(&self, id: u64, gid: u32) -> Result<()> {
+        let attr = self.tree().node(id)?.attr;
+        let mode = cleared(attr.mode, gid == attr.gid);
+        if attr.kind != Kind::File || mode == attr.mode {
+            return Ok(());
+        }
+        let set = SetAttr {
+            mode: Some(mode),
+            ..SetAttr::default()
+        };
+        self.set_attr(id, &set).map(drop)
+    }
 }
 
-fn new_attr(kind: Kind, mode: u32, owner: Option<(u32, u32)>) -> Attr {
-    let (uid, gid) = owner.unwrap_or_else(crate::own_ids);
-    let t = now();
-    let mode = mode & 0o7777;
-    Attr {
-        kind,
-        size: 0,
-        mtime: t,
-        atime: t,
-        ctime: t,
-        mode,
-        uid,
-        gid,
-        file_id: 0,
+/// A mode without set-user-ID, and without set-group-ID where it would mean execution by the group,
+/// or where someone outside the group asks.
+fn cleared(mode: u32, member: bool) -> u32 {
+    let group = if mode & 0o010 != 0 || !member {
+        0o2000
+    } else {
+        0
+    };
+    mode & !(0o4000 | group)
+}
+
+/// A change of owner takes the set-ID bits of a file, as chown(2) does.
+fn without_privileges(set: &SetAttr, attr: &crate::share::Attr) -> SetAttr {
+    let mut set = *set;
+    if set.mode.is_none()
+        && (set.uid.is_some() || set.gid.is_some())
+        && attr.kind == Kind::File
+        && cleared(attr.mode, true) != attr.mode
+    {
+        set.mode = Some(cleared(attr.mode, true));
     }
+    set
 }

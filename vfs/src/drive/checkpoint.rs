@@ -5,7 +5,13 @@
 //! metadata, whose every effect is in the durable journal, is replaced. (4) Only then the overlays
 //! drop what was written, cuts stop masking, and segments are released. A crash between any two
 //! steps replays from the earlier X to the same result.
+//!
+//! A cache file that cannot be written is left behind and holds up no other: its X stays, its bytes
+//! stay in memory and in the journal. One whose *flush* failed is never tried again by this process
+//! (the system may have dropped what it was to write, and says so once): it takes no more writes, and
+//! the next opening of the drive replays the journal into it.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
@@ -15,7 +21,6 @@ use super::Drive;
 use crate::cache::Meta;
 use crate::error::{Error, Result};
 use crate::file::FileNode;
-use crate::journal::record::Record;
 use crate::unwritten::Batch;
 
 struct Job {
@@ -41,6 +46,9 @@ impl Drive {
 
         let mut jobs = Vec::new();
         for (_, file) in self.files() {
+            if file.poison.get().is_some() {
+                continue;
+            }
             let st = file.read();
             let (batch, fetched) = (st.unwritten.batch(through), st.fetched.clone());
             let cuts = st.cuts;
@@ -54,35 +62,79 @@ impl Drive {
                 });
             }
         }
-        if jobs.iter().any(|j| !j.batch.is_empty()) {
-            let mark = self.journal.append(&Record::Synced { through })?;
-            self.journal.sync(mark)?;
+        let direct = self.direct.swap(0, Ordering::SeqCst);
+        if direct > 0 || jobs.iter().any(|j| !j.batch.is_empty()) {
+            self.journal.mark()?;
         }
-        for job in &jobs {
-            self.apply(job)?;
-        }
+        let mut first = Ok(());
+        let mut failed = BTreeSet::new();
+        jobs.retain(|job| match self.apply(job) {
+            Ok(()) => true,
+            Err(e) => {
+                failed.insert(job.file.id);
+                if first.is_ok() {
+                    first = Err(e);
+                }
+                false
+            }
+        });
         self.dir.sync_data_names()?;
 
-        let (meta, doomed) = self.collect_meta(through);
+        let (meta, doomed) = self.collect_meta(through, &failed);
+        let all = meta.data_lsn;
         // The metadata may hold effects of younger records: these must be durable before it is.
         self.sync_all()?;
         let meta = Meta {
             known: self.journal.durable(),
             ..meta
         };
-        self.dir.write_meta(&meta)?;
+        if let Err(e) = self.dir.write_meta(&meta) {
+            // The old metadata still speaks of them.
+            self.tree_mut().doomed.extend(doomed);
+            return Err(e);
+        }
+        self.data_lsn.store(all, Ordering::SeqCst);
 
         for job in &jobs {
             let mut st = job.file.write();
+            st.data_lsn = through;
             let before = st.unwritten.bytes();
             st.unwritten.written(&job.batch);
             self.sub_unwritten(before - st.unwritten.bytes());
         }
-        self.journal.release(through)?;
+        self.journal.release(all)?;
         for file in doomed {
             self.dir.remove_data(file);
         }
+        first
+    }
+
+    /// Before anything but the journal's own writes touches a cache file: appends that went there
+    /// directly are durable, and the journal says so. Else a replay would take what is done to
+    /// these bytes for their loss.
+    pub(crate) fn settle_direct(&self, file: &FileNode) -> Result<()> {
+        let lsn = file.read().direct;
+        if lsn > self.journal.marked() {
+            self.journal.sync(lsn)?;
+            self.journal.mark()?;
+        }
         Ok(())
+    }
+
+    /// Flushes a cache file. The first flush that fails is the last: the file takes no more writes.
+    pub(crate) fn flush_data(&self, file: &FileNode) -> Result<()> {
+        file.check()?;
+        let Err(e) = file.data.sync() else {
+            return Ok(());
+        };
+        let why = format!("flush of a cache file: {e}");
+        tracing::error!(error = why, "a file takes no more writes");
+        if self.journal.awaits(file.id) {
+            // Acknowledged bytes lie in that file alone, and the journal would call them durable.
+            self.journal.poison(&why);
+        }
+        file.poison.get_or_init(|| why);
+        Err(Error::from_io("flushing a cache file", e))
     }
 
     fn apply(&self, job: &Job) -> Result<()> {
@@ -99,11 +151,7 @@ impl Drive {
             Ok(())
         };
         run().map_err(|e| Error::from_io("writing a cache file", e))?;
-        if let Err(e) = file.data.sync() {
-            // The system may have dropped pages that the journal counts as written.
-            self.journal.poison(&format!("flush of a cache file: {e}"));
-            return Err(Error::from_io("flushing a cache file", e));
-        }
+        self.flush_data(file)?;
         if !job.fetched.is_empty() {
             let mut st = file.write();
             if st.cuts == job.cuts {
@@ -113,13 +161,29 @@ impl Drive {
         Ok(())
     }
 
-    fn collect_meta(&self, data_lsn: u64) -> (Meta, Vec<u64>) {
+    /// The metadata once all records through `through` are in the cache files, but for those of
+    /// the files that `failed` now, or earlier.
+    fn collect_meta(&self, through: u64, failed: &BTreeSet<u64>) -> (Meta, Vec<u64>) {
         let mut tree = self.tree_mut();
+        let behind = |id: u64, file: &FileNode| {
+            failed.contains(&id)
+                || (file.poison.get().is_some() && !file.read().unwritten.is_empty())
+        };
+        let held = tree
+            .nodes
+            .iter()
+            .any(|(&id, n)| n.file.as_ref().is_some_and(|f| behind(id, f)));
+        let data_lsn = if held {
+            self.data_lsn.load(Ordering::SeqCst)
+        } else {
+            through
+        };
         let doomed = tree.take_doomed();
         let mut meta = Meta {
             data_lsn,
-            known: data_lsn,
+            known: through,
             tree_lsn: tree.lsn,
+            tried: tree.tried,
             next_id: tree.next_id,
             nodes: tree
                 .nodes
@@ -131,8 +195,11 @@ impl Drive {
         };
         for (&id, node) in &tree.nodes {
             if let Some(file) = &node.file {
-                let st = file.read();
-                meta.files.push(st.store(id));
+                let mut stored = file.read().store(id);
+                if !behind(id, file) {
+                    stored.data_lsn = through;
+                }
+                meta.files.push(stored);
             }
         }
         (meta, doomed)

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Drive, Event, Handle};
+use super::{Drive, Event, Handle, now};
 use crate::error::{Error, Result};
 use crate::file::{Binding, FileNode, FileState};
 use crate::share::Kind;
@@ -61,6 +61,7 @@ impl Drive {
                 self.bind(node, &file, write)?;
                 let mut st = file.write();
                 st.opens += 1;
+                st.used = now();
                 let keep_cache = st.version == st.seen_version;
                 st.seen_version = st.version;
                 drop(st);
@@ -90,7 +91,7 @@ impl Drive {
             None => {
                 let binding = self.choose(node, file, write)?;
                 file.write().binding = Some(binding);
-                if self.is_container(&self.tree().path(node)) && !file.read().fully_cached() {
+                if self.is_pinned(&self.tree().path(node)) && !file.read().fully_cached() {
                     self.bell.want_fill.store(true, Ordering::SeqCst);
                     self.bell.ring();
                 }
@@ -127,12 +128,14 @@ impl Drive {
     /// [`Error::Poisoned`].
     pub fn flush(&self, handle: u64) -> Result<()> {
         let h = self.handle(handle)?;
-        if h.write
-            && let Some(why) = self.journal.poisoned()
-        {
-            return Err(Error::Poisoned(why));
+        if !h.write {
+            return Ok(());
         }
-        Ok(())
+        h.file.check()?;
+        match self.journal.poisoned() {
+            Some(why) => Err(Error::Poisoned(why)),
+            None => Ok(()),
+        }
     }
 
     /// Makes everything written to the file durable (R2).
@@ -148,7 +151,10 @@ impl Drive {
             self.flip(h.node, &h.file, e)?;
         }
         let lsn = h.file.read().lsn;
+        // With its name, as programs expect of local disks: also where nothing was written yet.
+        let lsn = lsn.max(self.tree().lsn);
         self.journal.sync(lsn)?;
+        h.file.check()?;
         self.emit_for(h.node, Event::Flushed);
         Ok(())
     }
@@ -189,6 +195,7 @@ impl Drive {
         let bound = {
             let mut st = file.write();
             st.opens = st.opens.saturating_sub(1);
+            st.used = now();
             if st.opens == 0 {
                 st.binding.take()
             } else {

@@ -85,6 +85,8 @@ pub struct DriveStatus {
     pub poisoned: Option<String>,
     /// Paths of opaque files that hold unsynced bytes.
     pub dirty_opaque: Vec<String>,
+    /// Paths of files that take no writes any more, because a flush of theirs failed.
+    pub refusing: Vec<String>,
 }
 
 impl Drive {
@@ -144,7 +146,7 @@ impl Drive {
             share_changed: st.share_changed,
             in_doubt: file.doubt.count() > 0,
             quiet_for: st.last_write.map(|t| t.elapsed()),
-            poisoned,
+            poisoned: poisoned.or_else(|| file.poison.get().cloned()),
             stamp: st.stamp,
         }
     }
@@ -173,7 +175,11 @@ impl Drive {
     pub fn status(&self) -> DriveStatus {
         let mut unsynced_bytes = 0;
         let mut dirty_opaque = Vec::new();
+        let mut refusing = Vec::new();
         for (node, file) in self.files() {
+            if file.poison.get().is_some() {
+                refusing.push(self.tree().path(node));
+            }
             let st = file.read();
             if st.is_dirty() && !st.unlinked {
                 let bytes = st.dirty.total().total();
@@ -190,6 +196,7 @@ impl Drive {
             }
         }
         dirty_opaque.sort();
+        refusing.sort();
         DriveStatus {
             state: self.state(),
             link_up: self.link.is_up(),
@@ -200,6 +207,7 @@ impl Drive {
             open_handles: self.open_handles(),
             poisoned: self.journal.poisoned(),
             dirty_opaque,
+            refusing,
         }
     }
 
@@ -249,7 +257,7 @@ impl Drive {
         };
         if teed {
             file.data.sync().map_err(|e| {
-                self.journal.poison(&format!("flush of a cache file: {e}"));
+                self.give_up_copy(file, &mut file.write());
                 Error::from_io("flushing a cache file", e)
             })?;
         }
@@ -296,7 +304,16 @@ impl Drive {
             st.note_synced(epoch, detached, lsn);
             lsn
         };
-        self.journal.sync(lsn)
+        self.journal.sync(lsn)?;
+        self.compact();
+        Ok(())
+    }
+
+    /// What was synced need not stay in the journal: the next checkpoint empties it.
+    fn compact(&self) {
+        if !self.bell.want_checkpoint.swap(true, Ordering::SeqCst) {
+            self.bell.ring();
+        }
     }
 
     /// The share's file now equals, byte for byte, ours as of `epoch` (the caller wrote it and
@@ -330,7 +347,9 @@ impl Drive {
             lsn
         };
         self.note_share_attr(node, &stamp);
-        self.journal.sync(lsn)
+        self.journal.sync(lsn)?;
+        self.compact();
+        Ok(())
     }
 
     /// Our own writes changed the share's file: its attributes are known.
@@ -505,6 +524,7 @@ impl WriteAt for Exclusive {
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.drive
             .truncate_cached(&self.file, len)
+            .map(drop)
             .map_err(io::Error::from)
     }
 

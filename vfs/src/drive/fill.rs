@@ -1,9 +1,15 @@
-//! Filling the cache from the share: missing ranges on demand, containers whole, the tree.
+//! Filling the cache from the share: missing ranges on demand, pinned files whole, the tree.
+//!
+//! The background fetches what makes the most files safe before the link goes: files in use first,
+//! then those that lack least. It leaves the link to programs: while they use it, it uses it half
+//! of the time, and never more than the rate that was set.
 
 use std::ops::Range;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
+use super::room::For;
 use super::{Drive, Event, State};
 use crate::error::{Error, Result};
 use crate::file::FileNode;
@@ -18,12 +24,60 @@ const STEP: u64 = 1 << 20;
 /// Fetched bytes are flushed and recorded every so many bytes: progress that survives.
 const RECORD: u64 = 64 << 20;
 
+/// The whole tree is listed again after this long, for files that others made on the share.
+const RESCAN: Duration = Duration::from_secs(600);
+
+/// How filling goes on, and how fast it may.
+pub(crate) struct Pace {
+    /// Bytes a second.
+    rate: Option<u64>,
+    state: Mutex<PaceState>,
+}
+
+#[derive(Default)]
+struct PaceState {
+    path: Option<String>,
+    trouble: Option<String>,
+    /// When the whole tree was last listed and every pinned file found whole.
+    done: Option<Instant>,
+}
+
+impl Pace {
+    pub fn new(rate: Option<u64>) -> Self {
+        Self {
+            rate: rate.map(|r| r.max(1)),
+            state: Mutex::default(),
+        }
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, PaceState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is being fetched, and why the last attempt did not end well.
+    pub fn now(&self) -> (Option<String>, Option<String>) {
+        let state = self.state();
+        (state.path.clone(), state.trouble.clone())
+    }
+
+    /// How long to leave the link alone after a step of `bytes` that took `took`.
+    fn rest(&self, bytes: u64, took: Duration, others: bool) -> Duration {
+        let share = if others { took } else { Duration::ZERO };
+        let due = self.rate.map_or(Duration::ZERO, |rate| {
+            Duration::from_secs_f64(bytes as f64 / rate as f64)
+        });
+        share
+            .max(due.saturating_sub(took))
+            .min(Duration::from_secs(10))
+    }
+}
+
 impl Drive {
     /// Fetches what the cache misses of `gap` (and a little more) from the share.
     pub(crate) fn fetch(&self, node: u64, file: &Arc<FileNode>, gap: Range<u64>) -> Result<()> {
         match self.fetch_for_reader(node, file, gap)? {
             None => Ok(()),
-            Some(_) => Err(Error::NoSpace("the state directory's volume is full")),
+            Some(_) => Err(Error::NoSpace("the cache takes no more")),
         }
     }
 
@@ -70,6 +124,8 @@ impl Drive {
                 return Err(e);
             }
         };
+        // Asked before the file is locked, for all that came: it may take making room.
+        let room = self.check_space(buf.len() as u64, buf.len() as u64, For::Copy);
         let mut st = file.write();
         let through = matches!(st.binding, Some(crate::file::Binding::Share(..)));
         // While it is passed through the file changes by our own hand. Otherwise bytes of another
@@ -92,21 +148,24 @@ impl Drive {
         if have.end < gap.end.min(stamp.size.min(st.size)) {
             return Err(Error::ShareChanged(path));
         }
-        match self.check_space(have.end.saturating_sub(have.start)) {
+        let loose = |buf: &[u8]| {
+            let from = (gap.start - want.start) as usize;
+            let to = from + (gap.end - gap.start) as usize;
+            buf.get(from..to).map(<[u8]>::to_vec)
+        };
+        match room {
             Ok(()) => {}
-            Err(Error::NoSpace(_)) => {
-                let from = (gap.start - want.start) as usize;
-                let to = from + (gap.end - gap.start) as usize;
-                return Ok(buf.get(from..to).map(<[u8]>::to_vec));
-            }
+            Err(Error::NoSpace(_)) => return Ok(loose(&buf)),
             Err(e) => return Err(e),
         }
         for part in st.valid.gaps(have) {
             let from = (part.start - want.start) as usize..(part.end - want.start) as usize;
             let bytes = buf.get(from).unwrap_or(&[]);
-            file.data
-                .write_all_at(part.start, bytes)
-                .map_err(|e| Error::from_io("writing a cache file", e))?;
+            if let Err(error) = file.data.write_all_at(part.start, bytes) {
+                // As with a full disk: the bytes are there, only not kept.
+                tracing::warn!(path, %error, "cannot keep what was fetched");
+                return Ok(loose(&buf));
+            }
             st.fetched.insert(part.clone());
             st.valid.insert(part);
         }
@@ -157,6 +216,9 @@ impl Drive {
             }
         }
         let was_full = file.read().fully_cached();
+        if !was_full {
+            self.pace.state().path = Some(self.tree().path(node));
+        }
         let mut since = 0;
         loop {
             let gap = {
@@ -172,8 +234,16 @@ impl Drive {
                 return Err(Error::NotCached(self.tree().path(node)));
             }
             let step = gap.start..gap.end.min(gap.start + STEP);
-            since += step.end - step.start;
+            let len = step.end - step.start;
+            since += len;
+            let (began, calls) = (Instant::now(), self.link.calls());
             self.fetch(node, file, step)?;
+            let others = self.link.calls() > calls + 2;
+            let rest = self.pace.rest(len, began.elapsed(), others);
+            if !rest.is_zero() {
+                // Ends early when something is wanted, such as the end of the drive.
+                self.bell.wait(rest, || false);
+            }
             if since >= RECORD {
                 self.record_fetched(file)?;
                 since = 0;
@@ -199,10 +269,7 @@ impl Drive {
         if taken.is_empty() {
             return Ok(());
         }
-        if let Err(e) = file.data.sync() {
-            self.journal.poison(&format!("flush of a cache file: {e}"));
-            return Err(Error::from_io("flushing a cache file", e));
-        }
+        self.flush_data(file)?;
         let mut st = file.write();
         if st.cuts != cuts {
             return Ok(());
@@ -219,7 +286,7 @@ impl Drive {
         Ok(())
     }
 
-    /// Lists the whole tree and fetches every container that is not wholly cached, so that both
+    /// Lists the whole tree and fetches every pinned file that is not wholly cached, so that both
     /// are there before the link goes. One bad file or directory never stops the others (R11).
     ///
     /// # Errors
@@ -247,7 +314,7 @@ impl Drive {
                 stack.extend(node.children.values().filter(is_dir));
             }
         }
-        for (node, path) in self.container_nodes() {
+        for (node, path) in self.fill_order() {
             if self.state() == State::Offline {
                 break;
             }
@@ -260,22 +327,61 @@ impl Drive {
                 }
             });
             if let Err(error) = &done {
-                tracing::debug!(path, %error, "container not cached yet");
+                tracing::debug!(path, %error, "not wholly cached yet");
             }
             note(done);
         }
+        let mut pace = self.pace.state();
+        pace.path = None;
+        pace.trouble = first.as_ref().err().map(ToString::to_string);
+        pace.done = (first.is_ok() && self.state() != State::Offline).then(Instant::now);
+        drop(pace);
+        // The tree that was learned is to be there after a restart too.
+        self.bell.want_checkpoint.store(true, Ordering::SeqCst);
         first
+    }
+
+    /// Pinned files in the order in which they are fetched.
+    fn fill_order(&self) -> Vec<(u64, String)> {
+        let mut all: Vec<_> = self
+            .pinned_nodes()
+            .into_iter()
+            .map(|(node, path)| {
+                let tree = self.tree();
+                let n = tree.nodes.get(&node);
+                let size = n.map_or(0, |n| n.attr.size);
+                let file = n.and_then(|n| n.file.clone());
+                drop(tree);
+                let (open, lacks) = file.map_or((false, size), |f| {
+                    let st = f.read();
+                    let size = if st.stamp.is_some() { st.size } else { size };
+                    (st.opens > 0, size.saturating_sub(st.valid.total()))
+                });
+                ((!open, lacks), (node, path))
+            })
+            .collect();
+        all.sort();
+        all.into_iter().map(|(_, file)| file).collect()
+    }
+
+    /// Nodes and paths of all files that are kept here whole.
+    pub(crate) fn pinned_nodes(&self) -> Vec<(u64, String)> {
+        self.matching(|path| self.is_pinned(path))
     }
 
     /// Nodes and paths of all containers in the tree.
     pub(crate) fn container_nodes(&self) -> Vec<(u64, String)> {
+        self.matching(|path| self.is_container(path))
+    }
+
+    fn matching(&self, wanted: impl Fn(&str) -> bool) -> Vec<(u64, String)> {
         let tree = self.tree();
         let mut all: Vec<(u64, String)> = tree
             .nodes
             .iter()
             .filter(|(_, n)| n.linked && n.attr.kind == Kind::File)
             .map(|(&id, _)| (id, tree.path(id)))
-            .filter(|(_, path)| self.is_container(path))
+            .filter(|(_, path)| wanted(path))
             .collect();
         all.sort_by(|a, b| a.1.cmp(&b.1));
         all
@@ -283,7 +389,15 @@ impl Drive {
 
     /// One round of the background thread.
     pub(crate) fn fill_in_background(&self) {
-        if self.state() == State::Offline || !self.bell.want_fill.swap(false, Ordering::SeqCst) {
+        if self.state() == State::Offline {
+            return;
+        }
+        let old = self
+            .pace
+            .state()
+            .done
+            .is_some_and(|at| at.elapsed() >= RESCAN);
+        if !self.bell.want_fill.swap(false, Ordering::SeqCst) && !old {
             return;
         }
         if let Err(error) = self.fill() {
@@ -308,5 +422,22 @@ impl Drive {
             };
         }
         Ok(at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pace_leaves_the_link_to_others() {
+        let free = Pace::new(None);
+        let took = Duration::from_millis(300);
+        assert_eq!(free.rest(1 << 20, took, false), Duration::ZERO);
+        assert_eq!(free.rest(1 << 20, took, true), took);
+        let slow = Pace::new(Some(1 << 20));
+        let rest = slow.rest(1 << 20, took, false);
+        assert_eq!(rest, Duration::from_millis(700));
+        assert_eq!(slow.rest(1 << 20, took * 4, true), took * 4);
     }
 }

@@ -20,6 +20,24 @@ pub struct NodeAttr {
     pub id: u64,
     /// Attributes as applications see them.
     pub attr: Attr,
+    /// Names it has, as stat(2) counts: 0 once removed; a directory's own two and one per
+    /// directory in it, or 1 where these are not counted.
+    pub links: u32,
+}
+
+/// A directory with more names than this is not counted through at each look.
+const COUNTED: usize = 1000;
+
+fn links(tree: &Tree, node: &crate::tree::Node) -> u32 {
+    if !node.linked {
+        return 0;
+    }
+    if node.attr.kind != Kind::Dir || !node.known || node.children.len() > COUNTED {
+        return 1;
+    }
+    let is_dir = |id: &&u64| tree.nodes.get(id).is_some_and(|n| n.attr.kind == Kind::Dir);
+    let below = node.children.values().filter(is_dir).count();
+    2 + u32::try_from(below).unwrap_or(0)
 }
 
 /// One name in a directory.
@@ -40,13 +58,15 @@ pub(super) fn attr_of(tree: &Tree, id: u64) -> Result<NodeAttr> {
         let st = file.read();
         if st.opens > 0 || st.is_dirty() || !st.attached || !st.online_written.is_empty() {
             attr.size = st.size;
-            if let Some(mtime) = st.mtime {
-                attr.mtime = mtime;
-                attr.ctime = attr.ctime.max(mtime);
-            }
+            attr.mtime = st.mtime.unwrap_or(attr.mtime);
+            attr.ctime = attr.ctime.max(st.changed);
         }
     }
-    Ok(NodeAttr { id, attr })
+    Ok(NodeAttr {
+        id,
+        attr,
+        links: links(tree, node),
+    })
 }
 
 impl Drive {
@@ -86,6 +106,8 @@ impl Drive {
     /// [`Error::NotFound`] only where that is known; [`Error::Link`] where it is not (R3).
     pub fn lookup(&self, parent: u64, name: &str) -> Result<NodeAttr> {
         check_name(name)?;
+        let spelled = self.tree().spelling(parent, name);
+        let name = spelled.as_deref().unwrap_or(name);
         let place = {
             let tree = self.tree();
             let dir = tree.dir(parent)?;
@@ -236,6 +258,8 @@ impl Drive {
     /// # Errors
     /// [`Error::Access`] for a target outside.
     pub fn readlink(&self, id: u64) -> Result<String> {
+        // Another may have pointed it elsewhere.
+        self.getattr(id)?;
         let (path, share_path, target) = {
             let tree = self.tree();
             let node = tree.node(id)?;

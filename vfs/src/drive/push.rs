@@ -13,7 +13,7 @@ use super::{Drive, State};
 use crate::error::{Error, Result};
 use crate::file::FileNode;
 use crate::journal::record::{MetaRecord, TreeOp};
-use crate::path::conflict_name;
+use crate::path::conflict_names;
 use crate::share::{SetAttr, Share, ShareFile, Stamp};
 use crate::snapshot::Snapshot;
 
@@ -194,16 +194,20 @@ impl Drive {
         let mut dirty = snapshot.dirty.clone();
         dirty.truncate(len);
         let f = share_file.clone();
-        self.call(file, at, move || {
-            if f.stat()?.size > len {
-                f.set_len(len)
-            } else {
-                Ok(())
+        let budget = self.flush_budget;
+        let have = self.link.call_for(at, budget, &file.doubt, move |_| {
+            let size = f.stat()?.size;
+            if size > len {
+                f.set_len(len)?;
             }
+            Ok(size.min(len))
         })?;
         let mut written = 0;
         for (start, bytes) in pieces(&*snapshot.reader, &dirty) {
             let bytes: Arc<[u8]> = bytes?.into();
+            if start >= have && is_zero(&bytes) {
+                continue;
+            }
             written += bytes.len() as u64;
             let f = share_file.clone();
             self.call(file, at, move || f.write_all_at(start, &bytes))?;
@@ -314,23 +318,24 @@ impl Drive {
         };
         let dir = crate::path::split(at).map_or("", |s| s.0).to_owned();
         let mode = self.tree().node(node)?.attr.mode;
-        let mut attempt = 0;
-        let (new_name, made) = loop {
-            let candidate = if attempt == 0 {
-                name.clone()
-            } else {
-                conflict_name(&name, date, host, attempt)
-            };
+        let mut free = None;
+        for candidate in conflict_names(&name, date, host) {
             let place = crate::path::join(&dir, &candidate);
             let path = place.clone();
             let made = self.link.call(&place, move |share| {
                 share.create(&path, mode).map(crate::link::hold)
             });
             match made {
-                Ok(f) => break (candidate, f),
-                Err(Error::Exists(_)) if attempt < 1000 => attempt += 1,
+                Ok(f) => {
+                    free = Some((candidate, f));
+                    break;
+                }
+                Err(Error::Exists(_)) => {}
                 Err(e) => return Err(e),
             }
+        }
+        let Some((new_name, made)) = free else {
+            return Err(Error::Exists(path.to_owned()));
         };
         let place = crate::path::join(&dir, &new_name);
         let len = snapshot
@@ -340,11 +345,17 @@ impl Drive {
         let whole: RangeSet = std::iter::once(0..len).collect();
         for (start, bytes) in pieces(&*snapshot.reader, &whole) {
             let bytes: Arc<[u8]> = bytes?.into();
+            if is_zero(&bytes) {
+                continue;
+            }
             let f = made.clone();
             self.call(file, &place, move || f.write_all_at(start, &bytes))?;
         }
         let f = made.clone();
-        self.call(file, &place, move || f.sync())?;
+        self.call(file, &place, move || {
+            f.set_len(len)?;
+            f.sync()
+        })?;
         for (start, bytes) in pieces(&*snapshot.reader, &whole) {
             let bytes = bytes?;
             if self.read_share(&made, start, bytes.len())? != bytes {
@@ -387,6 +398,11 @@ impl Drive {
             PushOutcome::Conflict(self.tree().path(node))
         })
     }
+}
+
+/// Zeros past the end of a file need not be sent: a file that is made longer has them.
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.iter().all(|b| *b == 0)
 }
 
 /// The bytes of a set, in steps.

@@ -4,17 +4,20 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
-use super::{Bell, Drive, DriveConfig, Space, now};
+use super::fill::Pace;
+use super::room::Space;
+use super::{Bell, Drive, DriveConfig, now};
 use crate::cache::{Meta, StateDir};
+use crate::disk::RealDisk;
 use crate::error::{Error, Result};
 use crate::file::{FileNode, FileState};
 use crate::journal::Journal;
-use crate::journal::record::{MetaRecord, Record};
+use crate::journal::record::{MetaRecord, Record, TreeOp};
 use crate::journal::store::DirStore;
 use crate::link::{InDoubt, Link};
 use crate::path::Patterns;
 use crate::share::{Attr, Kind};
-use crate::tree::{ROOT, Tree};
+use crate::tree::{Node, ROOT, Tree};
 
 impl Drive {
     /// Opens a drive on its state directory, recovering what an earlier run left behind. The
@@ -23,9 +26,16 @@ impl Drive {
     /// # Errors
     /// [`Error::Locked`], [`Error::Damaged`], what the file system says.
     pub fn open(config: DriveConfig) -> Result<Arc<Self>> {
-        let dir = StateDir::open(&config.state_dir)?;
+        let disk = match config.disk {
+            Some(disk) => disk,
+            None => Arc::new(
+                RealDisk::open(&config.state_dir)
+                    .map_err(|e| Error::from_io(config.state_dir.display().to_string(), e))?,
+            ),
+        };
+        let dir = StateDir::open(disk, config.removable.as_ref())?;
         let meta = dir.read_meta()?.unwrap_or_default();
-        let store = DirStore::open(dir.journal_dir())
+        let store = DirStore::open(dir.disk().clone())
             .map_err(|e| Error::from_io("opening the journal", e))?;
         let mut recovery = Recovery::new(&dir, &meta)?;
         let journal = Journal::open(
@@ -33,13 +43,22 @@ impl Drive {
             config.segment_len,
             meta.data_lsn,
             meta.known,
-            |lsn, record| recovery.replay(lsn, record),
+            |lsn, record, sure| recovery.replay(lsn, record, sure),
         )?;
         journal.continue_after(meta.known);
-        let (tree, unwritten) = recovery.finish()?;
-        dir.remove_stray_data(|id| tree.nodes.contains_key(&id))?;
+        // Before the cache files are touched: what was replayed counts from now on, whatever becomes
+        // of the bytes beside it.
+        journal.mark()?;
+        let (mut tree, unwritten) = recovery.finish()?;
+        tree.names = config.share.names();
+        // Also where only the name survived: what lies in that file is of a lost moment, and would
+        // show when the new one grows.
+        let known = |id| tree.nodes.get(&id).is_some_and(|n: &Node| n.file.is_some());
+        dir.remove_stray_data(known)?;
 
         let background = config.background;
+        let containers = Patterns::new(&config.containers);
+        let data_lsn = meta.data_lsn;
         let drive = Arc::new(Self {
             link: Link::new(config.share, config.stall_budget),
             dir,
@@ -48,24 +67,29 @@ impl Drive {
             handles: RwLock::default(),
             next_handle: AtomicU64::new(1),
             state: AtomicU8::new(config.state as u8),
-            containers: Patterns::new(&config.containers),
             flush_budget: config.flush_budget,
             attr_life: config.attr_life,
             direct_append: config.direct_append.max(1),
             validator: config.validator,
-            space: Space {
-                ask: config.available,
-                reserve: config.reserve,
-                grant: AtomicU64::new(0),
-            },
+            pins: config
+                .pins
+                .map_or_else(|| containers.clone(), |p| Patterns::new(&p)),
+            containers,
+            space: Space::new(config.available, config.reserve, config.cache_size),
+            pace: Pace::new(config.fill_rate),
+            data_lsn: AtomicU64::new(data_lsn),
             unwritten: AtomicU64::new(unwritten),
             unwritten_limit: config.unwritten_limit.max(1),
+            direct: AtomicU64::new(0),
             checkpoint: Mutex::default(),
             reintegrating: Mutex::default(),
             tree_doubt: InDoubt::default(),
             bell: Arc::new(Bell::default()),
             listeners: Mutex::default(),
         });
+        if let (true, Some(owner)) = (background, drive.dir.owner()) {
+            spawn("drive-beat", &drive, owner.interval(), Drive::beat)?;
+        }
         if background {
             drive.bell.want_fill.store(true, Ordering::SeqCst);
             spawn(
@@ -107,7 +131,7 @@ fn spawn(name: &str, drive: &Arc<Drive>, every: Duration, work: fn(&Drive)) -> R
 ///
 /// Two rules make this idempotent. Effects on standing (size, what is dirty, the tree) apply when
 /// the record is younger than what the metadata already holds of that very file or tree; bytes
-/// apply when the record is younger than the last finished checkpoint.
+/// apply when the record is younger than the last finished checkpoint (of that file).
 struct Recovery<'a> {
     dir: &'a StateDir,
     data_lsn: u64,
@@ -157,8 +181,8 @@ impl<'a> Recovery<'a> {
         Ok(node.file.clone())
     }
 
-    fn replay(&mut self, lsn: u64, record: Record<'_>) -> Result<()> {
-        let bytes = lsn > self.data_lsn;
+    /// `sure`: the record was flushed. `false`: it was not, and bytes beside it did not survive.
+    fn replay(&mut self, lsn: u64, record: Record<'_>, sure: bool) -> Result<bool> {
         match record {
             Record::Write {
                 file,
@@ -168,21 +192,39 @@ impl<'a> Recovery<'a> {
             } => {
                 if let Some(f) = self.file(file)? {
                     let mut st = f.write();
-                    if bytes {
+                    if lsn > self.data_lsn.max(st.data_lsn) {
                         st.unwritten.write(offset, data, lsn);
                     }
                     if lsn > st.lsn {
                         st.note_write(offset..offset + data.len() as u64, time, lsn);
                     }
                 }
-                Ok(())
             }
-            Record::Meta(meta) => self.replay_meta(lsn, meta, bytes),
-            Record::Synced { .. } => Ok(()),
+            Record::Meta(MetaRecord::Direct {
+                file,
+                offset,
+                len,
+                crc,
+                time,
+            }) => {
+                if let Some(f) = self.file(file)? {
+                    let mut st = f.write();
+                    let done = sure || lsn <= self.data_lsn.max(st.data_lsn);
+                    if !done && !is_there(&*f.data, offset, len, crc)? {
+                        return Ok(false);
+                    }
+                    if lsn > st.lsn {
+                        st.note_write(offset..offset.saturating_add(len), time, lsn);
+                    }
+                }
+            }
+            Record::Meta(meta) => self.replay_meta(lsn, meta)?,
+            Record::Synced { .. } => {}
         }
+        Ok(true)
     }
 
-    fn replay_meta(&mut self, lsn: u64, record: MetaRecord, bytes: bool) -> Result<()> {
+    fn replay_meta(&mut self, lsn: u64, record: MetaRecord) -> Result<()> {
         use MetaRecord as M;
         match record {
             M::Adopt(node) => {
@@ -193,6 +235,7 @@ impl<'a> Recovery<'a> {
                 return Ok(());
             }
             M::Tree { op, pending } => {
+                self.set_time(lsn, &op);
                 if lsn > self.tree.lsn {
                     self.tree.apply(&op, pending, lsn);
                 }
@@ -202,6 +245,26 @@ impl<'a> Recovery<'a> {
                 if lsn > self.tree.lsn {
                     self.tree.pending.retain(|p| p.lsn != done);
                     self.tree.lsn = lsn;
+                }
+                return Ok(());
+            }
+            M::Unsure => {
+                if lsn > self.tree.lsn {
+                    self.tree.unsure = true;
+                    self.tree.lsn = lsn;
+                }
+                return Ok(());
+            }
+            M::Tried { through } => {
+                if lsn > self.tree.lsn {
+                    self.tree.tried = self.tree.tried.max(through);
+                    self.tree.lsn = lsn;
+                }
+                return Ok(());
+            }
+            M::Optimised { gone, instead } => {
+                if lsn > self.tree.lsn {
+                    self.tree.replace_pending(&gone, &instead, lsn);
                 }
                 return Ok(());
             }
@@ -221,6 +284,7 @@ impl<'a> Recovery<'a> {
         };
         let mut st = file.write();
         let fresh = lsn > st.lsn;
+        let bytes = lsn > self.data_lsn.max(st.data_lsn);
         match record {
             M::Truncate { size, time, .. } => {
                 if bytes {
@@ -238,11 +302,6 @@ impl<'a> Recovery<'a> {
                     st.note_attach(stamp, lineage, lsn);
                 }
             }
-            M::Direct {
-                offset, len, time, ..
-            } if fresh => {
-                st.note_write(offset..offset.saturating_add(len), time, lsn);
-            }
             M::OnlineWrite {
                 offset, len, teed, ..
             } if fresh => {
@@ -255,6 +314,9 @@ impl<'a> Recovery<'a> {
                     st.valid.insert(from..range.end);
                 }
                 st.note_online_write(range.clone(), lsn);
+                if !teed {
+                    st.valid.remove(range.clone());
+                }
                 if there || !teed {
                     st.size = st.size.max(range.end);
                 }
@@ -296,9 +358,31 @@ impl<'a> Recovery<'a> {
                 st.lsn = lsn;
             }
             M::PushDone { epoch, stamp, .. } if fresh => st.note_pushed(epoch, stamp, lsn),
+            M::Evicted { .. } => {
+                if bytes {
+                    st.unwritten.clear();
+                }
+                if fresh {
+                    st.note_evicted(lsn);
+                }
+            }
             _ => {}
         }
         Ok(())
+    }
+
+    /// A time that was set after the last write holds, not the write's.
+    fn set_time(&self, lsn: u64, op: &TreeOp) {
+        let TreeOp::SetAttr { id, set, .. } = op else {
+            return;
+        };
+        let file = self.tree.nodes.get(id).and_then(|n| n.file.as_ref());
+        if let (Some(file), Some(mtime)) = (file, set.mtime) {
+            let mut st = file.write();
+            if lsn > st.lsn && st.mtime.is_some() {
+                st.mtime = Some(mtime);
+            }
+        }
     }
 
     fn finish(self) -> Result<(Tree, u64)> {
@@ -322,10 +406,13 @@ impl<'a> Recovery<'a> {
             let ctx = |e| Error::from_io("preparing a cache file", e);
             if file.data.len().map_err(ctx)? > size {
                 file.data.set_len(size).map_err(ctx)?;
+                // Or they are back after the next power cut, when the file may have grown again.
+                file.data.sync().map_err(ctx)?;
             }
             total += st.unwritten.bytes();
         }
         let mut tree = self.tree;
+        correct_attributes(&mut tree);
         let gone: Vec<u64> = tree
             .nodes
             .iter()
@@ -345,6 +432,45 @@ impl<'a> Recovery<'a> {
     }
 }
 
+/// Whether bytes that were written directly survived.
+fn is_there(data: &dyn storage::ReadAt, offset: u64, len: u64, crc: u32) -> Result<bool> {
+    let mut hash = crc32fast::Hasher::new();
+    let mut buf = vec![0; 1 << 20];
+    let mut done = 0;
+    while done < len {
+        let n = usize::try_from(len - done).map_or(buf.len(), |n| n.min(buf.len()));
+        let part = buf.get_mut(..n).unwrap_or_default();
+        match data.read_exact_at(offset.saturating_add(done), part) {
+            Ok(()) => hash.update(part),
+            Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(false),
+            Err(e) => return Err(Error::from_io("reading a cache file", e)),
+        }
+        done += n as u64;
+    }
+    Ok(hash.finalize() == crc)
+}
+
+/// The length and times of a file that was written are in its own standing; the tree's record of
+/// them is as old as the last look at the share.
+fn correct_attributes(tree: &mut Tree) {
+    let files = tree.nodes.iter().filter_map(|(&id, n)| {
+        let st = n.file.as_ref()?.read();
+        let stamp = st.stamp?;
+        Some((id, st.size, st.mtime.unwrap_or(stamp.mtime)))
+    });
+    let known: Vec<_> = files.collect();
+    for (id, size, mtime) in known {
+        let waits = tree.is_pending(id);
+        if let Some(node) = tree.nodes.get_mut(&id) {
+            node.attr.size = size;
+            if !waits {
+                node.attr.mtime = mtime;
+                node.attr.ctime = node.attr.ctime.max(mtime);
+            }
+        }
+    }
+}
+
 fn file_of(record: &MetaRecord) -> u64 {
     use MetaRecord as M;
     match record {
@@ -361,9 +487,12 @@ fn file_of(record: &MetaRecord) -> u64 {
         | M::Sequence { file, .. }
         | M::Settled { file, .. }
         | M::PushBegin { file, .. }
+        | M::Evicted { file }
         | M::PushDone { file, .. } => *file,
         M::Adopt(node) => node.id,
         M::Placed { id, .. } => *id,
-        M::Tree { .. } | M::TreeDone { .. } => ROOT,
+        M::Tree { .. } | M::TreeDone { .. } | M::Unsure | M::Tried { .. } | M::Optimised { .. } => {
+            ROOT
+        }
     }
 }

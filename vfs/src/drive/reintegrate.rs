@@ -7,10 +7,11 @@
 
 use std::sync::{Arc, PoisonError};
 
+use super::make::give;
 use super::{Drive, State};
 use crate::error::{Error, Result};
 use crate::journal::record::{MetaRecord, NodeRecord, TreeOp};
-use crate::path::{conflict_name, join};
+use crate::path::{conflict_names, join};
 use crate::share::{Attr, Kind, Stamp};
 use crate::tree::Pending;
 
@@ -60,6 +61,9 @@ impl Drive {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let mut report = Vec::new();
+        if self.state() != State::Offline {
+            self.shorten()?;
+        }
         loop {
             if self.tree_doubt.count() > 0 {
                 return Err(Error::Busy(
@@ -76,6 +80,9 @@ impl Drive {
                     None => break,
                 }
             };
+            // What is brought over is durable here, and so is what was brought before: a power cut
+            // leaves one change in doubt, and what is done again never meets its own later changes.
+            self.sync_all()?;
             let outcome = self.bring(&next, date, host)?;
             self.done(&next)?;
             report.push(Reintegrated { what, outcome });
@@ -95,6 +102,16 @@ impl Drive {
                 name,
                 replaced,
             } => self.bring_rename(*id, *parent, name, *replaced, date, host),
+            TreeOp::SetXattr { id, name, value } => {
+                let Some(at) = self.tree().share_path(*id) else {
+                    return Ok(O::Done);
+                };
+                let (path, name, value) = (at.clone(), name.clone(), value.clone());
+                self.change(&at, move |share| {
+                    share.set_xattr(&path, &name, value.as_deref())
+                })
+                .map(|()| O::Done)
+            }
             TreeOp::SetAttr { id, set, .. } => {
                 let Some(at) = self.tree().share_path(*id) else {
                     return Ok(O::Done);
@@ -233,48 +250,50 @@ impl Drive {
         // Also what was removed here again: it may have been made there without an answer, and
         // its removal, next in the queue, needs to know it.
         let (kind, mode) = (record.attr.kind, record.attr.mode);
-        let mut attempt = 0;
-        loop {
-            let name = if attempt == 0 {
-                record.name.clone()
-            } else {
-                conflict_name(&record.name, date, host, attempt)
-            };
+        let owner = (record.attr.uid, record.attr.gid);
+        for name in conflict_names(&record.name, date, host) {
             let place = join(&dir, &name);
-            let path = place.clone();
+            let (path, target) = (place.clone(), record.target.clone().unwrap_or_default());
             let answer: Result<(Attr, Option<Stamp>, bool)> = self.change(&place, move |share| {
                 let made = match kind {
                     Kind::Dir => share.mkdir(&path, mode).map(|()| None),
-                    _ => share.create(&path, mode).map(Some),
+                    Kind::Symlink => share.symlink(&path, &target).map(|()| None),
+                    Kind::File => share.create(&path, mode).map(Some),
                 };
-                let (file, ours) = match made {
-                    Ok(file) => (file, true),
+                let file = match made {
+                    Ok(file) => {
+                        give(share, &path, owner, kind, mode);
+                        file
+                    }
                     Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
-                        // Perhaps ours, made without an answer: a directory, or an empty
-                        // file, is as good as new.
+                        // Perhaps ours, made without an answer: a directory, an empty file, or
+                        // the same link is as good as new.
                         let there = share.stat(&path)?;
-                        if there.kind != kind || (kind == Kind::File && there.size > 0) {
+                        let other = there.kind != kind
+                            || match kind {
+                                Kind::File => there.size > 0,
+                                Kind::Symlink => share.read_link(&path)? != target,
+                                Kind::Dir => false,
+                            };
+                        if other {
                             return Ok((there, None, false));
                         }
                         match kind {
-                            Kind::Dir => (None, true),
-                            _ => (Some(share.open(&path, true)?), true),
+                            Kind::File => Some(share.open(&path, true)?),
+                            Kind::Dir | Kind::Symlink => None,
                         }
                     }
                     Err(e) => return Err(e),
                 };
                 let stamp = file.as_ref().map(|f| f.stamp()).transpose()?;
-                Ok((share.stat(&path)?, stamp, ours))
+                Ok((share.stat(&path)?, stamp, true))
             });
             let (attr, stamp, ours) = answer?;
             if !ours {
-                attempt += 1;
-                if attempt > 1000 {
-                    return Ok(O::Dropped("no free name on the share".to_owned()));
-                }
                 continue;
             }
-            self.placed(id, Some((record.parent, name.clone())), Some(attr))?;
+            // First what its content is a copy of: a place without that would later pass for
+            // another's file. The other way round it is simply brought over again.
             let file = self.tree().node(id)?.file.clone();
             if let Some(stamp) = stamp {
                 match file {
@@ -286,12 +305,14 @@ impl Drive {
                     None => {}
                 }
             }
-            if attempt == 0 {
+            self.placed(id, Some((record.parent, name.clone())), Some(attr))?;
+            if name == record.name {
                 return Ok(O::Done);
             }
             self.rename_here(id, &name)?;
             return Ok(O::RenamedTo(place));
         }
+        Ok(O::Dropped("no free name on the share".to_owned()))
     }
 
     /// The share has an empty file of this name, which is ours: whatever it holds here is dirty.
@@ -394,6 +415,9 @@ impl Drive {
         host: &str,
     ) -> Result<ReintegratedOutcome> {
         use ReintegratedOutcome as O;
+        if replaced.is_some() {
+            self.fill_first(id, date, host)?;
+        }
         let (from, dir, old) = {
             let tree = self.tree();
             let old = replaced.and_then(|r| Some((r, tree.share_path(r)?)));
@@ -407,6 +431,13 @@ impl Drive {
                 "its new directory is not on the share".to_owned(),
             ));
         };
+        if from == join(&dir, name) {
+            // Brought over before, and only that it was done is not known any more.
+            if let Some((old_id, _)) = old {
+                self.placed(old_id, None, None)?;
+            }
+            return Ok(O::Done);
+        }
         let mut replace = false;
         if let Some((old_id, old_at)) = &old {
             // Replaced only if it is what we saw when we replaced it.
@@ -418,16 +449,12 @@ impl Drive {
                 _ => self.placed(*old_id, None, None)?,
             }
         }
-        let mut attempt = 0;
-        loop {
-            let new_name = if attempt == 0 {
-                name.to_owned()
-            } else {
-                conflict_name(name, date, host, attempt)
-            };
+        for new_name in conflict_names(name, date, host) {
             let to = join(&dir, &new_name);
             let (a, b) = (from.clone(), to.clone());
-            let over = replace && attempt == 0;
+            let own = new_name == name;
+            let respelled = self.link.names().same(&from, &to);
+            let over = (replace && own) || respelled;
             match self.change(&from, move |share| share.rename(&a, &b, over)) {
                 Ok(()) => {}
                 Err(Error::NotFound(_)) => {
@@ -441,25 +468,61 @@ impl Drive {
                         Err(e) => return Err(e),
                     }
                 }
-                Err(Error::Exists(_) | Error::NotEmpty(_) | Error::IsDir(_) | Error::NotDir(_))
-                    if attempt < 1000 =>
-                {
-                    attempt += 1;
+                Err(Error::Exists(_) | Error::NotEmpty(_) | Error::IsDir(_) | Error::NotDir(_)) => {
                     continue;
                 }
                 Err(e) => return Err(e),
             }
             if let Some((old_id, _)) = &old
                 && over
+                && !respelled
             {
                 self.placed(*old_id, None, None)?;
             }
             self.placed(id, Some((parent, new_name.clone())), None)?;
-            if attempt == 0 {
+            if own {
                 return Ok(O::Done);
             }
             self.rename_here(id, &new_name)?;
             return Ok(O::RenamedTo(to));
+        }
+        Ok(O::Dropped("no free name on the share".to_owned()))
+    }
+}
+
+impl Drive {
+    /// A file that is about to replace another on the share gets its content there first: else,
+    /// should the link die in between, others would find an empty one in the place of a good one.
+    /// (Containers reach the share at an epoch only, which is not for here to find.)
+    fn fill_first(&self, id: u64, date: &str, host: &str) -> Result<()> {
+        let path = self.tree().path(id);
+        let (file, from) = {
+            let tree = self.tree();
+            (tree.node(id)?.file.clone(), tree.share_path(id))
+        };
+        let (Some(file), Some(from)) = (file, from) else {
+            return Ok(());
+        };
+        let (dirty, ours) = {
+            let st = file.read();
+            (st.is_dirty(), st.stamp)
+        };
+        if !dirty || self.is_container(&path) || self.find(&path).ok() != Some(id) {
+            return Ok(());
+        }
+        match self.share_stamp(&from) {
+            Ok(there) if Some(there) == ours => {}
+            // It replaced the other already, without an answer; or it is not ours any more.
+            Ok(_) | Err(Error::NotFound(_)) => return Ok(()),
+            Err(e) => return Err(e),
+        }
+        match self.push_opaque(&path, date, host) {
+            Err(e) if e.is_link() => Err(e),
+            Err(error) => {
+                tracing::info!(path, %error, "its content follows later");
+                Ok(())
+            }
+            Ok(_) => Ok(()),
         }
     }
 }
@@ -474,6 +537,8 @@ fn describe(tree: &crate::tree::Tree, op: &TreeOp) -> String {
             let from = tree.share_path(*id).unwrap_or_else(|| tree.path(*id));
             format!("rename {from} to {}", join(&tree.path(*parent), name))
         }
-        TreeOp::SetAttr { id, .. } => format!("attributes of {}", tree.path(*id)),
+        TreeOp::SetAttr { id, .. } | TreeOp::SetXattr { id, .. } => {
+            format!("attributes of {}", tree.path(*id))
+        }
     }
 }

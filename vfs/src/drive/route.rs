@@ -51,6 +51,7 @@ impl Drive {
                 }
                 self.settle(file, stamp)?;
                 if state == State::Online {
+                    self.settle_direct(file)?;
                     // Journaled bytes that still wait for a checkpoint must not hide what will be
                     // copied into the cache file beside them.
                     if !file.read().unwritten.is_empty() {
@@ -58,7 +59,8 @@ impl Drive {
                     }
                     if file.read().unwritten.is_empty() {
                         let mut st = file.write();
-                        st.tee = self.is_container(&path) || st.fully_cached();
+                        st.tee =
+                            self.is_container(&path) || self.is_pinned(&path) || st.fully_cached();
                         return Ok(Binding::Share(share_file, writable));
                     }
                 }
@@ -106,6 +108,7 @@ impl Drive {
                 return Ok(());
             }
         }
+        self.settle_direct(file)?;
         // Journaled bytes of the earlier life must not come back over the new one.
         if !file.read().unwritten.is_empty() {
             self.checkpoint()?;
@@ -238,10 +241,11 @@ impl Drive {
                 share_file.stamp()
             })?;
         if teed {
-            file.data.sync().map_err(|e| {
-                self.journal.poison(&format!("flush of a cache file: {e}"));
-                Error::from_io("flushing a cache file", e)
-            })?;
+            // The share has it: a copy that cannot be made durable is worth nothing, no more.
+            if let Err(error) = file.data.sync() {
+                tracing::error!(%error, path = context, "its copy in the cache is given up");
+                self.give_up_copy(file, &mut file.write());
+            }
         }
         // `io` keeps writers out, so what was flushed is all that was passed through.
         let mut st = file.write();

@@ -5,11 +5,13 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use super::room::For;
 use super::{Drive, Handle, now};
 use crate::error::{Error, Result};
 use crate::file::{Binding, FileNode, FileState};
 use crate::journal::MAX_PAYLOAD;
 use crate::journal::record::{MetaRecord, Record};
+use crate::share::SetAttr;
 
 impl Drive {
     /// Writes all of `data`.
@@ -51,8 +53,17 @@ impl Drive {
         let mut at = offset;
         for part in data.chunks(MAX_PAYLOAD) {
             self.wait_for_room()?;
-            self.check_space(part.len() as u64)?;
+            let range = at..at + part.len() as u64;
+            let new = file
+                .read()
+                .valid
+                .gaps(range)
+                .iter()
+                .map(|g| g.end - g.start)
+                .sum();
+            self.check_space(part.len() as u64, new, For::Write)?;
             let mut st = file.write();
+            file.check()?;
             self.write_part(file, &mut st, at, part)?;
             at += part.len() as u64;
         }
@@ -87,10 +98,24 @@ impl Drive {
                 crc,
                 time,
             };
-            let lsn = self
-                .journal
-                .append_direct(&Record::Meta(record), file.id, &file.data)?;
+            let record = Record::Meta(record);
+            let lsn = match self.journal.append_direct(&record, file.id, &file.data) {
+                Ok(lsn) => lsn,
+                Err(e) => {
+                    // Bytes past the end would show as content when the file grows over them.
+                    if file.data.set_len(offset).is_err() {
+                        file.poison
+                            .get_or_init(|| "an append could not be taken back".to_owned());
+                    }
+                    return Err(e);
+                }
+            };
             st.note_write(range, time, lsn);
+            st.direct = lsn;
+            // Bounds what a recovery has to look through.
+            if self.direct.fetch_add(len, Ordering::SeqCst) > self.unwritten_limit {
+                self.bell.want_checkpoint.store(true, Ordering::SeqCst);
+            }
             return Ok(());
         }
         file.save_before(st, range.clone());
@@ -118,6 +143,7 @@ impl Drive {
     /// is served from the cache now, do it there.
     fn write_through(&self, h: &Handle, offset: u64, data: &[u8]) -> Result<bool> {
         let file = &h.file;
+        file.check()?;
         let _io = file.io.lock().unwrap_or_else(PoisonError::into_inner);
         let range = offset..offset + data.len() as u64;
         let share_file = {
@@ -145,6 +171,8 @@ impl Drive {
             share_file
         };
         let bytes: Arc<[u8]> = data.into();
+        let len = data.len() as u64;
+        let room = self.check_space(len, len, For::Copy);
         let answer = if self.may_ask() {
             let budget = self.stall_budget();
             self.link.call_for("write", budget, &file.doubt, move |_| {
@@ -156,7 +184,7 @@ impl Drive {
         match answer {
             Ok(()) => {
                 let mut st = file.write();
-                self.copy_through(file, &mut st, range.clone(), |f| {
+                self.copy_through(file, &mut st, range.clone(), room, |f| {
                     f.data.write_all_at(offset, data)
                 });
                 st.online_written_through(range, now());
@@ -181,22 +209,36 @@ impl Drive {
         file: &FileNode,
         st: &mut FileState,
         range: Range<u64>,
+        room: Result<()>,
         copy: impl FnOnce(&FileNode) -> std::io::Result<()>,
     ) {
         if !st.tee {
             return;
         }
-        file.save_before(st, range.clone());
-        let done = match self.check_space(range.end - range.start) {
+        file.save_before(st, range);
+        let done = match room {
             Ok(()) => copy(file).map_err(|e| Error::from_io("writing a cache file", e)),
             Err(e) => Err(e),
         };
         if let Err(error) = done {
             tracing::warn!(%error, "cannot copy a write into the cache: its file is not cached");
-            st.tee = false;
-            st.valid.clear();
-            st.fetched.clear();
-            file.lose_snapshots(st);
+            self.give_up_copy(file, st);
+        }
+    }
+
+    /// The copy of a passed-through file cannot be kept: the share has all of it. That is recorded,
+    /// or the next recovery would take the stale copy for what was acknowledged.
+    pub(crate) fn give_up_copy(&self, file: &FileNode, st: &mut FileState) {
+        st.tee = false;
+        file.lose_snapshots(st);
+        match self.log(MetaRecord::Evicted { file: file.id }) {
+            Ok(lsn) => st.note_evicted(lsn),
+            Err(error) => {
+                st.valid.clear();
+                st.fetched.clear();
+                self.journal
+                    .poison(&format!("a stale copy could not be given up: {error}"));
+            }
         }
     }
 
@@ -243,7 +285,15 @@ impl Drive {
                 None => return Err(Error::BadHandle),
             };
             if cached {
-                return self.truncate_cached(&h.file, size);
+                if !self.truncate_cached(&h.file, size)? {
+                    // Nothing to cut, but a change all the same.
+                    let set = SetAttr {
+                        mtime: Some(now()),
+                        ..SetAttr::default()
+                    };
+                    self.set_attr(h.node, &set)?;
+                }
+                return Ok(());
             }
             if self.truncate_through(h, size)? {
                 return Ok(());
@@ -251,10 +301,12 @@ impl Drive {
         }
     }
 
-    pub(crate) fn truncate_cached(&self, file: &FileNode, size: u64) -> Result<()> {
+    /// Sets the length in the cache; `false`: it had it.
+    pub(crate) fn truncate_cached(&self, file: &FileNode, size: u64) -> Result<bool> {
         let mut st = file.write();
+        file.check()?;
         if size == st.size && st.stamp.is_some() {
-            return Ok(());
+            return Ok(false);
         }
         if size < st.size {
             let end = st.size;
@@ -272,11 +324,12 @@ impl Drive {
             .fetch_add(st.unwritten.bytes(), Ordering::SeqCst);
         self.sub_unwritten(before);
         st.note_truncate(size, time, lsn);
-        Ok(())
+        Ok(true)
     }
 
     fn truncate_through(&self, h: &Handle, size: u64) -> Result<bool> {
         let file = &h.file;
+        file.check()?;
         let _io = file.io.lock().unwrap_or_else(PoisonError::into_inner);
         let (share_file, old) = {
             let mut st = file.write();
@@ -305,7 +358,7 @@ impl Drive {
             Ok(()) => {
                 let mut st = file.write();
                 if size < old {
-                    self.copy_through(file, &mut st, size..old, |f| f.data.set_len(size));
+                    self.copy_through(file, &mut st, size..old, Ok(()), |f| f.data.set_len(size));
                 }
                 st.online_truncated(size, now());
                 Ok(true)

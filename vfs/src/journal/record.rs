@@ -59,6 +59,29 @@ pub enum TreeOp {
         /// Change time, nanoseconds since 1970.
         ctime: i64,
     },
+    /// An extended attribute is set or removed.
+    SetXattr {
+        /// The node.
+        id: u64,
+        /// Name, with its `user.`.
+        name: String,
+        /// Value; `None`: removed.
+        value: Option<Vec<u8>>,
+    },
+}
+
+impl TreeOp {
+    /// The node that it changes (one that a rename replaces apart).
+    #[must_use]
+    pub fn node(&self) -> u64 {
+        match self {
+            TreeOp::Create(record) => record.id,
+            TreeOp::Remove { id }
+            | TreeOp::Rename { id, .. }
+            | TreeOp::SetAttr { id, .. }
+            | TreeOp::SetXattr { id, .. } => *id,
+        }
+    }
 }
 
 /// One entry of the journal.
@@ -227,6 +250,25 @@ pub enum MetaRecord {
         epoch: u64,
         /// The share's file.
         stamp: Stamp,
+    },
+    /// The share was asked for the next pending change of the tree and did not answer.
+    Unsure,
+    /// The pending changes through this LSN are about to be brought to the share.
+    Tried {
+        /// LSN of the last of them.
+        through: u64,
+    },
+    /// Pending changes became fewer, or others, to the same end.
+    Optimised {
+        /// LSNs of those that are gone.
+        gone: Vec<u64>,
+        /// What others are now.
+        instead: Vec<(u64, TreeOp)>,
+    },
+    /// The cache gave up its (clean) bytes of the file.
+    Evicted {
+        /// The file's node.
+        file: u64,
     },
 }
 

@@ -1,12 +1,12 @@
 //! Where the journal's segments live: a directory, or memory (tests).
 
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
 use std::io;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use storage::{FileStorage, MemStorage, ReadAt, WriteAt};
+use storage::{MemStorage, ReadAt, WriteAt};
+
+use crate::disk::Disk;
 
 /// A set of numbered segments.
 pub trait JournalStore: Send + Sync {
@@ -30,26 +30,33 @@ pub fn name_of(seq: u64) -> String {
     format!("{seq:016x}.seg")
 }
 
-/// Segments as files in a directory.
+/// Segments as files in the directory `journal`.
 pub struct DirStore {
-    dir: PathBuf,
+    disk: Arc<dyn Disk>,
     /// Length of the file `spare`, once it is ready.
     spare: Mutex<Option<u64>>,
 }
 
+const DIR: &str = "journal";
+
+fn path_of(name: &str) -> String {
+    format!("{DIR}/{name}")
+}
+
 impl DirStore {
-    /// Uses (and creates) `dir`.
+    /// Uses the directory, which is there.
     ///
     /// # Errors
     /// What the file system says.
-    pub fn open(dir: PathBuf) -> io::Result<Self> {
-        crate::cache::create_private_dir(&dir)?;
-        match std::fs::remove_file(dir.join("spare")) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
+    pub fn open(disk: Arc<dyn Disk>) -> io::Result<Self> {
+        for left in ["spare", "spare.new"] {
+            match disk.remove(&path_of(left)) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
         }
         Ok(Self {
-            dir,
+            disk,
             spare: Mutex::new(None),
         })
     }
@@ -57,52 +64,39 @@ impl DirStore {
 
 impl JournalStore for DirStore {
     fn list(&self) -> io::Result<Vec<u64>> {
-        let mut seqs = Vec::new();
-        for entry in std::fs::read_dir(&self.dir)? {
-            let name = entry?.file_name();
-            let Some(stem) = name.to_str().and_then(|n| n.strip_suffix(".seg")) else {
-                continue;
-            };
-            seqs.extend(
-                u64::from_str_radix(stem, 16)
-                    .ok()
-                    .filter(|_| stem.len() == 16),
-            );
-        }
+        let mut seqs: Vec<u64> = self
+            .disk
+            .list(DIR)?
+            .iter()
+            .filter_map(|name| name.strip_suffix(".seg"))
+            .filter(|stem| stem.len() == 16)
+            .filter_map(|stem| u64::from_str_radix(stem, 16).ok())
+            .collect();
         seqs.sort_unstable();
         Ok(seqs)
     }
 
     fn create(&self, seq: u64, len: u64) -> io::Result<Arc<dyn WriteAt>> {
-        let path = self.dir.join(name_of(seq));
+        let path = path_of(&name_of(seq));
         let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
-        if *spare == Some(len) {
-            *spare = None;
-            std::fs::rename(self.dir.join("spare"), &path)?;
-            return Ok(Arc::new(FileStorage::open(path)?));
+        if spare.take() == Some(len) {
+            self.disk.rename(&path_of("spare"), &path)?;
+            return self.disk.open(&path);
         }
         drop(spare);
-        let file = crate::cache::create_private_file(&path)?;
-        let reserve = allocate(&file, len);
-        if let Err(e) = reserve {
-            drop(file);
-            let _ = std::fs::remove_file(&path);
-            return Err(e);
-        }
-        drop(file);
-        Ok(Arc::new(FileStorage::open(path)?))
+        self.disk.create(&path, len)
     }
 
     fn open(&self, seq: u64) -> io::Result<Arc<dyn WriteAt>> {
-        Ok(Arc::new(FileStorage::open(self.dir.join(name_of(seq)))?))
+        self.disk.open(&path_of(&name_of(seq)))
     }
 
     fn remove(&self, seq: u64) -> io::Result<()> {
-        std::fs::remove_file(self.dir.join(name_of(seq)))
+        self.disk.remove(&path_of(&name_of(seq)))
     }
 
     fn sync_names(&self) -> io::Result<()> {
-        crate::cache::sync_dir(&self.dir)
+        self.disk.sync_dir(DIR)
     }
 
     fn prepare(&self, len: u64) -> io::Result<()> {
@@ -116,44 +110,26 @@ impl JournalStore for DirStore {
         }
         // Zeros are really written: a flush into blocks that exist needs no file system
         // transaction, which is most of its cost.
-        let path = self.dir.join("spare.new");
-        let _ = std::fs::remove_file(&path);
-        let file = FileStorage::open({
-            drop(crate::cache::create_private_file(&path)?);
-            &path
-        })?;
+        let path = path_of("spare.new");
+        let _ = self.disk.remove(&path);
+        let file = self.disk.create(&path, 0)?;
         let zeros = vec![0; 1 << 16];
         let mut at = 0;
         while at < len {
             let n = (len - at).min(zeros.len() as u64);
             let part = zeros.get(..n as usize).unwrap_or(&zeros);
             if let Err(e) = file.write_all_at(at, part) {
-                let _ = std::fs::remove_file(&path);
+                let _ = self.disk.remove(&path);
                 return Err(e);
             }
             at += n;
         }
         file.sync()?;
         let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
-        std::fs::rename(&path, self.dir.join("spare"))?;
+        self.disk.rename(&path, &path_of("spare"))?;
         *spare = Some(len);
         Ok(())
     }
-}
-
-#[cfg(target_os = "linux")]
-fn allocate(file: &std::fs::File, len: u64) -> io::Result<()> {
-    use rustix::fs::{FallocateFlags, fallocate};
-    match fallocate(file, FallocateFlags::empty(), 0, len) {
-        // Not every file system can; then ENOSPC shows with the write itself.
-        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => file.set_len(len),
-        other => Ok(other?),
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn allocate(file: &std::fs::File, len: u64) -> io::Result<()> {
-    file.set_len(len)
 }
 
 /// Segments in memory, shared by clones: a test drops the journal, keeps the store, and opens it
@@ -219,16 +195,4 @@ impl JournalStore for MemStore {
     fn prepare(&self, _len: u64) -> io::Result<()> {
         Ok(())
     }
-}
-
-/// Opens an existing file for reading and writing, creating it (mode 0600) if it is missing.
-pub(crate) fn open_or_create(path: &std::path::Path) -> io::Result<FileStorage> {
-    match OpenOptions::new().read(true).write(true).open(path) {
-        Ok(f) => drop(f),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            drop(crate::cache::create_private_file(path)?);
-        }
-        Err(e) => return Err(e),
-    }
-    FileStorage::open(path)
 }

@@ -15,11 +15,11 @@ fn open(store: &MemStore, len: u64) -> Result<(Journal, Seen)> {
 
 fn open_after(store: &MemStore, len: u64, after: u64) -> Result<(Journal, Seen)> {
     let mut seen = Vec::new();
-    let j = Journal::open(Arc::new(store.clone()), len, after, 0, |lsn, r| {
+    let j = Journal::open(Arc::new(store.clone()), len, after, 0, |lsn, r, _| {
         if let Record::Write { offset, data, .. } = r {
             seen.push((lsn, offset, data.to_vec()));
         }
-        Ok(())
+        Ok(true)
     })?;
     Ok((j, seen))
 }
@@ -106,7 +106,7 @@ fn damage_before_a_flush_is_refused() {
     bytes[64 + 16 + 30] ^= 1;
     store.put(seq, bytes);
     // The mark lies behind the damage, so only the caller's metadata can know.
-    let answer = Journal::open(Arc::new(store.clone()), 4096, 0, 10, |_, _| Ok(()));
+    let answer = Journal::open(Arc::new(store.clone()), 4096, 0, 10, |_, _, _| Ok(true));
     assert!(matches!(answer.map(drop), Err(Error::Damaged { .. })));
     // And where a later segment's header knows, no metadata is needed.
     let store = MemStore::default();
@@ -208,7 +208,7 @@ impl JournalStore for Flaky {
 #[test]
 fn the_first_failed_flush_poisons() {
     let store = Flaky::default();
-    let j = Journal::open(Arc::new(store.clone()), 4096, 0, 0, |_, _| Ok(())).unwrap();
+    let j = Journal::open(Arc::new(store.clone()), 4096, 0, 0, |_, _, _| Ok(true)).unwrap();
     let lsn = put(&j, 0, b"a");
     store.fail.store(true, Ordering::SeqCst);
     assert!(matches!(j.sync(lsn), Err(Error::Poisoned(_))));
@@ -227,7 +227,7 @@ fn the_first_failed_flush_poisons() {
 #[test]
 fn waiters_share_a_flush_and_direct_files_go_first() {
     let store = Flaky::default();
-    let j = Journal::open(Arc::new(store.clone()), 1 << 16, 0, 0, |_, _| Ok(())).unwrap();
+    let j = Journal::open(Arc::new(store.clone()), 1 << 16, 0, 0, |_, _, _| Ok(true)).unwrap();
     let direct = Flaky::default();
     let file: Arc<dyn WriteAt> = Arc::new(FlakyFile(Arc::new(MemStorage::new()), direct.clone()));
     let r = MetaRecord::Direct {

@@ -16,11 +16,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, Uid};
 
 use super::{Attr, Entry, Kind, SetAttr, Share, ShareFile, Statfs};
-use crate::path::split;
+use crate::path::{Names, split};
 
 /// A share that is a local directory.
 pub struct DirShare {
     root: PathBuf,
+    names: Names,
     open: Mutex<Root>,
 }
 
@@ -41,6 +42,7 @@ impl DirShare {
         let open = Root::open(&root)?;
         Ok(Self {
             root,
+            names: names_of(&open.fd),
             open: Mutex::new(open),
         })
     }
@@ -84,6 +86,57 @@ impl DirShare {
                 Ok((Arc::new(fd), name))
             }
         }
+    }
+}
+
+/// File systems of Windows, and shares served by it or for it, hold no names that Windows cannot.
+#[cfg(target_os = "linux")]
+fn names_of(root: &OwnedFd) -> Names {
+    /// From statfs(2): FAT, exFAT, NTFS (in the kernel and by FUSE's own number), CIFS, SMB2, SMB.
+    const WINDOWS: [u32; 7] = [
+        0x4d44,
+        0x2011_BAB0,
+        0x5346_544e,
+        0x7366_746e,
+        0xFF53_4D42,
+        0xFE53_4D42,
+        0x517B,
+    ];
+    match rustix::fs::fstatfs(root) {
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // 32 bits of meaning.
+        Ok(st) if WINDOWS.contains(&(st.f_type as u32)) => Names::Windows,
+        _ => Names::Any,
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn names_of(_: &OwnedFd) -> Names {
+    Names::Any
+}
+
+/// Gives what was just made its mode: the process's own umask is not the application's.
+fn exact_mode(fd: impl AsFd, mode: Mode) -> io::Result<()> {
+    let st = rustix::fs::fstat(&fd)?;
+    if Mode::from_raw_mode(st.st_mode) == mode {
+        return Ok(());
+    }
+    match rustix::fs::fchmod(&fd, mode) {
+        // A share without modes keeps its own.
+        Err(rustix::io::Errno::PERM | rustix::io::Errno::NOTSUP) => Ok(()),
+        other => Ok(other?),
+    }
+}
+
+/// Only these attributes are carried: others mean something to the system that has them.
+const USER: &str = "user.";
+
+/// Opens a file or directory for its extended attributes; `None` for a symbolic link, which has
+/// none.
+fn for_xattr(root: &OwnedFd, path: &str) -> io::Result<Option<OwnedFd>> {
+    match beneath(root, path, OFlags::RDONLY | OFlags::NONBLOCK) {
+        Ok(fd) => Ok(Some(fd)),
+        Err(e) if e.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => Ok(None),
+        Err(e) => Err(e),
     }
 }
 
@@ -209,6 +262,63 @@ impl Share for DirShare {
             .map_err(|_| io::ErrorKind::InvalidData.into())
     }
 
+    fn symlink(&self, path: &str, target: &str) -> io::Result<()> {
+        let (dir, name) = self.parent(path)?;
+        Ok(rustix::fs::symlinkat(target, &dir, name)?)
+    }
+
+    fn list_xattr(&self, path: &str) -> io::Result<Vec<String>> {
+        let Some(fd) = for_xattr(&*self.root()?, path)? else {
+            return Ok(Vec::new());
+        };
+        // The kernel's own bound on a list, and on a value.
+        let mut buf = vec![0; 1 << 16];
+        let len = rustix::fs::flistxattr(&fd, &mut buf[..])?;
+        let names = buf.get(..len).unwrap_or_default().split(|b| *b == 0);
+        Ok(names
+            .filter_map(|n| std::str::from_utf8(n).ok())
+            .filter(|n| n.starts_with(USER))
+            .map(str::to_owned)
+            .collect())
+    }
+
+    fn get_xattr(&self, path: &str, name: &str) -> io::Result<Option<Vec<u8>>> {
+        let Some(fd) = for_xattr(&*self.root()?, path)? else {
+            return Ok(None);
+        };
+        let mut buf = vec![0; 1 << 16];
+        match rustix::fs::fgetxattr(&fd, name, &mut buf[..]) {
+            Ok(len) => {
+                buf.truncate(len);
+                Ok(Some(buf))
+            }
+            Err(rustix::io::Errno::NODATA) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    fn set_xattr(&self, path: &str, name: &str, value: Option<&[u8]>) -> io::Result<()> {
+        let Some(fd) = for_xattr(&*self.root()?, path)? else {
+            return Err(rustix::io::Errno::PERM.into());
+        };
+        match value {
+            Some(v) => Ok(rustix::fs::fsetxattr(
+                &fd,
+                name,
+                v,
+                rustix::fs::XattrFlags::empty(),
+            )?),
+            None => match rustix::fs::fremovexattr(&fd, name) {
+                Ok(()) | Err(rustix::io::Errno::NODATA) => Ok(()),
+                Err(e) => Err(e.into()),
+            },
+        }
+    }
+
+    fn names(&self) -> Names {
+        self.names
+    }
+
     fn open(&self, path: &str, write: bool) -> io::Result<Box<dyn ShareFile>> {
         let root = self.root()?;
         let access = if write { OFlags::RDWR } else { OFlags::RDONLY };
@@ -225,7 +335,9 @@ impl Share for DirShare {
         let (dir, name) = self.parent(path)?;
         let flags =
             OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(&dir, name, flags, Mode::from_raw_mode((mode & 0o7777) as _))?;
+        let mode = Mode::from_raw_mode((mode & 0o7777) as _);
+        let fd = rustix::fs::openat(&dir, name, flags, mode)?;
+        exact_mode(&fd, mode)?;
         Ok(Box::new(DirFile(File::from(fd))))
     }
 
@@ -253,11 +365,11 @@ impl Share for DirShare {
 
     fn mkdir(&self, path: &str, mode: u32) -> io::Result<()> {
         let (dir, name) = self.parent(path)?;
-        Ok(rustix::fs::mkdirat(
-            &dir,
-            name,
-            Mode::from_raw_mode((mode & 0o7777) as _),
-        )?)
+        let mode = Mode::from_raw_mode((mode & 0o7777) as _);
+        // Until it has its own mode, nobody else may enter.
+        rustix::fs::mkdirat(&dir, name, Mode::RWXU)?;
+        let fd = beneath(&*self.root()?, path, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        exact_mode(&fd, mode)
     }
 
     fn rmdir(&self, path: &str) -> io::Result<()> {

@@ -3,6 +3,8 @@
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
+use crate::path::Names;
+
 use super::{Attr, Entry, SetAttr, Share, ShareFile, Statfs};
 
 /// What a chosen call does instead of its work.
@@ -10,6 +12,8 @@ use super::{Attr, Entry, SetAttr, Share, ShareFile, Statfs};
 pub enum Fault {
     /// Fails with this kind, without having done anything.
     Fail(io::ErrorKind),
+    /// Fails with this error number of the system, without having done anything.
+    Errno(i32),
     /// Does its work, then fails with this kind: the answer was lost.
     FailAfter(io::ErrorKind),
     /// Blocks until [`FaultControl::release`], then does its work.
@@ -81,7 +85,7 @@ impl FaultControl {
         self.plan().hanging
     }
 
-    fn run<T>(&self, path: &str, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    pub(crate) fn run<T>(&self, path: &str, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         let mut plan = self.plan();
         plan.calls += 1;
         let calls = plan.calls;
@@ -99,6 +103,7 @@ impl FaultControl {
                 work()
             }
             Some(Fault::Fail(kind)) => Err(kind.into()),
+            Some(Fault::Errno(code)) => Err(io::Error::from_raw_os_error(code)),
             Some(Fault::FailAfter(kind)) => {
                 drop(plan);
                 work()?;
@@ -157,6 +162,22 @@ impl<S: Share> Share for FaultShare<S> {
     }
     fn read_link(&self, path: &str) -> io::Result<String> {
         self.control.run(path, || self.inner.read_link(path))
+    }
+    fn symlink(&self, path: &str, target: &str) -> io::Result<()> {
+        self.control.run(path, || self.inner.symlink(path, target))
+    }
+    fn list_xattr(&self, path: &str) -> io::Result<Vec<String>> {
+        self.control.run(path, || self.inner.list_xattr(path))
+    }
+    fn get_xattr(&self, path: &str, name: &str) -> io::Result<Option<Vec<u8>>> {
+        self.control.run(path, || self.inner.get_xattr(path, name))
+    }
+    fn set_xattr(&self, path: &str, name: &str, value: Option<&[u8]>) -> io::Result<()> {
+        self.control
+            .run(path, || self.inner.set_xattr(path, name, value))
+    }
+    fn names(&self) -> Names {
+        self.inner.names()
     }
     fn open(&self, path: &str, write: bool) -> io::Result<Box<dyn ShareFile>> {
         self.control

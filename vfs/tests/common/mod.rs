@@ -3,7 +3,7 @@
 #![allow(dead_code)]
 
 #[path = "../../../tests/support/skip.rs"]
-mod skip;
+pub mod skip;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -1,0 +1,78 @@
+//! Shortening the queue of waiting changes, durably: one record of the journal, then a mark that the
+//! rest is about to be tried.
+
+use std::collections::HashSet;
+
+use super::Drive;
+use super::optimise::{Plan, optimise};
+use crate::error::Result;
+use crate::journal::record::{MetaRecord, Record};
+use crate::tree::{Pending, Tree};
+
+impl Drive {
+    /// Drops waiting changes that cancel each other, and marks the rest as tried: what the share
+    /// may have seen is never dropped again.
+    pub(super) fn shorten(&self) -> Result<()> {
+        let mut tree = self.tree_mut();
+        let Some(through) = tree.pending.back().map(|p| p.lsn) else {
+            return Ok(());
+        };
+        let plan = plan(&tree);
+        if !plan.is_empty() {
+            let gone: HashSet<u64> = plan.gone.iter().copied().collect();
+            let dropped = tree.pending.iter().filter(|p| gone.contains(&p.lsn));
+            let touched: Vec<u64> = dropped.map(|p| p.op.node()).collect();
+            let lsn = self.log(MetaRecord::Optimised {
+                gone: plan.gone.clone(),
+                instead: plan.instead.clone(),
+            })?;
+            tree.replace_pending(&plan.gone, &plan.instead, lsn);
+            for id in touched {
+                if tree.nodes.get(&id).is_some_and(|n| !n.linked) {
+                    self.after_removal(&mut tree, id);
+                }
+            }
+        }
+        if tree.tried >= through {
+            return Ok(());
+        }
+        let lsn = self.log(MetaRecord::Tried { through })?;
+        tree.tried = through;
+        tree.lsn = lsn;
+        drop(tree);
+        // Before the share sees any of them.
+        self.journal.sync(lsn)
+    }
+}
+
+/// Most waiting changes that are looked at together, and most bytes that what they become may take
+/// in one record of the journal.
+const PLANNED: usize = 20_000;
+const LONGEST: usize = 2 << 20;
+
+/// How the part of the queue that the share has not seen becomes shorter.
+fn plan(tree: &Tree) -> Plan {
+    let log = tree.pending.iter().filter(|p| p.lsn > tree.tried);
+    let log: Vec<&Pending> = log.take(PLANNED).collect();
+    // Where a node lies after what was tried: unknown here, unless nothing of that touched it.
+    let tried = |id: u64| {
+        let mut earlier = tree.pending.iter().take_while(|p| p.lsn <= tree.tried);
+        earlier.any(|p| p.op.node() == id)
+    };
+    let origin = |id: u64| {
+        let node = tree.nodes.get(&id)?;
+        let place = node.share.clone().filter(|_| !tried(id))?;
+        Some((place, node.attr.kind))
+    };
+    let plan = optimise(log.into_iter().map(|p| (p.lsn, &p.op)), tree.names, &origin);
+    let mut bytes = Vec::new();
+    let record = MetaRecord::Optimised {
+        gone: plan.gone.clone(),
+        instead: plan.instead.clone(),
+    };
+    Record::Meta(record).encode(&mut bytes);
+    if bytes.len() > LONGEST {
+        return Plan::default();
+    }
+    plan
+}
