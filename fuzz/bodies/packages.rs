@@ -149,6 +149,9 @@ pub fn apply(data: &[u8]) {
         Code::Subnodes,
         Code::EmbeddedMissing,
         Code::AttachmentRowMissing,
+        // What has no folder travels as a raw node, and still has none.
+        Code::MessageUnreachable,
+        Code::FolderUnreachable,
     ];
     let bad: Vec<_> = report
         .findings

@@ -35,6 +35,23 @@ impl Default for MountOptions {
     }
 }
 
+/// [`detach`], tried again for a moment: a program that was just closed, or that another one is just
+/// starting, holds its files a little longer.
+fn detach_soon(mountpoint: &Path) -> io::Result<()> {
+    const TRIES: u32 = 20;
+    let mut result = detach(mountpoint);
+    for _ in 1..TRIES {
+        match &result {
+            Err(e) if e.kind() == io::ErrorKind::ResourceBusy => {
+                std::thread::sleep(std::time::Duration::from_millis(25));
+                result = detach(mountpoint);
+            }
+            _ => break,
+        }
+    }
+    result
+}
+
 /// Unmounts, or says why not; a drive that is in use stays.
 fn detach(mountpoint: &Path) -> io::Result<()> {
     use rustix::io::Errno as E;
@@ -135,7 +152,7 @@ impl MountHandle {
                 // Never lazily: a program would go on with a drive that nobody can see, and its end
                 // could not be waited for. fuser's own unmount gives up the session even where
                 // the system refuses, and is lazy for other users than root.
-                detach(&self.mountpoint)?;
+                detach_soon(&self.mountpoint)?;
             }
             if let Some(session) = self.session.take() {
                 session.join()?;
