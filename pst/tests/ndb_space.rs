@@ -518,3 +518,28 @@ fn a_leaf_that_is_reached_for_some_of_its_keys_alone_is_in_use() {
             .all(|(nid, node)| after.get(nid) == Some(node))
     );
 }
+
+/// What lies behind the end that the header claims can be replaced and deleted.
+#[test]
+fn a_header_that_claims_too_little_stops_no_edit() {
+    for format in FORMATS {
+        let mut data = empty_ndb(format, CryptMethod::None);
+        for round in 0..2 {
+            let mut tx = NdbTransaction::begin(open(&data)).unwrap();
+            (0..30).for_each(|n| put(&mut tx, round * 30 + n, vec![n as u8; 30_000]));
+            data = committed(&data, &tx.finish().unwrap());
+        }
+        let mut header = open(&data).header().clone();
+        header.file_eof = FIRST_AMAP + SPAN;
+        header.amap_last = FIRST_AMAP;
+        let header = header.encode();
+        data[..header.len()].copy_from_slice(&header);
+        let mut tx = NdbTransaction::begin(open(&data)).unwrap();
+        (0..60).for_each(|n| tx.delete_node(nid(n)).unwrap());
+        put(&mut tx, 70, vec![7; 100]);
+        data = committed(&data, &tx.finish().unwrap());
+        assert_eq!(nodes(&open(&data)).len(), 1);
+        let findings = check(&open(&data));
+        assert!(findings.is_empty(), "{findings:#?}");
+    }
+}
