@@ -480,3 +480,66 @@ fn a_scratch_changes_nothing_but_where_bytes_wait() {
     }
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
+
+/// A leaf whose first key lies below its parent's key for it is still reached for its other keys.
+#[test]
+fn a_leaf_that_is_reached_for_some_of_its_keys_alone_is_in_use() {
+    let format = FORMATS[0];
+    let mut tx = NdbTransaction::begin(open(&empty_ndb(format, CryptMethod::Permute))).unwrap();
+    (0..60).for_each(|n| put(&mut tx, n, vec![n as u8; 50]));
+    let mut data = committed(
+        &empty_ndb(format, CryptMethod::Permute),
+        &tx.finish().unwrap(),
+    );
+    let root = open(&data).header().nbt;
+    let id = format.bid_size;
+    let entry = root.ib as usize + 3 * id;
+    let mut ib = [0; 8];
+    ib[..id].copy_from_slice(&data[entry + 2 * id..entry + 3 * id]);
+    let ib = u64::from_le_bytes(ib);
+    let key = ib as usize + format.nbtentry;
+    data.copy_within(key..key + id, entry);
+    let page = &mut data[root.ib as usize..root.ib as usize + format.page_size];
+    seal_page(format, page, PageType::Nbt, root.ib, root.bid);
+    let before = nodes(&open(&data));
+    lie(
+        &mut data,
+        format,
+        0,
+        &[(((ib - FIRST_AMAP) / 64) as usize, 8)],
+    );
+    let mut tx = NdbTransaction::begin(open(&data)).unwrap();
+    (100..160).for_each(|n| put(&mut tx, n, vec![n as u8; 300]));
+    tx.verify_space().unwrap();
+    let after = nodes(&open(&committed(&data, &tx.finish().unwrap())));
+    assert!(
+        before
+            .iter()
+            .all(|(nid, node)| after.get(nid) == Some(node))
+    );
+}
+
+/// What lies behind the end that the header claims can be replaced and deleted.
+#[test]
+fn a_header_that_claims_too_little_stops_no_edit() {
+    for format in FORMATS {
+        let mut data = empty_ndb(format, CryptMethod::None);
+        for round in 0..2 {
+            let mut tx = NdbTransaction::begin(open(&data)).unwrap();
+            (0..30).for_each(|n| put(&mut tx, round * 30 + n, vec![n as u8; 30_000]));
+            data = committed(&data, &tx.finish().unwrap());
+        }
+        let mut header = open(&data).header().clone();
+        header.file_eof = FIRST_AMAP + SPAN;
+        header.amap_last = FIRST_AMAP;
+        let header = header.encode();
+        data[..header.len()].copy_from_slice(&header);
+        let mut tx = NdbTransaction::begin(open(&data)).unwrap();
+        (0..60).for_each(|n| tx.delete_node(nid(n)).unwrap());
+        put(&mut tx, 70, vec![7; 100]);
+        data = committed(&data, &tx.finish().unwrap());
+        assert_eq!(nodes(&open(&data)).len(), 1);
+        let findings = check(&open(&data));
+        assert!(findings.is_empty(), "{findings:#?}");
+    }
+}

@@ -260,6 +260,8 @@ impl Space {
 
     fn load(&mut self, ndb: &Ndb, index: u64) -> Result<&mut Map> {
         if index >= self.count {
+            // A header may claim less than there is.
+            self.suspect |= !self.rebuilt && index < self.stored;
             return Err(PstError::corrupt(
                 "ib",
                 amap_offset(index),

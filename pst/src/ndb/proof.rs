@@ -105,14 +105,16 @@ fn is_live_page<E: BtLeaf>(ndb: &Ndb, ib: u64, bid: Bid) -> Result<bool> {
         })?;
         return Ok(reached);
     }
-    let key = found.key::<E>(0)?;
-    let mut page = ndb.bt_root::<E>()?;
-    while page.level > found.level {
-        let below = page.upper_bound::<E>(key)?.saturating_sub(1);
-        if page.count() == 0 {
-            return Ok(false);
+    // Where a parent's key lies above the first key below it, lookups reach the page for others alone.
+    for key in [found.key::<E>(0)?, found.key::<E>(found.count() - 1)?] {
+        let mut page = ndb.bt_root::<E>()?;
+        while page.level > found.level && page.count() > 0 {
+            let below = page.upper_bound::<E>(key)?.saturating_sub(1);
+            page = ndb.bt_child::<E>(&page, below)?;
         }
-        page = ndb.bt_child::<E>(&page, below)?;
+        if page.bref.ib == ib {
+            return Ok(true);
+        }
     }
-    Ok(page.bref.ib == ib)
+    Ok(false)
 }
