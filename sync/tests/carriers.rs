@@ -217,7 +217,7 @@ fn other_readers_open_it() {
             }
         }
         std::fs::create_dir(dir.join("mbox")).expect("creates");
-        let args = ["-q", "-D", "-S", "-o", "mbox", "carrier.pst"];
+        let args = ["-q", "-D", "-j", "0", "-S", "-o", "mbox", "carrier.pst"];
         if run(dir, "readpst", &args).is_some() {
             let mut found = Vec::new();
             below(&dir.join("mbox"), &mut found);
