@@ -342,16 +342,33 @@ impl Near {
 
     /// The daemon is started anew, on what lies on the disk.
     pub fn restart(&mut self) {
+        self.forget_while(|_| ());
+    }
+
+    /// The database does not open, and a new one is begun beside what else lies there.
+    pub fn lose_database(&mut self) {
+        self.forget_while(|dir| {
+            std::fs::remove_dir_all(dir.join("data")).expect("removes");
+        });
+    }
+
+    fn forget_while(&mut self, meanwhile: impl FnOnce(&std::path::Path)) {
         let elsewhere = tempfile::tempdir().expect("a directory");
         let other = KvStore::open(&elsewhere.path().join("db")).expect("opens");
         self.database = SyncDatabase::new(other);
-        let store = KvStore::open(&self.dir.path().join("db")).expect("opens");
+        meanwhile(&self.state_dir());
+        let store = KvStore::open(&self.state_dir()).expect("opens");
         self.database = SyncDatabase::new(store);
+    }
+
+    /// Where the database lies.
+    pub fn state_dir(&self) -> std::path::PathBuf {
+        self.dir.path().join("db")
     }
 
     /// What lies in the database's directory of packages that are on their way.
     pub fn outgoing(&self) -> Vec<std::path::PathBuf> {
-        let dir = self.dir.path().join("db/outgoing");
+        let dir = self.state_dir().join("outgoing");
         let Ok(list) = std::fs::read_dir(dir) else {
             return Vec::new();
         };
@@ -369,6 +386,20 @@ impl Near {
     }
 
     pub fn sync_with(&mut self, far: &Far, options: Options) -> sync::Result<Report> {
+        self.run(far, far, options)
+    }
+
+    /// Syncs to a destination that stands before `far`.
+    pub fn sync_to(&mut self, before: &dyn Destination, far: &Far) -> sync::Result<Report> {
+        self.run(before, far, Options::default())
+    }
+
+    fn run(
+        &mut self,
+        destination: &dyn Destination,
+        far: &Far,
+        options: Options,
+    ) -> sync::Result<Report> {
         let started_from = self.started_from;
         let now = self.mailbox.0.to_vec();
         let written = differing(&self.marked.0, &now);
@@ -384,7 +415,13 @@ impl Near {
         let mut quiet = |_, _| {};
         let (database, sequence) = (&self.database, &mut self.sequence);
         let report = sync_container(
-            "a.pst", &source, far, database, sequence, options, &mut quiet,
+            "a.pst",
+            &source,
+            destination,
+            database,
+            sequence,
+            options,
+            &mut quiet,
         )?;
         self.marked = (now, self.epoch);
         self.sequence.digest = None;
