@@ -263,6 +263,7 @@ impl SyncDatabase {
     #[must_use]
     pub fn new(store: KvStore) -> Self {
         let outbox = Outbox::new(store.dir().join("outgoing"));
+        outbox.sweep(std::time::SystemTime::now());
         Self { store, outbox }
     }
 

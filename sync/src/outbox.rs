@@ -22,6 +22,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use bincode::{Decode, Encode};
 use pst::Nid;
@@ -36,6 +37,11 @@ use crate::package::MAX_PACKAGE;
 use crate::record;
 
 const VERSION: u8 = 1;
+/// One that nobody asked for again for so long is of a container that is no more, or was renamed: it
+/// goes when the database is opened. Too early, it would cost what its loss costs.
+const KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
+/// The extension of a file that is being written.
+const HALF: &str = "new";
 /// The most bytes of a record: some millions of rows.
 const MAX_RECORD: usize = 1 << 30;
 
@@ -90,6 +96,25 @@ impl Outbox {
         Self { dir }
     }
 
+    /// Removes what a crash left half written, and what nobody asked for again. A file that cannot be
+    /// removed stays: it takes room, no more.
+    pub(crate) fn sweep(&self, now: SystemTime) {
+        let Ok(files) = fs::read_dir(&self.dir) else {
+            return;
+        };
+        for path in files.filter_map(|file| Some(file.ok()?.path())) {
+            let written = fs::metadata(&path).and_then(|m| m.modified());
+            let age = written
+                .ok()
+                .and_then(|written| now.duration_since(written).ok());
+            let half = path.extension().is_some_and(|e| e == HALF);
+            if half || age.is_some_and(|age| age > KEPT) {
+                let removed = fs::remove_file(&path).is_ok();
+                tracing::info!(path = %path.display(), removed, "a package of before");
+            }
+        }
+    }
+
     fn path(&self, key: &[u8; 16]) -> PathBuf {
         self.dir.join(hex::encode(key))
     }
@@ -126,7 +151,7 @@ impl Outbox {
         let head = record::encode(VERSION, &record_of(before, out))
             .map_err(|e| SyncError::Database(e.to_string()))?;
         let path = self.path(key);
-        let new = path.with_extension("new");
+        let new = path.with_extension(HALF);
         let write = || {
             create_private_dir(&self.dir)?;
             let mut options = OpenOptions::new();
@@ -261,3 +286,7 @@ fn resolve(
             .collect(),
     })
 }
+
+#[cfg(test)]
+#[path = "outbox_tests.rs"]
+mod tests;

@@ -286,19 +286,26 @@ fn a_package_that_is_refused_after_a_restart_stops_nothing() {
 
 #[test]
 fn what_another_destination_was_sent_is_not_forgotten_here() {
-    let (mut near, far) = pair(3);
-    near.sync(&far).expect("syncs");
-    near.mailbox.change("m0", "changed between");
-    near.mailbox.delete("m1");
-    near.mailbox.add("added between");
-    // All of it reached another destination, and the ranges begin anew.
-    near.mark();
-    near.mailbox.add("after");
-    let report = near.sync(&far).expect("syncs");
-    let c = report.counts;
-    assert_eq!((c.added, c.updated, c.deleted), (2, 1, 1), "{c:?}");
-    assert_eq!(far.mailbox.subjects(), near.mailbox.subjects());
-    assert_eq!(lines(&far.mailbox.pst()), lines(&near.mailbox.pst()));
+    for more in [false, true] {
+        // Enough for several pages of the tree.
+        let (mut near, far) = pair(200);
+        near.sync(&far).expect("syncs");
+        near.mailbox.change("m0", "changed between");
+        near.mailbox.delete("m1");
+        // All of it reached another destination, and the ranges begin anew.
+        near.mark();
+        if more {
+            near.mailbox.add("after");
+        }
+        let report = near.sync(&far).expect("syncs");
+        let c = report.counts;
+        assert_eq!(
+            (c.added, c.updated, c.deleted),
+            (usize::from(more), 1, 1),
+            "{c:?}"
+        );
+        assert_eq!(lines(&far.mailbox.pst()), lines(&near.mailbox.pst()));
+    }
 }
 
 #[test]
