@@ -63,12 +63,12 @@ impl Run<'_, '_> {
     /// were lost, or it is reached another way) and yet holds exactly what was to result, it was applied.
     pub(crate) fn send_again(
         &mut self,
-        out: &Outstanding,
+        out: Outstanding,
         stored: Option<&Synced>,
     ) -> Result<Outcome> {
         let container = self.container;
         tracing::info!(container, sequence = out.sequence, "sent again");
-        let outcome = match self.ask(out)? {
+        let outcome = match self.ask(&out)? {
             ApplyAnswer::Busy(reason) => return Ok(Outcome::Busy(reason)),
             ApplyAnswer::Applied(outcome) => outcome,
             ApplyAnswer::WrongBase | ApplyAnswer::Refused(_) | ApplyAnswer::Failed(_) => {
@@ -92,7 +92,7 @@ impl Run<'_, '_> {
     /// Sends a package for the first time: durable here before it goes out.
     pub(crate) fn deliver(
         &mut self,
-        out: &Outstanding,
+        out: Outstanding,
         stored: Option<&Synced>,
         pst: &Pst,
     ) -> Result<Outcome> {
@@ -100,9 +100,9 @@ impl Run<'_, '_> {
         if out.counts != Counts::default() {
             let name = self.destination.name();
             self.database
-                .keep_outstanding(self.container, name, stored, out)?;
+                .keep_outstanding(self.container, name, stored, &out)?;
         }
-        match self.ask(out)? {
+        match self.ask(&out)? {
             ApplyAnswer::Applied(outcome) => self.settle(out, &outcome, stored, Some(pst)),
             ApplyAnswer::WrongBase => {
                 self.forget()?;
@@ -145,11 +145,17 @@ impl Run<'_, '_> {
     /// container that the package was made from, where that is still at hand.
     fn settle(
         &self,
-        out: &Outstanding,
+        out: Outstanding,
         outcome: &ApplyOutcome,
         stored: Option<&Synced>,
         pst: Option<&Pst>,
     ) -> Result<Outcome> {
+        let sent = Sent {
+            counts: out.counts,
+            package_bytes: out.package.len() as u64,
+            bytes_sent: outcome.bytes_sent,
+            repeated: outcome.repeated,
+        };
         let Some(mut after) = out.settled(outcome) else {
             self.forget()?;
             return Err(SyncError::NotVerified);
@@ -160,12 +166,6 @@ impl Run<'_, '_> {
         self.database
             .store(self.container, name, stored, &after, &details)?;
         self.forget()?;
-        let sent = Sent {
-            counts: out.counts,
-            package_bytes: out.package.len() as u64,
-            bytes_sent: outcome.bytes_sent,
-            repeated: outcome.repeated,
-        };
         Ok(Outcome::Settled(after, sent))
     }
 
@@ -247,8 +247,8 @@ pub(crate) struct Made {
 
 impl Outstanding {
     /// What is known after this answer; `None` if it is not that of this package.
-    fn settled(&self, outcome: &ApplyOutcome) -> Option<Synced> {
-        let mut after = self.after.clone();
+    fn settled(self, outcome: &ApplyOutcome) -> Option<Synced> {
+        let mut after = self.after;
         for (nid, proposed) in &self.proposed {
             let given = outcome.nid_map.get(proposed).unwrap_or(proposed);
             if let Some(row) = after.rows.get_mut(nid) {

@@ -155,7 +155,7 @@ impl Run<'_, '_> {
         let mut stored = self.database.load(container, self.destination.name())?;
         let mut again = Sent::default();
         if let Some(out) = self.outstanding(stored.as_ref())? {
-            match self.send_again(&out, stored.as_ref())? {
+            match self.send_again(out, stored.as_ref())? {
                 Outcome::Settled(synced, sent) => {
                     stored = Some(synced);
                     again = sent;
@@ -235,7 +235,7 @@ impl Run<'_, '_> {
             guard_deletes(&plan, &base, self.options)?;
             (report.drift, report.held_deletes) = (plan.drift, plan.held_deletes);
             let made = self.make(pst, &base, &plan, &local, stored, whole)?;
-            match self.deliver(&made.out, stored, pst)? {
+            match self.deliver(made.out, stored, pst)? {
                 Outcome::WrongBase if !read_again => {
                     tracing::info!(container, "the destination was changed by someone else");
                     (read_again, whole) = (true, true);

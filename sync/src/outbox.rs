@@ -40,6 +40,10 @@ const VERSION: u8 = 1;
 /// One that nobody asked for again for so long is of a container that is no more, or was renamed: it
 /// goes when the database is opened. Too early, it would cost what its loss costs.
 const KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Bytes that stay free on the volume: the journal beside it has promised to finish what it accepted.
+const RESERVE: u64 = 64 << 20;
+/// What is not larger does not ask for that: a sync is what gives the journal its room back.
+const SMALL: u64 = 1 << 20;
 /// The extension of a file that is being written.
 const HALF: &str = "new";
 /// The most bytes of a record: some millions of rows.
@@ -89,11 +93,13 @@ struct OutstandingRecord {
 #[derive(Debug)]
 pub(crate) struct Outbox {
     dir: PathBuf,
+    /// Bytes that are free on the volume of a directory.
+    free: fn(&Path) -> io::Result<u64>,
 }
 
 impl Outbox {
-    pub(crate) const fn new(dir: PathBuf) -> Self {
-        Self { dir }
+    pub(crate) fn new(dir: PathBuf) -> Self {
+        Self { dir, free }
     }
 
     /// Removes what a crash left half written, and what nobody asked for again. A file that cannot be
@@ -154,6 +160,11 @@ impl Outbox {
         let new = path.with_extension(HALF);
         let write = || {
             create_private_dir(&self.dir)?;
+            let len = (head.len() + out.package.len()) as u64;
+            if len > SMALL && (self.free)(&self.dir)? < len.saturating_add(RESERVE) {
+                let message = format!("no room to keep the {len} bytes that are to be sent");
+                return Err(io::Error::new(io::ErrorKind::StorageFull, message));
+            }
             let mut options = OpenOptions::new();
             options.write(true).create(true).truncate(true);
             #[cfg(unix)]
@@ -183,6 +194,18 @@ impl Outbox {
             Err(e) => Err(failed(&path)(e)),
         }
     }
+}
+
+#[cfg(unix)]
+fn free(dir: &Path) -> io::Result<u64> {
+    let volume = rustix::fs::statvfs(dir)?;
+    Ok(volume.f_bavail.saturating_mul(volume.f_frsize))
+}
+
+/// Not asked: what does not fit is found out by writing it.
+#[cfg(not(unix))]
+fn free(_: &Path) -> io::Result<u64> {
+    Ok(u64::MAX)
 }
 
 fn failed(path: &Path) -> impl FnOnce(io::Error) -> SyncError + '_ {

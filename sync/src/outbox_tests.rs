@@ -155,3 +155,22 @@ fn what_nobody_asks_for_goes_in_time() {
     outbox.sweep(SystemTime::now() + KEPT + Duration::from_secs(60));
     assert!(!outbox.path(&[1; 16]).exists());
 }
+
+#[test]
+fn a_large_package_leaves_the_journal_its_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut outbox = outbox(&dir);
+    assert!((outbox.free)(dir.path()).unwrap() > 0);
+    outbox.free = |_| Ok(RESERVE);
+    let mut out = outstanding();
+    outbox.put(&[1; 16], None, &out).expect("a small one goes");
+    out.package = vec![7; 2 << 20];
+    let error = outbox.put(&[1; 16], None, &out).expect_err("no room");
+    assert!(error.to_string().contains("no room"), "{error}");
+    // The one before is still whole.
+    let kept = outbox.load(&[1; 16], None).unwrap();
+    assert_eq!(kept, Some(outstanding()));
+    outbox.free = |_| Ok(RESERVE + (3 << 20));
+    outbox.put(&[1; 16], None, &out).expect("there is room");
+    assert_eq!(outbox.load(&[1; 16], None).unwrap(), Some(out));
+}

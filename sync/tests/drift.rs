@@ -9,10 +9,10 @@ use std::sync::atomic::Ordering;
 
 use common::*;
 use proptest::prelude::*;
+use pst::inventory::Inventory;
 use pst::ltp::PropValue;
 use pst::messaging::tags;
 use pst::{Nid, Pst};
-use storage::Generation;
 use sync::Options;
 
 /// One thing that happens. Small numbers choose among what is there.
@@ -138,6 +138,10 @@ fn state(pst: &Pst) -> (State, State) {
         }
     }
     (folders, messages)
+}
+
+fn digest(pst: &Pst) -> [u8; 32] {
+    Inventory::read(pst).expect("reads").digest()
 }
 
 fn has_twins(pst: &Pst) -> bool {
@@ -323,8 +327,8 @@ fn check_one(
 struct Unheard {
     /// What was here when it was made.
     here: (State, State),
-    /// The far bytes after it was applied; `None`: it did not arrive.
-    applied: Option<Generation>,
+    /// Digest of what the far side held after it was applied; `None`: it did not arrive.
+    applied: Option<[u8; 32]>,
     /// The far side forgot that it was applied.
     forgotten: bool,
     /// What was known before it.
@@ -378,10 +382,12 @@ fn run(events: &[Event]) {
             Event::Sync(lost) => {
                 let (here, mut there) = (state(&near.mailbox.pst()), state(&far.mailbox.pst()));
                 let was = far.mailbox.generation();
-                // What was applied is then told by its content alone, and an edit changes that.
+                // What was applied is then told by all that is there; where others changed something, by
+                // its content alone, and an edit changes that.
                 let mut may_double = false;
+                let held = digest(&far.mailbox.pst());
                 if let Some(u) = unheard
-                    .take_if(|u| u.forgotten && u.applied.is_some_and(|applied| applied != was))
+                    .take_if(|u| u.forgotten && u.applied.is_some_and(|applied| applied != held))
                 {
                     (last, remembered) = u.before;
                     may_double = true;
@@ -453,7 +459,7 @@ fn run(events: &[Event]) {
                     if on_its_way {
                         unheard = Some(Unheard {
                             here: here.clone(),
-                            applied: Some(far.mailbox.generation()),
+                            applied: Some(digest(&pst)),
                             forgotten: false,
                             before: (last, remembered),
                         });
