@@ -130,22 +130,28 @@ impl Destination for InPlace {
             Err(f) => match f.code {
                 ErrorCode::WrongBase | ErrorCode::SequenceUsed => Ok(ApplyAnswer::WrongBase),
                 ErrorCode::InUse => Ok(ApplyAnswer::Busy(f.body().message)),
+                ErrorCode::Internal => Ok(ApplyAnswer::Failed(said(&f))),
+                code if code.refuses_package() => Ok(ApplyAnswer::Refused(said(&f))),
                 _ => Err(fault(f)),
             },
         }
     }
 }
 
-fn fault(fault: Fault) -> SyncError {
+/// What went wrong and what to do, for users.
+fn said(fault: &Fault) -> String {
     let body = fault.body();
-    let message = if body.next.is_empty() {
-        body.message
-    } else {
-        format!("{}; {}", body.message, body.next)
-    };
+    if body.next.is_empty() {
+        return body.message;
+    }
+    format!("{}; {}", body.message, body.next)
+}
+
+#[allow(clippy::needless_pass_by_value)]
+fn fault(fault: Fault) -> SyncError {
     SyncError::Destination {
-        message,
-        retry: body.retry,
+        message: said(&fault),
+        retry: fault.code.retry(),
         offline: false,
     }
 }

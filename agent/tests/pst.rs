@@ -108,6 +108,7 @@ fn mail_reaches_the_pst_on_the_share_also_over_a_crash() {
             lineage: 1,
             epoch: 1,
             written: &RangeSet::from(0..u64::MAX),
+            written_since: 0,
             is_base: &|| true,
         };
         let mut nothing = |_: u64, _: u64| {};

@@ -144,6 +144,7 @@ impl Syncer {
             lineage: snapshot.lineage,
             epoch: snapshot.epoch,
             written: &snapshot.written,
+            written_since: snapshot.written_since,
             is_base: &is_base,
         };
         let mut sequencer = Journaled { drive, path };

@@ -66,6 +66,11 @@ impl Destination for AgentDestination {
             Err(error) => match error.code() {
                 Some(ErrorCode::WrongBase | ErrorCode::SequenceUsed) => Ok(ApplyAnswer::WrongBase),
                 Some(ErrorCode::InUse) => Ok(ApplyAnswer::Busy(error.to_string())),
+                Some(code) if code.refuses_package() => Ok(ApplyAnswer::Refused(error.to_string())),
+                Some(ErrorCode::Internal) => Ok(ApplyAnswer::Failed(error.to_string())),
+                None if matches!(error, ClientError::TooLarge { .. }) => {
+                    Ok(ApplyAnswer::Refused(error.to_string()))
+                }
                 _ => Err(refused(error)),
             },
         }

@@ -126,6 +126,9 @@ struct Aligner<'a> {
     known: Option<&'a Synced>,
     /// Folders that hold the same object on both sides.
     sharing: BTreeSet<Nid>,
+    /// The highest number of a folder that is the same on both sides for sure. Numbers are handed out
+    /// upwards: what has a lower one was made before that folder, so before the sides parted.
+    common: u32,
     to_local: BTreeMap<Nid, Nid>,
     /// Local NIDs that were given to a remote object.
     given: BTreeSet<Nid>,
@@ -142,11 +145,19 @@ impl<'a> Aligner<'a> {
             };
             local.rows.get(&there.nid).filter(same).is_some()
         });
+        let common = remote.rows.values().filter(|there| {
+            let here = local.rows.get(&there.nid);
+            there.kind == Kind::Folder
+                && here.is_some_and(|here| {
+                    here.kind == Kind::Folder && here.fingerprint == there.fingerprint
+                })
+        });
         Self {
             remote,
             local,
             known,
             sharing: shared.map(|there| there.parent).collect(),
+            common: common.map(|there| there.nid.index()).max().unwrap_or(0),
             to_local: BTreeMap::new(),
             given: BTreeSet::new(),
         }
@@ -190,7 +201,9 @@ impl<'a> Aligner<'a> {
 
     /// Whether two objects that only share their number are one. Both sides hand out the same next
     /// numbers, so what was made on either since the last sync is another object unless it proves
-    /// otherwise. A raw node is what its number says.
+    /// otherwise. A folder with another name proves it by what both hold in it, if it was made before
+    /// the sides parted: into one that was made since, both may have moved the same message. A raw node
+    /// is what its number says.
     fn is_same(&self, there: &Row, here: &Row) -> bool {
         if is_other_object(there, here) {
             return false;
@@ -200,7 +213,7 @@ impl<'a> Aligner<'a> {
             Kind::Folder => {
                 there.nid == Nid::ROOT_FOLDER
                     || there.fingerprint == here.fingerprint
-                    || self.sharing.contains(&there.nid)
+                    || self.sharing.contains(&there.nid) && there.nid.index() < self.common
             }
             Kind::Message | Kind::Associated => {
                 there.fingerprint == here.fingerprint || there.search_key.is_some()

@@ -194,3 +194,16 @@ impl Counts {
         })
     }
 }
+
+impl std::ops::Add for Counts {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            added: self.added.saturating_add(other.added),
+            updated: self.updated.saturating_add(other.updated),
+            moved: self.moved.saturating_add(other.moved),
+            deleted: self.deleted.saturating_add(other.deleted),
+        }
+    }
+}

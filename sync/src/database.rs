@@ -17,6 +17,7 @@ use storage::Generation;
 
 use crate::error::{Result, SyncError};
 use crate::kv::{KvError, KvStore, Write};
+use crate::outbox::{Outbox, Outstanding};
 use crate::rows::{RowRecord, RowRecord1};
 
 /// What is known of one (container, destination) beside its rows.
@@ -38,7 +39,7 @@ pub struct Head {
 }
 
 #[derive(Encode, Decode)]
-struct HeadRecord {
+pub(crate) struct HeadRecord {
     lineage: u64,
     bid_next: u64,
     epoch: u64,
@@ -48,13 +49,73 @@ struct HeadRecord {
     verified_at_ms: u64,
 }
 
+impl From<&Head> for HeadRecord {
+    fn from(head: &Head) -> Self {
+        Self {
+            lineage: head.lineage,
+            bid_next: head.bid_next,
+            epoch: head.epoch,
+            len: head.generation.len,
+            root: head.generation.root,
+            sequence: head.sequence,
+            verified_at_ms: head.verified_at_ms,
+        }
+    }
+}
+
+impl From<HeadRecord> for Head {
+    fn from(record: HeadRecord) -> Self {
+        Self {
+            lineage: record.lineage,
+            bid_next: record.bid_next,
+            epoch: record.epoch,
+            generation: Generation {
+                len: record.len,
+                root: record.root,
+            },
+            sequence: record.sequence,
+            verified_at_ms: record.verified_at_ms,
+        }
+    }
+}
+
 #[derive(Encode, Decode)]
-struct SyncedRecord {
+pub(crate) struct SyncedRecord {
     ours: bool,
     remote_nid: u32,
     row: RowRecord,
     drift: Option<DriftRecord>,
     detailed: bool,
+}
+
+impl From<&SyncedRow> for SyncedRecord {
+    fn from(synced: &SyncedRow) -> Self {
+        Self {
+            ours: synced.ours,
+            remote_nid: synced.remote_nid.0,
+            row: RowRecord::from(&synced.row),
+            drift: synced.drift.map(|d| DriftRecord {
+                parent: d.parent.0,
+                fingerprint: d.fingerprint,
+            }),
+            detailed: synced.detailed,
+        }
+    }
+}
+
+impl From<SyncedRecord> for SyncedRow {
+    fn from(record: SyncedRecord) -> Self {
+        Self {
+            ours: record.ours,
+            remote_nid: Nid(record.remote_nid),
+            row: record.row.into(),
+            drift: record.drift.map(|d| Drift {
+                parent: Nid(d.parent),
+                fingerprint: d.fingerprint,
+            }),
+            detailed: record.detailed,
+        }
+    }
 }
 
 /// A row as keys of kind 3 hold it.
@@ -183,10 +244,11 @@ impl Synced {
     }
 }
 
-/// The sync database over a key-value store.
+/// The sync database over a key-value store, and the packages that are on their way.
 #[derive(Debug)]
 pub struct SyncDatabase {
     store: KvStore,
+    outbox: Outbox,
 }
 
 // 0 and 1 were the keys of records without drift, 4 and 5 are not used.
@@ -197,10 +259,48 @@ const ROW: u8 = 7;
 const DETAIL: u8 = 8;
 
 impl SyncDatabase {
-    /// Stands on an open store.
+    /// Stands on an open store. What is on its way lies in a directory of its own beside it.
     #[must_use]
-    pub const fn new(store: KvStore) -> Self {
-        Self { store }
+    pub fn new(store: KvStore) -> Self {
+        let outbox = Outbox::new(store.dir().join("outgoing"));
+        outbox.sweep(std::time::SystemTime::now());
+        Self { store, outbox }
+    }
+
+    /// The package that was sent and not answered, if it was made from the state `before`.
+    ///
+    /// # Errors
+    /// [`SyncError::Database`] if it is there and cannot be read.
+    pub(crate) fn outstanding(
+        &self,
+        container: &str,
+        destination: &str,
+        before: Option<&Synced>,
+    ) -> Result<Option<Outstanding>> {
+        self.outbox.load(&prefix(container, destination), before)
+    }
+
+    /// Keeps a package, made from the state `before`, until it is settled; durable when this returns.
+    ///
+    /// # Errors
+    /// [`SyncError::Database`] if it cannot be written: it must not be sent then.
+    pub(crate) fn keep_outstanding(
+        &self,
+        container: &str,
+        destination: &str,
+        before: Option<&Synced>,
+        out: &Outstanding,
+    ) -> Result<()> {
+        let prefix = prefix(container, destination);
+        self.outbox.put(&prefix, before, out)
+    }
+
+    /// The package is answered: what it led to is stored, or it led to nothing.
+    ///
+    /// # Errors
+    /// [`SyncError::Database`] if it cannot be removed.
+    pub(crate) fn settle_outstanding(&self, container: &str, destination: &str) -> Result<()> {
+        self.outbox.clear(&prefix(container, destination))
     }
 
     /// What is known beside the rows; `None` if nothing was synced yet, or it was lost.
@@ -225,18 +325,7 @@ impl SyncDatabase {
                 }
                 Err(error) => return Err(database(error)),
             };
-            let head = Head {
-                lineage: head.lineage,
-                bid_next: head.bid_next,
-                epoch: head.epoch,
-                generation: Generation {
-                    len: head.len,
-                    root: head.root,
-                },
-                sequence: head.sequence,
-                verified_at_ms: head.verified_at_ms,
-            };
-            return Ok(Some((head, old)));
+            return Ok(Some((head.into(), old)));
         }
         Ok(None)
     }
@@ -280,17 +369,7 @@ impl SyncDatabase {
             if !key.ends_with(&nid.0.to_be_bytes()) {
                 return Err(database("a row under the key of another"));
             }
-            let synced = SyncedRow {
-                ours: record.ours,
-                remote_nid: Nid(record.remote_nid),
-                row: record.row.into(),
-                drift: record.drift.map(|d| Drift {
-                    parent: Nid(d.parent),
-                    fingerprint: d.fingerprint,
-                }),
-                detailed: record.detailed,
-            };
-            rows.insert(nid, synced);
+            rows.insert(nid, record.into());
         }
         Ok(rows)
     }
@@ -352,28 +431,10 @@ impl SyncDatabase {
             if old.get(nid) == Some(synced) {
                 continue;
             }
-            let record = SyncedRecord {
-                ours: synced.ours,
-                remote_nid: synced.remote_nid.0,
-                row: RowRecord::from(&synced.row),
-                drift: synced.drift.map(|d| DriftRecord {
-                    parent: d.parent.0,
-                    fingerprint: d.fingerprint,
-                }),
-                detailed: synced.detailed,
-            };
+            let record = SyncedRecord::from(synced);
             writes.push(Write::put(key(&prefix, ROW, nid.0), &record).map_err(database)?);
         }
-        let head = &after.head;
-        let record = HeadRecord {
-            lineage: head.lineage,
-            bid_next: head.bid_next,
-            epoch: head.epoch,
-            len: head.generation.len,
-            root: head.generation.root,
-            sequence: head.sequence,
-            verified_at_ms: head.verified_at_ms,
-        };
+        let record = HeadRecord::from(&after.head);
         writes.push(Write::put(key(&prefix, HEAD, 0), &record).map_err(database)?);
         self.store.commit(writes).map_err(database)
     }

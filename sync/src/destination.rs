@@ -57,6 +57,11 @@ pub enum ApplyAnswer {
     WrongBase,
     /// Another program holds the container open, or it is locked; nothing was changed.
     Busy(String),
+    /// The package is refused for what it is, and will be so again: it does not decode, does not fit,
+    /// or would not lead to what it should. Nothing was changed.
+    Refused(String),
+    /// Something failed there that should not. Whether anything was changed is not known.
+    Failed(String),
 }
 
 /// A destination. Calls block; each has a timeout of its own.
@@ -73,7 +78,7 @@ pub trait Destination: Send + Sync {
     /// Applies a package; `progress` is told the bytes sent so far and in all.
     ///
     /// # Errors
-    /// [`SyncError::Destination`](crate::SyncError::Destination) if it cannot be reached, or
-    /// refuses for good.
+    /// [`SyncError::Destination`](crate::SyncError::Destination) if it cannot be reached or
+    /// fails.
     fn apply(&self, job: &ApplyJob<'_>, progress: &mut dyn FnMut(u64, u64)) -> Result<ApplyAnswer>;
 }

@@ -4,6 +4,8 @@
 //! it where the list says. It is found by what it says (its whole fingerprint, the search key
 //! included) in the folder that it was added to. That is believed only where every other entry of the
 //! list is done too: a list is applied as a whole or not at all.
+//!
+//! Of several equal folders, one is told from the other by what the list adds to it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,6 +26,7 @@ pub(crate) fn already(
     let mut look = Look {
         target,
         rules,
+        changes,
         given: BTreeMap::new(),
         claimed: BTreeSet::new(),
     };
@@ -48,9 +51,14 @@ pub(crate) fn already(
     Ok(Some(look.given))
 }
 
+/// So many equal folders are told from one another, and by so many of the objects added to them: each
+/// is read for each of the others, and what comes from outside must not cost more.
+const TWINS: usize = 8;
+
 struct Look<'a> {
     target: &'a Pst,
     rules: Rules,
+    changes: &'a [Change],
     given: BTreeMap<Nid, Nid>,
     claimed: BTreeSet<Nid>,
 }
@@ -71,14 +79,13 @@ impl Look<'_> {
         match &change.action {
             Action::Add { parent, after, .. } => {
                 let parent = self.mapped(Nid(*parent));
-                if self.has(change.kind, nid, after)? && self.claimed.insert(nid) {
-                    return Ok(true);
-                }
-                let Some(found) = self.find(change.kind, parent, after)? else {
+                let Some(found) = self.find(change, parent, after)? else {
                     return Ok(false);
                 };
                 self.claimed.insert(found);
-                self.given.insert(nid, found);
+                if found != nid {
+                    self.given.insert(nid, found);
+                }
                 Ok(true)
             }
             Action::Update { after, .. } => self.has(change.kind, nid, after),
@@ -108,8 +115,64 @@ impl Look<'_> {
         Ok(self.rules.fingerprint(&record) == *fingerprint)
     }
 
-    /// An object of this kind and content in a folder that no other entry claims.
-    fn find(&self, kind: ObjectKind, parent: Nid, after: &Fingerprint) -> Result<Option<Nid>> {
+    /// The object that this entry added: one of its kind and content that no other entry claims, under
+    /// its own NID or else in its folder.
+    fn find(&self, change: &Change, parent: Nid, after: &Fingerprint) -> Result<Option<Nid>> {
+        let (kind, own) = (change.kind, change.nid());
+        let mut found = Vec::new();
+        if !self.claimed.contains(&own) && self.has(kind, own, after)? {
+            found.push(own);
+        }
+        let most = match kind {
+            ObjectKind::Folder => TWINS,
+            _ => 1,
+        };
+        // What was added last has the highest NID.
+        for nid in self.candidates(kind, parent)?.into_iter().rev() {
+            if found.len() >= most {
+                break;
+            }
+            if nid != own && !self.claimed.contains(&nid) && self.has(kind, nid, after)? {
+                found.push(nid);
+            }
+        }
+        if found.len() > 1 {
+            for nid in &found {
+                if self.holds_what_was_added(*nid, own)? {
+                    return Ok(Some(*nid));
+                }
+            }
+        }
+        Ok(found.first().copied())
+    }
+
+    /// Whether the folder `at` holds what the list adds to the folder that it calls `named`; of one
+    /// without, whether it holds nothing.
+    fn holds_what_was_added(&self, at: Nid, named: Nid) -> Result<bool> {
+        let mut any = false;
+        let added = self.changes.iter().filter_map(|c| match &c.action {
+            Action::Add { parent, after, .. } if *parent == named.0 => Some((c, after)),
+            _ => None,
+        });
+        for (change, after) in added.take(TWINS) {
+            any = true;
+            let own = self.target.ndb().node(change.nid())?;
+            let lies = own.is_some_and(|n| n.nid_parent == at)
+                && self.has(change.kind, change.nid(), after)?;
+            let mut like = self.candidates(change.kind, at)?.into_iter().rev();
+            let mut is_like = |nid| self.has(change.kind, nid, after).unwrap_or(false);
+            if !lies && !like.by_ref().take(TWINS).any(&mut is_like) {
+                return Ok(false);
+            }
+        }
+        let index = self.target.index()?;
+        let is_empty = index.messages.get(&at).is_none_or(Vec::is_empty)
+            && index.children.get(&at).is_none_or(Vec::is_empty);
+        Ok(any || is_empty)
+    }
+
+    /// Objects of a kind in a folder, in NID order.
+    fn candidates(&self, kind: ObjectKind, parent: Nid) -> Result<Vec<Nid>> {
         let index = self.target.index()?;
         let messages = |associated: bool| -> Vec<Nid> {
             let all = index.messages.get(&parent).into_iter().flatten();
@@ -117,19 +180,12 @@ impl Look<'_> {
                 .map(|m| m.nid)
                 .collect()
         };
-        let candidates = match kind {
+        Ok(match kind {
             ObjectKind::Folder => index.children.get(&parent).cloned().unwrap_or_default(),
             ObjectKind::Message => messages(false),
             ObjectKind::Associated => messages(true),
             // Others refer to a raw node by its NID: it never gets another.
             ObjectKind::Raw => Vec::new(),
-        };
-        // What was added last has the highest NID.
-        for nid in candidates.into_iter().rev() {
-            if !self.claimed.contains(&nid) && self.has(kind, nid, after)? {
-                return Ok(Some(nid));
-            }
-        }
-        Ok(None)
+        })
     }
 }

@@ -233,6 +233,16 @@ impl ErrorCode {
         }
     }
 
+    /// Whether a package is refused for what it is: nothing was changed, and the same package will be
+    /// refused again, where another one may not.
+    #[must_use]
+    pub const fn refuses_package(self) -> bool {
+        matches!(
+            self,
+            Self::BadRequest | Self::TooLarge | Self::NotExpected | Self::PackageRefused
+        )
+    }
+
     /// Whether the same request may succeed later without anyone changing anything.
     #[must_use]
     pub const fn retry(self) -> bool {

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 
 use common::*;
 use proptest::prelude::*;
+use pst::inventory::Inventory;
 use pst::ltp::PropValue;
 use pst::messaging::tags;
 use pst::{Nid, Pst};
@@ -36,8 +37,20 @@ enum Op {
 enum Event {
     Here(Op),
     There(Op),
-    Sync { answer_lost: bool },
+    Sync(Lost),
     DatabaseLost,
+    /// The daemon stops and is started again.
+    Restart,
+    /// The far side forgets what it answered.
+    RecordsLost,
+}
+
+/// What gets lost on the way of a sync.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lost {
+    Nothing,
+    Answer,
+    Request,
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -58,11 +71,15 @@ fn op() -> impl Strategy<Value = Op> {
 fn events(drift: bool) -> impl Strategy<Value = Vec<Event>> {
     let there = if drift { 4 } else { 0 };
     let lost = u32::from(drift);
+    let lost_on_the_way =
+        prop_oneof![8 => Just(Lost::Nothing), 3 => Just(Lost::Answer), 1 => Just(Lost::Request)];
     let event = prop_oneof![
         5 => op().prop_map(Event::Here),
         there => op().prop_map(Event::There),
-        3 => prop::bool::weighted(0.2).prop_map(|answer_lost| Event::Sync { answer_lost }),
+        3 => lost_on_the_way.prop_map(Event::Sync),
         lost => Just(Event::DatabaseLost),
+        1 => Just(Event::Restart),
+        lost => Just(Event::RecordsLost),
     ];
     prop::collection::vec(event, 1..16)
 }
@@ -121,6 +138,10 @@ fn state(pst: &Pst) -> (State, State) {
         }
     }
     (folders, messages)
+}
+
+fn digest(pst: &Pst) -> [u8; 32] {
+    Inventory::read(pst).expect("reads").digest()
 }
 
 fn has_twins(pst: &Pst) -> bool {
@@ -302,6 +323,18 @@ fn check_one(
     }
 }
 
+/// A package that is on its way.
+struct Unheard {
+    /// What was here when it was made.
+    here: (State, State),
+    /// Digest of what the far side held after it was applied; `None`: it did not arrive.
+    applied: Option<[u8; 32]>,
+    /// The far side forgot that it was applied.
+    forgotten: bool,
+    /// What was known before it.
+    before: (Option<Last>, bool),
+}
+
 fn run(events: &[Event]) {
     let start = Mailbox::new(3);
     // The messages' names are made by `Mailbox::new`: m0 to m2.
@@ -320,12 +353,13 @@ fn run(events: &[Event]) {
     let mut near = Near::new(start);
     let mut drifted = false;
     let mut remembered = false;
+    let mut unheard: Option<Unheard> = None;
     let same = state(&near.mailbox.pst());
     let mut last = Some(Last {
         here: same.clone(),
         there: same,
     });
-    let end = [Event::Sync { answer_lost: false }];
+    let end = [Event::Sync(Lost::Nothing)];
     for event in events.iter().chain(&end) {
         match *event {
             Event::Here(op) => act(&near.mailbox, op, &mut names, "h"),
@@ -336,50 +370,114 @@ fn run(events: &[Event]) {
             Event::DatabaseLost => {
                 near.forget();
                 remembered = false;
+                unheard = None;
             }
-            Event::Sync { answer_lost } => {
-                let (here, there) = (state(&near.mailbox.pst()), state(&far.mailbox.pst()));
-                if !remembered && Some(far.mailbox.generation()) != near.started_from {
+            Event::Restart => near.restart(),
+            Event::RecordsLost => {
+                far.records.lock().expect("lock").clear();
+                if let Some(unheard) = &mut unheard {
+                    unheard.forgotten = true;
+                }
+            }
+            Event::Sync(lost) => {
+                let (here, mut there) = (state(&near.mailbox.pst()), state(&far.mailbox.pst()));
+                let was = far.mailbox.generation();
+                // What was applied is then told by all that is there; where others changed something, by
+                // its content alone, and an edit changes that.
+                let mut may_double = false;
+                let held = digest(&far.mailbox.pst());
+                if let Some(u) = unheard
+                    .take_if(|u| u.forgotten && u.applied.is_some_and(|applied| applied != held))
+                {
+                    (last, remembered) = u.before;
+                    may_double = true;
+                }
+                if !remembered && Some(was) != near.started_from {
                     last = None;
                     drifted = true;
                 }
-                far.loses_answer.store(answer_lost, Ordering::SeqCst);
+                let applies = far.applies.load(Ordering::SeqCst);
+                far.applied().clear();
+                let (answer, request) = (lost == Lost::Answer, lost == Lost::Request);
+                far.loses_answer.store(answer, Ordering::SeqCst);
+                far.loses_request.store(request, Ordering::SeqCst);
                 let options = Options {
                     allow_deletes: true,
                     ..Options::default()
                 };
                 let result = near.sync_with(&far, options);
-                let heard = result.is_ok();
-                assert!(heard || answer_lost, "{result:?}");
-                far.loses_answer.store(false, Ordering::SeqCst);
+                assert_eq!(result.is_ok(), lost == Lost::Nothing, "{result:?}");
+                let applies = far.applies.load(Ordering::SeqCst) - applies;
                 let pst = far.mailbox.pst();
                 assert_eq!(faults(&pst), Vec::<String>::new());
+                if has_twins(&pst) {
+                    assert!(may_double || last.is_none(), "something is there twice");
+                    return;
+                }
+                let on_its_way = !near.outgoing().is_empty();
+                if request {
+                    assert_eq!(far.mailbox.generation(), was, "nothing arrived");
+                    if on_its_way {
+                        let before = (last.clone(), remembered);
+                        unheard.get_or_insert(Unheard {
+                            here,
+                            applied: None,
+                            forgotten: false,
+                            before,
+                        });
+                    }
+                    continue;
+                }
+                let here = match unheard.take() {
+                    // It had arrived, and the answer was lost again.
+                    Some(u) if answer && applies == 1 && u.applied.is_some() => {
+                        assert_eq!(far.mailbox.generation(), was, "it is applied once");
+                        unheard = Some(u);
+                        continue;
+                    }
+                    // What was sent before arrived now; what was edited since waits.
+                    Some(u) if answer && applies == 1 => u.here,
+                    // What was sent before arrived first, and both sides held that.
+                    Some(u) if u.applied.is_none() && far.applied().len() == 2 => {
+                        there = state(&far.applied().remove(0).pst());
+                        last = Some(Last {
+                            here: u.here,
+                            there: there.clone(),
+                        });
+                        here
+                    }
+                    _ => here,
+                };
                 let after = state(&pst);
                 let of = |f: fn(&(State, State)) -> &State| {
                     last.as_ref().map(|l| (f(&l.here), f(&l.there)))
                 };
                 check_one("folder", &here.0, &there.0, &after.0, of(|s| &s.0));
                 check_one("message", &here.1, &there.1, &after.1, of(|s| &s.1));
-                if has_twins(&pst) {
-                    assert!(last.is_none(), "something is there twice");
-                    return;
+                if answer {
+                    // What changed nothing is not kept, and nothing is known by it.
+                    if on_its_way {
+                        unheard = Some(Unheard {
+                            here: here.clone(),
+                            applied: Some(digest(&pst)),
+                            forgotten: false,
+                            before: (last, remembered),
+                        });
+                        remembered = true;
+                    }
+                    last = Some(Last { here, there: after });
+                    continue;
                 }
                 if !drifted {
                     assert_eq!(lines(&pst), lines(&near.mailbox.pst()));
                 }
-                if !heard {
-                    // Edits before the next try may leave an old copy there, but lose nothing.
-                    near.sync_with(&far, options).expect("the second try");
-                    assert_eq!(state(&far.mailbox.pst()), after);
-                }
-                {
-                    remembered = true;
-                    last = Some(Last { here, there: after });
-                    let again = near.sync_with(&far, options).expect("syncs again");
-                    let c = again.counts;
-                    let sent = c.added + c.updated + c.moved + c.deleted;
-                    assert_eq!(sent, 0, "nothing is left to send: {c:?}");
-                }
+                remembered = true;
+                last = Some(Last { here, there: after });
+                assert_eq!(near.outgoing(), Vec::<std::path::PathBuf>::new());
+                let again = near.sync_with(&far, options).expect("syncs again");
+                let c = again.counts;
+                let sent = c.added + c.updated + c.moved + c.deleted;
+                assert_eq!(sent, 0, "nothing is left to send: {c:?}");
             }
         }
     }

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 
 use common::*;
 use pst::inventory::Inventory;
-use pst::ltp::PropValue;
+use pst::ltp::{PropBag, PropValue};
 use pst::messaging::tags;
 use pst::{Nid, Pst};
 use storage::{ReadAt, WriteAt};
@@ -312,4 +312,62 @@ fn a_side_that_lost_its_latest_epoch_deletes_nothing() {
     let report = near.sync(&far).expect("syncs");
     assert_eq!(report.counts.deleted, 0, "{report:?}");
     assert_eq!(far.mailbox.subjects(), ["m0", "m1", "m2", "new"]);
+}
+
+/// Two new folders that are equal but for the mail in them, whose numbers are taken at the target.
+#[test]
+fn equal_new_folders_are_told_apart_when_their_list_is_done_already() {
+    let named = |name: &str| -> PropBag {
+        [PropValue::string(tags::DISPLAY_NAME, name)]
+            .into_iter()
+            .collect()
+    };
+    // How many of the folders' numbers are taken, and which of the folders have mail.
+    for (taken, mail) in [
+        (0, [true, true]),
+        (1, [true, true]),
+        (2, [true, true]),
+        (3, [true, true]),
+        (1, [false, true]),
+        (1, [true, false]),
+        (2, [false, true]),
+        (2, [true, false]),
+    ] {
+        let base = Mailbox::new(1);
+        let edited = base.twin();
+        let root = base.pst().ipm_subtree().expect("a subtree");
+        for (i, with_mail) in mail.into_iter().enumerate() {
+            edited.edit(|tx| {
+                let folder = tx
+                    .create_folder(root, None, &named("Twin"))
+                    .expect("creates");
+                if with_mail {
+                    let data = message(&format!("in {i}"));
+                    tx.add_message(folder, None, &data, false).expect("adds");
+                }
+            });
+        }
+        let read = |pst: &Pst| Inventory::read(pst).expect("reads");
+        let changes = compare(&read(&base.pst()), &read(&edited.pst()));
+        let list = changes.into_iter().map(|c| (c.clone(), c.nid())).collect();
+        let package = compile(&edited.pst(), list).expect("compiles");
+        for i in 0..taken {
+            base.edit(|tx| {
+                let name = format!("Theirs {i}");
+                let folder = tx
+                    .create_folder(root, None, &named(&name))
+                    .expect("creates");
+                let data = message(&format!("theirs {i}"));
+                tx.add_message(folder, None, &data, false).expect("adds");
+            });
+        }
+        let file = || Arc::clone(&base.0) as Arc<dyn ReadAt>;
+        let first = apply(file(), &package).expect("applies");
+        first.write_set.commit(base.0.as_ref()).expect("commits");
+        let again = apply(file(), &package).expect("is done already");
+        assert_eq!(again.done, 0);
+        let what = format!("{taken} taken, {mail:?}");
+        assert_eq!(again.nid_map, first.nid_map, "{what}");
+        assert_eq!(taken == 0, first.nid_map.is_empty(), "{what}");
+    }
 }

@@ -25,6 +25,8 @@ pub struct Snapshot {
     pub reader: Arc<dyn ReadAt>,
     /// Bytes written since the last [`crate::Drive::mark_synced`], in every state.
     pub written: RangeSet,
+    /// The epoch of that mark: what was written after it is in `written`.
+    pub written_since: u64,
     /// Bytes that the share's file does not have.
     pub dirty: RangeSet,
     /// Number of this physical life of the file.

@@ -1,6 +1,7 @@
 //! A near and a far mailbox in memory, and a destination that applies as an agent does.
 #![allow(dead_code, clippy::expect_used, clippy::unwrap_used)]
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -11,8 +12,8 @@ use pst::{Nid, NidType, Pst};
 use storage::{Generation, MemStorage, RangeSet, ReadAt};
 use sync::kv::KvStore;
 use sync::{
-    ApplyAnswer, ApplyJob, ApplyOutcome, Destination, Options, Package, RemoteInventory, Report,
-    Sequencer, Source, SyncDatabase, SyncError, apply, sync_container,
+    Action, ApplyAnswer, ApplyJob, ApplyOutcome, Change, Destination, Options, Package,
+    RemoteInventory, Report, Sequencer, Source, SyncDatabase, SyncError, apply, sync_container,
 };
 use tempfile::TempDir;
 
@@ -162,6 +163,14 @@ pub struct Far {
     pub lies: bool,
     /// Applies, but the next answer gets lost.
     pub loses_answer: AtomicBool,
+    /// The next request gets lost.
+    pub loses_request: AtomicBool,
+    /// Refuses packages with patches, as one that is not fit for them.
+    pub refuses_patches: bool,
+    /// What was applied, by sequence, with the digest of the package.
+    pub records: Mutex<BTreeMap<u64, ([u8; 32], ApplyOutcome)>>,
+    /// The far side after each package that was applied.
+    applied: Mutex<Vec<Mailbox>>,
 }
 
 impl Far {
@@ -172,7 +181,18 @@ impl Far {
             before_apply: Mutex::default(),
             lies: false,
             loses_answer: AtomicBool::new(false),
+            loses_request: AtomicBool::new(false),
+            refuses_patches: false,
+            records: Mutex::default(),
+            applied: Mutex::default(),
         }
+    }
+}
+
+impl Far {
+    /// The far side after each package that was applied; cleared by whom it is of use to.
+    pub fn applied(&self) -> std::sync::MutexGuard<'_, Vec<Mailbox>> {
+        self.applied.lock().expect("lock")
     }
 }
 
@@ -192,47 +212,88 @@ impl Destination for Far {
         if let Some(disturb) = self.before_apply.lock().expect("lock").pop() {
             disturb(&self.mailbox);
         }
+        let lost = |what: &str| {
+            Err(SyncError::Destination {
+                message: format!("the {what} was lost"),
+                retry: true,
+                offline: false,
+            })
+        };
+        if self.loses_request.swap(false, Ordering::SeqCst) {
+            return lost("request");
+        }
         self.applies.fetch_add(1, Ordering::SeqCst);
+        let digest = *blake3::hash(job.package).as_bytes();
+        let mut records = self.records.lock().expect("lock");
+        if let Some((sequence, (of, outcome))) = records.last_key_value() {
+            if *sequence == job.sequence && *of == digest {
+                let outcome = outcome.clone();
+                if self.loses_answer.swap(false, Ordering::SeqCst) {
+                    return lost("answer");
+                }
+                return Ok(ApplyAnswer::Applied(ApplyOutcome {
+                    repeated: true,
+                    ..outcome
+                }));
+            }
+            if *sequence >= job.sequence {
+                return Ok(ApplyAnswer::WrongBase);
+            }
+        }
         let file = &self.mailbox.0;
         if Generation::of(file.as_ref()).expect("hashes") != job.base {
             return Ok(ApplyAnswer::WrongBase);
         }
         let package = Package::decode(job.package)?;
+        let is_patch = |c: &Change| matches!(&c.action, Action::Update { patch: Some(_), .. });
+        if self.refuses_patches && package.changes.iter().any(is_patch) {
+            return Ok(ApplyAnswer::Refused("no patches here".to_owned()));
+        }
         let applied = match apply(Arc::clone(file) as Arc<dyn ReadAt>, &package) {
             Err(SyncError::WrongBase { .. }) => return Ok(ApplyAnswer::WrongBase),
             result => result?,
         };
         applied.write_set.commit(file.as_ref()).expect("commits");
-        let mut digest = Inventory::read(&self.mailbox.pst())?.digest();
+        let mut inventory_digest = Inventory::read(&self.mailbox.pst())?.digest();
         if applied.nid_map.is_empty() {
-            assert_eq!(digest, job.expected, "the client expects what comes out");
+            assert_eq!(
+                inventory_digest, job.expected,
+                "the client expects what comes out"
+            );
         }
         if self.lies {
-            digest[0] ^= 1;
+            inventory_digest[0] ^= 1;
         }
-        if self.loses_answer.swap(false, Ordering::SeqCst) {
-            return Err(SyncError::Destination {
-                message: "the answer was lost".to_owned(),
-                retry: true,
-                offline: false,
-            });
-        }
-        Ok(ApplyAnswer::Applied(ApplyOutcome {
-            inventory_digest: digest,
+        let outcome = ApplyOutcome {
+            inventory_digest,
             generation: Generation::of(file.as_ref()).expect("hashes"),
             nid_map: applied.nid_map,
             bytes_sent: job.package.len() as u64,
             repeated: false,
-        }))
+        };
+        records.insert(job.sequence, (digest, outcome.clone()));
+        self.applied().push(self.mailbox.twin());
+        if self.loses_answer.swap(false, Ordering::SeqCst) {
+            return lost("answer");
+        }
+        Ok(ApplyAnswer::Applied(outcome))
     }
 }
 
-pub struct Counter(pub u64);
+/// Numbers as the journal gives them: the same digest gets the same one again, until it is answered.
+#[derive(Default)]
+pub struct Counter {
+    last: u64,
+    digest: Option<[u8; 32]>,
+}
 
 impl Sequencer for Counter {
-    fn next(&mut self, _: [u8; 32]) -> std::io::Result<u64> {
-        self.0 += 1;
-        Ok(self.0)
+    fn next(&mut self, digest: [u8; 32]) -> std::io::Result<u64> {
+        if self.digest != Some(digest) {
+            self.last += 1;
+            self.digest = Some(digest);
+        }
+        Ok(self.last)
     }
 }
 
@@ -245,28 +306,29 @@ pub struct Near {
     pub lineage: u64,
     /// The bytes that the near file started from, if they are known.
     pub started_from: Option<Generation>,
-    /// The bytes as of the last mark.
-    marked: Vec<u8>,
+    /// The bytes as of the last mark, and its epoch.
+    marked: (Vec<u8>, u64),
+    /// The epoch of the last snapshot.
     pub epoch: u64,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl Near {
     pub fn new(mailbox: Mailbox) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let started_from = Some(mailbox.generation());
-        let marked = mailbox.0.to_vec();
+        let marked = (mailbox.0.to_vec(), 0);
         let store = KvStore::open(&dir.path().join("db")).expect("opens");
         let database = SyncDatabase::new(store);
         Self {
             mailbox,
             database,
-            sequence: Counter(0),
+            sequence: Counter::default(),
             lineage: 1,
             started_from,
             marked,
             epoch: 10,
-            _dir: dir,
+            dir,
         }
     }
 
@@ -275,7 +337,48 @@ impl Near {
         let dir = tempfile::tempdir().expect("a directory");
         let store = KvStore::open(&dir.path().join("db")).expect("opens");
         self.database = SyncDatabase::new(store);
-        self._dir = dir;
+        self.dir = dir;
+    }
+
+    /// The daemon is started anew, on what lies on the disk.
+    pub fn restart(&mut self) {
+        self.forget_while(|_| ());
+    }
+
+    /// The database does not open, and a new one is begun beside what else lies there.
+    pub fn lose_database(&mut self) {
+        self.forget_while(|dir| {
+            std::fs::remove_dir_all(dir.join("data")).expect("removes");
+        });
+    }
+
+    fn forget_while(&mut self, meanwhile: impl FnOnce(&std::path::Path)) {
+        let elsewhere = tempfile::tempdir().expect("a directory");
+        let other = KvStore::open(&elsewhere.path().join("db")).expect("opens");
+        self.database = SyncDatabase::new(other);
+        meanwhile(&self.state_dir());
+        let store = KvStore::open(&self.state_dir()).expect("opens");
+        self.database = SyncDatabase::new(store);
+    }
+
+    /// Where the database lies.
+    pub fn state_dir(&self) -> std::path::PathBuf {
+        self.dir.path().join("db")
+    }
+
+    /// What lies in the database's directory of packages that are on their way.
+    pub fn outgoing(&self) -> Vec<std::path::PathBuf> {
+        let dir = self.state_dir().join("outgoing");
+        let Ok(list) = std::fs::read_dir(dir) else {
+            return Vec::new();
+        };
+        list.map(|entry| entry.expect("reads").path()).collect()
+    }
+
+    /// Other destinations were synced, and what was written until now is marked as synced.
+    pub fn mark(&mut self) {
+        self.epoch += 1;
+        self.marked = (self.mailbox.0.to_vec(), self.epoch);
     }
 
     pub fn sync(&mut self, far: &Far) -> sync::Result<Report> {
@@ -283,22 +386,45 @@ impl Near {
     }
 
     pub fn sync_with(&mut self, far: &Far, options: Options) -> sync::Result<Report> {
+        self.run(far, far, options)
+    }
+
+    /// Syncs to a destination that stands before `far`.
+    pub fn sync_to(&mut self, before: &dyn Destination, far: &Far) -> sync::Result<Report> {
+        self.run(before, far, Options::default())
+    }
+
+    fn run(
+        &mut self,
+        destination: &dyn Destination,
+        far: &Far,
+        options: Options,
+    ) -> sync::Result<Report> {
         let started_from = self.started_from;
         let now = self.mailbox.0.to_vec();
-        let written = differing(&self.marked, &now);
+        let written = differing(&self.marked.0, &now);
+        self.epoch += 1;
         let source = Source {
             reader: Arc::new(MemStorage::from(now.clone())),
             lineage: self.lineage,
             epoch: self.epoch,
             written: &written,
+            written_since: self.marked.1,
             is_base: &|| started_from == Some(far.mailbox.generation()),
         };
         let mut quiet = |_, _| {};
         let (database, sequence) = (&self.database, &mut self.sequence);
         let report = sync_container(
-            "a.pst", &source, far, database, sequence, options, &mut quiet,
+            "a.pst",
+            &source,
+            destination,
+            database,
+            sequence,
+            options,
+            &mut quiet,
         )?;
-        self.marked = now;
+        self.marked = (now, self.epoch);
+        self.sequence.digest = None;
         Ok(report)
     }
 }

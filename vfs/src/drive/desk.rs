@@ -246,6 +246,7 @@ impl Drive {
                     before,
                 }),
                 written: st.written.total(),
+                written_since: st.synced_epoch,
                 dirty: st.dirty.total(),
                 lineage: file.lineage(&st),
                 attached: st.attached,
