@@ -10,6 +10,7 @@
 mod change;
 mod checkpoint;
 mod content;
+mod crawl;
 mod desk;
 mod fill;
 mod make;
@@ -48,6 +49,7 @@ use crate::share::Share;
 use crate::tree::Tree;
 
 pub use content::Opened;
+pub use crawl::TreeStatus;
 pub use desk::{ContainerStatus, DriveStatus, Exclusive};
 pub use names::{DirEntry, NodeAttr};
 pub use push::PushOutcome;
@@ -116,6 +118,9 @@ pub struct DriveConfig {
     pub pins: Option<Vec<String>>,
     /// Bytes a second that filling the cache may take from the link; `None`: what programs leave.
     pub fill_rate: Option<u64>,
+    /// How many names are learned ahead of use, so that they are known while the share is away. Some
+    /// 700 bytes of memory each.
+    pub tree_limit: usize,
     /// The state directory may be unplugged, and go on at another host.
     pub removable: Option<Removable>,
     /// The disk that the state directory is; `None`: the directory `state_dir` of the system.
@@ -147,6 +152,7 @@ impl DriveConfig {
             cache_size: None,
             pins: None,
             fill_rate: None,
+            tree_limit: 250_000,
             removable: None,
             disk: None,
             background: true,
@@ -181,6 +187,10 @@ pub struct Drive {
     pins: Patterns,
     space: room::Space,
     pace: fill::Pace,
+    crawl: crawl::Crawl,
+    tree_limit: usize,
+    /// The drive is being given up: the background asks the share for nothing more.
+    ending: AtomicBool,
     /// Records through this one have their bytes in the cache files, of all files.
     data_lsn: AtomicU64,
     /// Bytes in all overlays.
@@ -258,6 +268,7 @@ impl Drive {
             self.leave_share();
         }
         if state != State::Offline {
+            self.crawl.make_due();
             self.bell.want_fill.store(true, Ordering::SeqCst);
         }
         self.bell.ring();
@@ -339,12 +350,24 @@ impl Drive {
         self.journal.sync(self.journal.last())
     }
 
+    /// Ends what the background does with the share: soon, also where an answer is awaited.
+    pub fn end_background(&self) {
+        self.ending.store(true, Ordering::SeqCst);
+        self.bell.ring();
+    }
+
+    pub(crate) fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::SeqCst)
+    }
+
     /// Flushes everything and brings the cache files up to date: the drive can then be dropped
-    /// and opened again without replay. What the share lacks stays recorded (R4).
+    /// and opened again without replay. What the share lacks stays recorded (R4). The background
+    /// asks the share for nothing more.
     ///
     /// # Errors
     /// What could not be flushed.
     pub fn shutdown(&self) -> Result<()> {
+        self.end_background();
         self.flush_passed_through();
         self.sync_all()?;
         self.checkpoint()?;

@@ -4,6 +4,7 @@
 //! files is answered there; everything else goes to an elastic pool, so that a call that waits for
 //! the share blocks itself alone (R11).
 
+mod dirs;
 mod mount;
 mod translate;
 
@@ -22,11 +23,12 @@ use fuser::{
 
 pub use mount::{MountHandle, MountOptions, mount};
 
+use self::dirs::OpenDirs;
 use self::translate::{empty, entry, file_attr, file_type, nanos, report, sized};
-use crate::drive::{DirEntry, Drive, XattrMode, now};
+use crate::drive::{Drive, XattrMode, now};
 use crate::error::Error;
 use crate::link::Pool;
-use crate::share::{Kind, SetAttr};
+use crate::share::SetAttr;
 
 /// How long the kernel trusts names and attributes.
 const TTL: Duration = Duration::from_secs(1);
@@ -37,6 +39,7 @@ const MAX_IO: u32 = 1 << 20;
 struct Frontend {
     drive: Arc<Drive>,
     pool: Pool,
+    dirs: Arc<OpenDirs>,
 }
 
 impl Frontend {
@@ -372,35 +375,33 @@ impl Filesystem for Frontend {
         &self,
         _: &Request,
         ino: INodeNo,
-        _: FileHandle,
+        fh: FileHandle,
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
+        let dirs = self.dirs.clone();
         self.spawn(move |d| {
-            let listed = d.readdir(ino.0).and_then(|all| Ok((all, d.parent(ino.0)?)));
-            let (entries, parent) = match listed {
-                Ok(listed) => listed,
+            let listing = match dirs.listing(d, fh.0, ino.0, offset == 0) {
+                Ok(listing) => listing,
                 Err(e) => return reply.error(report("readdir", &e)),
             };
-            let dots = [(".", ino.0), ("..", parent)].map(|(name, id)| DirEntry {
-                name: name.to_owned(),
-                id,
-                kind: Kind::Dir,
-            });
-            // An entry's place is its node's number, which stays while others come and go.
-            let mut all: Vec<DirEntry> = entries;
-            all.sort_by_key(|e| e.id);
-            let places = dots.into_iter().zip(1..).chain(all.into_iter().map(|e| {
-                let place = e.id + 2;
-                (e, place)
-            }));
-            for (e, place) in places.filter(|(_, place)| *place > offset) {
-                if reply.add(INodeNo(e.id), place, file_type(e.kind), &e.name) {
+            let from = listing.partition_point(|(place, _)| *place <= offset);
+            for (place, e) in listing.get(from..).unwrap_or_default() {
+                if reply.add(INodeNo(e.id), *place, file_type(e.kind), &e.name) {
                     break;
                 }
             }
             reply.ok();
         });
+    }
+
+    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        reply.opened(FileHandle(self.dirs.add()), FopenFlags::empty());
+    }
+
+    fn releasedir(&self, _: &Request, _: INodeNo, fh: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+        self.dirs.remove(fh.0);
+        reply.ok();
     }
 
     fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {

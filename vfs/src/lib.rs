@@ -34,7 +34,7 @@ pub use disk::owner::Removable;
 pub use drive::{
     CacheStatus, ContainerStatus, DirEntry, Drive, DriveConfig, DriveStatus, Event, Exclusive,
     Filling, Incomplete, NodeAttr, Opened, PushOutcome, Reintegrated, ReintegratedOutcome, State,
-    XattrMode,
+    TreeStatus, XattrMode,
 };
 pub use epoch::{EpochValidator, Verdict};
 pub use error::{Error, Result};

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::crawl::Rounds;
 use super::room::For;
 use super::{Drive, Event, State};
 use crate::error::{Error, Result};
@@ -24,9 +25,6 @@ const STEP: u64 = 1 << 20;
 /// Fetched bytes are flushed and recorded every so many bytes: progress that survives.
 const RECORD: u64 = 64 << 20;
 
-/// The whole tree is listed again after this long, for files that others made on the share.
-const RESCAN: Duration = Duration::from_secs(600);
-
 /// How filling goes on, and how fast it may.
 pub(crate) struct Pace {
     /// Bytes a second.
@@ -38,8 +36,6 @@ pub(crate) struct Pace {
 struct PaceState {
     path: Option<String>,
     trouble: Option<String>,
-    /// When the whole tree was last listed and every pinned file found whole.
-    done: Option<Instant>,
 }
 
 impl Pace {
@@ -61,7 +57,7 @@ impl Pace {
     }
 
     /// How long to leave the link alone after a step of `bytes` that took `took`.
-    fn rest(&self, bytes: u64, took: Duration, others: bool) -> Duration {
+    pub(super) fn rest(&self, bytes: u64, took: Duration, others: bool) -> Duration {
         let share = if others { took } else { Duration::ZERO };
         let due = self.rate.map_or(Duration::ZERO, |rate| {
             Duration::from_secs_f64(bytes as f64 / rate as f64)
@@ -230,7 +226,7 @@ impl Drive {
                 st.valid.gaps(0..size).into_iter().next()
             };
             let Some(gap) = gap else { break };
-            if self.state() == State::Offline {
+            if self.state() == State::Offline || self.is_ending() {
                 return Err(Error::NotCached(self.tree().path(node)));
             }
             let step = gap.start..gap.end.min(gap.start + STEP);
@@ -242,7 +238,7 @@ impl Drive {
             let rest = self.pace.rest(len, began.elapsed(), others);
             if !rest.is_zero() {
                 // Ends early when something is wanted, such as the end of the drive.
-                self.bell.wait(rest, || false);
+                self.bell.wait(rest, || self.is_ending());
             }
             if since >= RECORD {
                 self.record_fetched(file)?;
@@ -292,30 +288,18 @@ impl Drive {
     /// # Errors
     /// The first failure, after everything else was tried.
     pub fn fill(&self) -> Result<()> {
-        let mut first = Ok(());
+        self.fill_after(self.crawl(Rounds::Any))
+    }
+
+    /// Fetches what is pinned, once the tree was looked at as `first` says.
+    fn fill_after(&self, mut first: Result<()>) -> Result<()> {
         let mut note = |r: Result<()>| {
             if first.is_ok() {
                 first = r;
             }
         };
-        let mut stack = vec![ROOT];
-        while let Some(dir) = stack.pop() {
-            if self.state() == State::Offline {
-                break;
-            }
-            let known = self.tree().nodes.get(&dir).is_some_and(|n| n.known);
-            if !known || self.state() == State::Online {
-                note(self.refresh_dir(dir));
-            }
-            let tree = self.tree();
-            if let Ok(node) = tree.dir(dir) {
-                let is_dir =
-                    |id: &&u64| tree.nodes.get(id).is_some_and(|n| n.attr.kind == Kind::Dir);
-                stack.extend(node.children.values().filter(is_dir));
-            }
-        }
         for (node, path) in self.fill_order() {
-            if self.state() == State::Offline {
+            if self.state() == State::Offline || self.is_ending() {
                 break;
             }
             let done = self.file(node).and_then(|file| {
@@ -334,10 +318,6 @@ impl Drive {
         let mut pace = self.pace.state();
         pace.path = None;
         pace.trouble = first.as_ref().err().map(ToString::to_string);
-        pace.done = (first.is_ok() && self.state() != State::Offline).then(Instant::now);
-        drop(pace);
-        // The tree that was learned is to be there after a restart too.
-        self.bell.want_checkpoint.store(true, Ordering::SeqCst);
         first
     }
 
@@ -389,18 +369,14 @@ impl Drive {
 
     /// One round of the background thread.
     pub(crate) fn fill_in_background(&self) {
-        if self.state() == State::Offline {
+        if self.state() == State::Offline || self.is_ending() {
             return;
         }
-        let old = self
-            .pace
-            .state()
-            .done
-            .is_some_and(|at| at.elapsed() >= RESCAN);
-        if !self.bell.want_fill.swap(false, Ordering::SeqCst) && !old {
+        let wanted = self.bell.want_fill.swap(false, Ordering::SeqCst);
+        if !wanted && !self.crawl_waits() {
             return;
         }
-        if let Err(error) = self.fill() {
+        if let Err(error) = self.fill_after(self.crawl(Rounds::Due)) {
             tracing::debug!(%error, "the cache is not complete yet");
             // Tried again at the next round.
             self.bell.want_fill.store(true, Ordering::SeqCst);

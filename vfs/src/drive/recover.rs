@@ -1,9 +1,10 @@
 //! Opening a drive: metadata, then the journal, then the background.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
+use super::crawl::Crawl;
 use super::fill::Pace;
 use super::room::Space;
 use super::{Bell, Drive, DriveConfig, now};
@@ -17,7 +18,7 @@ use crate::journal::store::DirStore;
 use crate::link::{InDoubt, Link};
 use crate::path::Patterns;
 use crate::share::{Attr, Kind};
-use crate::tree::{Node, ROOT, Tree};
+use crate::tree::{ROOT, Tree};
 
 impl Drive {
     /// Opens a drive on its state directory, recovering what an earlier run left behind. The
@@ -50,10 +51,10 @@ impl Drive {
         // of the bytes beside it.
         journal.mark()?;
         let (mut tree, unwritten) = recovery.finish()?;
-        tree.names = config.share.names();
+        tree.set_names(config.share.names());
         // Also where only the name survived: what lies in that file is of a lost moment, and would
         // show when the new one grows.
-        let known = |id| tree.nodes.get(&id).is_some_and(|n: &Node| n.file.is_some());
+        let known = |id| tree.nodes.get(&id).is_some_and(|n| n.file.is_some());
         dir.remove_stray_data(known)?;
 
         let background = config.background;
@@ -77,6 +78,9 @@ impl Drive {
             containers,
             space: Space::new(config.available, config.reserve, config.cache_size),
             pace: Pace::new(config.fill_rate),
+            crawl: Crawl::default(),
+            tree_limit: config.tree_limit,
+            ending: AtomicBool::new(false),
             data_lsn: AtomicU64::new(data_lsn),
             unwritten: AtomicU64::new(unwritten),
             unwritten_limit: config.unwritten_limit.max(1),

@@ -125,6 +125,7 @@ pub fn mount(
     let frontend = Frontend {
         drive: drive.clone(),
         pool: Pool::new("drive-call", 256),
+        dirs: Arc::default(),
     };
     let session = fuser::spawn_mount(frontend, mountpoint, &config)?;
     Ok(MountHandle {

@@ -71,6 +71,16 @@ pub enum TreeOp {
 }
 
 impl TreeOp {
+    /// Directory and name that it makes, if it makes one.
+    #[must_use]
+    pub fn makes(&self) -> Option<(u64, &str)> {
+        match self {
+            TreeOp::Create(r) => Some((r.parent, &r.name)),
+            TreeOp::Rename { parent, name, .. } => Some((*parent, name)),
+            TreeOp::Remove { .. } | TreeOp::SetAttr { .. } | TreeOp::SetXattr { .. } => None,
+        }
+    }
+
     /// The node that it changes (one that a rename replaces apart).
     #[must_use]
     pub fn node(&self) -> u64 {
