@@ -20,6 +20,7 @@ mod push;
 mod read;
 mod recover;
 mod reintegrate;
+mod renew;
 mod room;
 mod route;
 mod shorten;
@@ -121,6 +122,9 @@ pub struct DriveConfig {
     /// How many names are learned ahead of use, so that they are known while the share is away. Some
     /// 700 bytes of memory each.
     pub tree_limit: usize,
+    /// How long a detached container is left alone after its last use before it is compared with the
+    /// share's file, and passed through again.
+    pub attach_after: Duration,
     /// The state directory may be unplugged, and go on at another host.
     pub removable: Option<Removable>,
     /// The disk that the state directory is; `None`: the directory `state_dir` of the system.
@@ -153,6 +157,7 @@ impl DriveConfig {
             pins: None,
             fill_rate: None,
             tree_limit: 250_000,
+            attach_after: Duration::from_secs(30),
             removable: None,
             disk: None,
             background: true,
@@ -189,6 +194,7 @@ pub struct Drive {
     pace: fill::Pace,
     crawl: crawl::Crawl,
     tree_limit: usize,
+    attach_after: Duration,
     /// The drive is being given up: the background asks the share for nothing more.
     ending: AtomicBool,
     /// Records through this one have their bytes in the cache files, of all files.

@@ -25,6 +25,9 @@ const STEP: u64 = 1 << 20;
 /// Fetched bytes are flushed and recorded every so many bytes: progress that survives.
 const RECORD: u64 = 64 << 20;
 
+/// How often it is looked for containers that may be attached again.
+const LOOK: Duration = Duration::from_secs(15);
+
 /// How filling goes on, and how fast it may.
 pub(crate) struct Pace {
     /// Bytes a second.
@@ -36,6 +39,8 @@ pub(crate) struct Pace {
 struct PaceState {
     path: Option<String>,
     trouble: Option<String>,
+    /// When it was last looked whether a detached container may be attached again.
+    looked: Option<Instant>,
 }
 
 impl Pace {
@@ -195,22 +200,7 @@ impl Drive {
     }
 
     fn fill_node(&self, node: u64, file: &Arc<FileNode>) -> Result<()> {
-        {
-            let _open = file.open.lock().unwrap_or_else(PoisonError::into_inner);
-            let (closed, clean) = {
-                let st = file.read();
-                (
-                    st.opens == 0 && !st.exclusive,
-                    st.attached && !st.is_dirty(),
-                )
-            };
-            let share_path = self.tree().share_path(node);
-            if let (true, true, Some(at)) = (closed, clean, share_path) {
-                // Not open: begin anew if the share's file is another by now.
-                let (_, stamp, _) = self.open_on_share(&at, false)?;
-                self.settle(file, stamp)?;
-            }
-        }
+        self.bring_up_to_date(node, file)?;
         let was_full = file.read().fully_cached();
         if !was_full {
             self.pace.state().path = Some(self.tree().path(node));
@@ -304,7 +294,7 @@ impl Drive {
             }
             let done = self.file(node).and_then(|file| {
                 let full = file.read().fully_cached();
-                if full {
+                if full && !self.may_be_behind(node, &file) {
                     Ok(())
                 } else {
                     self.fill_node(node, &file)
@@ -314,6 +304,12 @@ impl Drive {
                 tracing::debug!(path, %error, "not wholly cached yet");
             }
             note(done);
+        }
+        for (node, file) in self.behind() {
+            if self.state() == State::Offline || self.is_ending() {
+                break;
+            }
+            note(self.bring_up_to_date(node, &file));
         }
         let mut pace = self.pace.state();
         pace.path = None;
@@ -373,7 +369,7 @@ impl Drive {
             return;
         }
         let wanted = self.bell.want_fill.swap(false, Ordering::SeqCst);
-        if !wanted && !self.crawl_waits() {
+        if !wanted && !self.crawl_waits() && !self.something_detached() {
             return;
         }
         if let Err(error) = self.fill_after(self.crawl(Rounds::Due)) {
@@ -381,6 +377,20 @@ impl Drive {
             // Tried again at the next round.
             self.bell.want_fill.store(true, Ordering::SeqCst);
         }
+    }
+
+    /// Whether a detached container may be attached again; looked at now and then.
+    fn something_detached(&self) -> bool {
+        {
+            let mut pace = self.pace.state();
+            if pace.looked.is_some_and(|at| at.elapsed() < LOOK) {
+                return false;
+            }
+            pace.looked = Some(Instant::now());
+        }
+        self.files()
+            .iter()
+            .any(|(node, file)| !file.read().attached && self.may_be_behind(*node, file))
     }
 
     /// The node at a path.

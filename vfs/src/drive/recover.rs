@@ -8,7 +8,7 @@ use super::crawl::Crawl;
 use super::fill::Pace;
 use super::room::Space;
 use super::{Bell, Drive, DriveConfig, now};
-use crate::cache::{Meta, StateDir};
+use crate::cache::{Meta, StateDir, from_ranges};
 use crate::disk::RealDisk;
 use crate::error::{Error, Result};
 use crate::file::{FileNode, FileState};
@@ -81,6 +81,7 @@ impl Drive {
             crawl: Crawl::default(),
             tree_limit: config.tree_limit,
             ending: AtomicBool::new(false),
+            attach_after: config.attach_after,
             data_lsn: AtomicU64::new(data_lsn),
             unwritten: AtomicU64::new(unwritten),
             unwritten_limit: config.unwritten_limit.max(1),
@@ -91,6 +92,7 @@ impl Drive {
             bell: Arc::new(Bell::default()),
             listeners: Mutex::default(),
         });
+        drive.finish_renewals()?;
         if let (true, Some(owner)) = (background, drive.dir.owner()) {
             spawn("drive-beat", &drive, owner.interval(), Drive::beat)?;
         }
@@ -306,6 +308,19 @@ impl<'a> Recovery<'a> {
                     st.note_attach(stamp, lineage, lsn);
                 }
             }
+            M::Renewed {
+                stamp,
+                lineage,
+                valid,
+                ..
+            } => {
+                if bytes {
+                    st.unwritten.clear();
+                }
+                if fresh {
+                    st.note_renewed(stamp, lineage, from_ranges(&valid), lsn);
+                }
+            }
             M::OnlineWrite {
                 offset, len, teed, ..
             } if fresh => {
@@ -485,6 +500,7 @@ fn file_of(record: &MetaRecord) -> u64 {
         | M::OnlineFlushed { file, .. }
         | M::Flip { file }
         | M::Attach { file, .. }
+        | M::Renewed { file, .. }
         | M::Fetched { file, .. }
         | M::Epoch { file }
         | M::MarkSynced { file, .. }

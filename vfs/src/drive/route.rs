@@ -169,6 +169,8 @@ impl Drive {
         drop(st);
         let path = self.tree().path(node);
         tracing::warn!(path, %error, "the share failed: the file is served from the cache now");
+        // The share may be another when it is back.
+        self.crawl.make_due();
         self.emit(&Event::Flipped(path));
         Ok(())
     }

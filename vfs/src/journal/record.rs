@@ -280,6 +280,18 @@ pub enum MetaRecord {
         /// The file's node.
         file: u64,
     },
+    /// The cache file is a copy of another file of the share from here on: of these bytes, of which those
+    /// that differ lie beside it.
+    Renewed {
+        /// The file's node.
+        file: u64,
+        /// The share's file.
+        stamp: Stamp,
+        /// Number of this physical life.
+        lineage: u64,
+        /// What the cache has of it.
+        valid: Vec<(u64, u64)>,
+    },
 }
 
 const WRITE: u8 = 1;
