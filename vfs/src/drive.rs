@@ -7,6 +7,7 @@
 //!
 //! No lock that another file's operation needs is held across a share call or a flush (R11).
 
+mod ahead;
 mod change;
 mod checkpoint;
 mod content;
@@ -16,6 +17,7 @@ mod fill;
 mod make;
 mod names;
 mod optimise;
+mod passthrough;
 mod push;
 mod read;
 mod recover;
@@ -25,6 +27,7 @@ mod room;
 mod route;
 mod shorten;
 mod space;
+mod watch;
 mod write;
 mod xattr;
 
@@ -49,6 +52,7 @@ use crate::path::Patterns;
 use crate::share::Share;
 use crate::tree::Tree;
 
+pub use ahead::AheadCount;
 pub use content::Opened;
 pub use crawl::TreeStatus;
 pub use desk::{ContainerStatus, DriveStatus, Exclusive};
@@ -56,6 +60,7 @@ pub use names::{DirEntry, NodeAttr};
 pub use push::PushOutcome;
 pub use reintegrate::{Reintegrated, ReintegratedOutcome};
 pub use room::{CacheStatus, Filling, Incomplete};
+pub use watch::OnChange;
 pub use xattr::XattrMode;
 
 /// What the drive may use of the link.
@@ -172,6 +177,7 @@ pub(crate) struct Handle {
     pub file: Arc<FileNode>,
     pub read: bool,
     pub write: bool,
+    pub ahead: ahead::Ahead,
 }
 
 /// The drive. Shared by frontend, daemon and background threads.
@@ -210,6 +216,8 @@ pub struct Drive {
     reintegrating: Mutex<()>,
     /// Changes of the tree whose share calls were left behind.
     tree_doubt: InDoubt,
+    ahead: ahead::Counters,
+    tell: Mutex<Option<Arc<OnChange>>>,
     bell: Arc<Bell>,
     listeners: Mutex<Vec<mpsc::Sender<Event>>>,
 }

@@ -89,6 +89,8 @@ impl Drive {
             checkpoint: Mutex::default(),
             reintegrating: Mutex::default(),
             tree_doubt: InDoubt::default(),
+            ahead: super::ahead::Counters::default(),
+            tell: Mutex::default(),
             bell: Arc::new(Bell::default()),
             listeners: Mutex::default(),
         });
@@ -109,6 +111,12 @@ impl Drive {
                 &drive,
                 Duration::from_secs(2),
                 Drive::fill_in_background,
+            )?;
+            spawn(
+                "drive-watch",
+                &drive,
+                drive.attr_life.max(Duration::from_secs(1)),
+                Drive::watch_in_background,
             )?;
         }
         Ok(drive)
