@@ -45,6 +45,12 @@ pub trait Disk: Send + Sync {
     fn available(&self) -> io::Result<u64>;
     /// Takes the directory for this process; `None` while another has it.
     fn lock(&self) -> io::Result<Option<DiskLock>>;
+    /// An existing file as the system knows it, for reading; `None` where there is no such thing, or others
+    /// than this process may not rely on it.
+    fn system_file(&self, path: &str) -> Option<io::Result<File>> {
+        let _ = path;
+        None
+    }
     /// Names the time since which nothing that was written can have been lost by the system: empty
     /// where that is not known.
     fn boot_id(&self) -> Vec<u8>;
@@ -205,6 +211,10 @@ impl Disk for RealDisk {
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(e)) => Err(e),
         }
+    }
+
+    fn system_file(&self, path: &str) -> Option<io::Result<File>> {
+        Some(File::open(self.at(path)))
     }
 
     fn boot_id(&self) -> Vec<u8> {

@@ -7,22 +7,27 @@
 //!
 //! No lock that another file's operation needs is held across a share call or a flush (R11).
 
+mod ahead;
 mod change;
 mod checkpoint;
 mod content;
+mod crawl;
 mod desk;
 mod fill;
 mod make;
 mod names;
 mod optimise;
+mod passthrough;
 mod push;
 mod read;
 mod recover;
 mod reintegrate;
+mod renew;
 mod room;
 mod route;
 mod shorten;
 mod space;
+mod watch;
 mod write;
 mod xattr;
 
@@ -47,12 +52,15 @@ use crate::path::Patterns;
 use crate::share::Share;
 use crate::tree::Tree;
 
+pub use ahead::AheadCount;
 pub use content::Opened;
+pub use crawl::TreeStatus;
 pub use desk::{ContainerStatus, DriveStatus, Exclusive};
 pub use names::{DirEntry, NodeAttr};
 pub use push::PushOutcome;
 pub use reintegrate::{Reintegrated, ReintegratedOutcome};
 pub use room::{CacheStatus, Filling, Incomplete};
+pub use watch::OnChange;
 pub use xattr::XattrMode;
 
 /// What the drive may use of the link.
@@ -116,6 +124,12 @@ pub struct DriveConfig {
     pub pins: Option<Vec<String>>,
     /// Bytes a second that filling the cache may take from the link; `None`: what programs leave.
     pub fill_rate: Option<u64>,
+    /// How many names are learned ahead of use, so that they are known while the share is away. Some
+    /// 700 bytes of memory each.
+    pub tree_limit: usize,
+    /// How long a detached container is left alone after its last use before it is compared with the
+    /// share's file, and passed through again.
+    pub attach_after: Duration,
     /// The state directory may be unplugged, and go on at another host.
     pub removable: Option<Removable>,
     /// The disk that the state directory is; `None`: the directory `state_dir` of the system.
@@ -147,6 +161,8 @@ impl DriveConfig {
             cache_size: None,
             pins: None,
             fill_rate: None,
+            tree_limit: 250_000,
+            attach_after: Duration::from_secs(30),
             removable: None,
             disk: None,
             background: true,
@@ -161,6 +177,7 @@ pub(crate) struct Handle {
     pub file: Arc<FileNode>,
     pub read: bool,
     pub write: bool,
+    pub ahead: ahead::Ahead,
 }
 
 /// The drive. Shared by frontend, daemon and background threads.
@@ -181,6 +198,11 @@ pub struct Drive {
     pins: Patterns,
     space: room::Space,
     pace: fill::Pace,
+    crawl: crawl::Crawl,
+    tree_limit: usize,
+    attach_after: Duration,
+    /// The drive is being given up: the background asks the share for nothing more.
+    ending: AtomicBool,
     /// Records through this one have their bytes in the cache files, of all files.
     data_lsn: AtomicU64,
     /// Bytes in all overlays.
@@ -194,6 +216,8 @@ pub struct Drive {
     reintegrating: Mutex<()>,
     /// Changes of the tree whose share calls were left behind.
     tree_doubt: InDoubt,
+    ahead: ahead::Counters,
+    tell: Mutex<Option<Arc<OnChange>>>,
     bell: Arc<Bell>,
     listeners: Mutex<Vec<mpsc::Sender<Event>>>,
 }
@@ -258,6 +282,7 @@ impl Drive {
             self.leave_share();
         }
         if state != State::Offline {
+            self.crawl.make_due();
             self.bell.want_fill.store(true, Ordering::SeqCst);
         }
         self.bell.ring();
@@ -339,12 +364,24 @@ impl Drive {
         self.journal.sync(self.journal.last())
     }
 
+    /// Ends what the background does with the share: soon, also where an answer is awaited.
+    pub fn end_background(&self) {
+        self.ending.store(true, Ordering::SeqCst);
+        self.bell.ring();
+    }
+
+    pub(crate) fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::SeqCst)
+    }
+
     /// Flushes everything and brings the cache files up to date: the drive can then be dropped
-    /// and opened again without replay. What the share lacks stays recorded (R4).
+    /// and opened again without replay. What the share lacks stays recorded (R4). The background
+    /// asks the share for nothing more.
     ///
     /// # Errors
     /// What could not be flushed.
     pub fn shutdown(&self) -> Result<()> {
+        self.end_background();
         self.flush_passed_through();
         self.sync_all()?;
         self.checkpoint()?;

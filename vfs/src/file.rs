@@ -407,6 +407,12 @@ impl FileState {
         self.lsn = lsn;
     }
 
+    /// As [`FileState::note_attach`], with a cache file that has these bytes already.
+    pub fn note_renewed(&mut self, stamp: Stamp, lineage: u64, valid: RangeSet, lsn: u64) {
+        self.note_attach(stamp, lineage, lsn);
+        self.valid = valid;
+    }
+
     /// The cache file is given up: every byte of it is on the share.
     pub fn note_evicted(&mut self, lsn: u64) {
         self.valid.clear();

@@ -4,6 +4,9 @@
 //! files is answered there; everything else goes to an elastic pool, so that a call that waits for
 //! the share blocks itself alone (R11).
 
+mod backing;
+mod dirs;
+mod groups;
 mod mount;
 mod translate;
 
@@ -11,6 +14,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -22,11 +26,14 @@ use fuser::{
 
 pub use mount::{MountHandle, MountOptions, mount};
 
+use self::backing::Backings;
+use self::dirs::OpenDirs;
+use self::groups::is_member;
 use self::translate::{empty, entry, file_attr, file_type, nanos, report, sized};
-use crate::drive::{DirEntry, Drive, XattrMode, now};
+use crate::drive::{Drive, XattrMode, now};
 use crate::error::Error;
 use crate::link::Pool;
-use crate::share::{Kind, SetAttr};
+use crate::share::SetAttr;
 
 /// How long the kernel trusts names and attributes.
 const TTL: Duration = Duration::from_secs(1);
@@ -37,6 +44,10 @@ const MAX_IO: u32 = 1 << 20;
 struct Frontend {
     drive: Arc<Drive>,
     pool: Pool,
+    dirs: Arc<OpenDirs>,
+    backings: Arc<Backings>,
+    reads: Arc<AtomicU64>,
+    passthrough: bool,
 }
 
 impl Frontend {
@@ -69,6 +80,13 @@ impl Filesystem for Frontend {
             InitFlags::FUSE_HANDLE_KILLPRIV_V2,
         ] {
             let _ = config.add_capabilities(flag);
+        }
+        // One level for a cache on a layered file system, as containers have it.
+        if self.passthrough
+            && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
+            && config.set_max_stack_depth(2).is_ok()
+        {
+            self.backings.allow();
         }
         Ok(())
     }
@@ -115,7 +133,10 @@ impl Filesystem for Frontend {
             mtime: mtime.map(stamp),
         };
         // The kernel says so too, but in a bit that is not handed through.
-        let (privileged, gid) = (req.uid() == 0, req.gid());
+        let (privileged, gid, pid) = (req.uid() == 0, req.gid(), req.pid());
+        if size.is_some() && self.backings.exposed(ino.0) {
+            return reply.error(Errno::ETXTBSY);
+        }
         self.spawn(move |d| {
             let done = match (size, fh) {
                 // Through the open handle, where there is one: it may write what its owner now
@@ -128,7 +149,9 @@ impl Filesystem for Frontend {
                 (None, _) => Ok(()),
             };
             let done = match done {
-                Ok(()) if size.is_some() && !privileged => d.drop_privileges(ino.0, gid),
+                Ok(()) if size.is_some() && !privileged => {
+                    d.drop_privileges(ino.0, |group| is_member(pid, gid, group))
+                }
                 other => other,
             };
             match done.and_then(|()| d.set_attr(ino.0, &set)) {
@@ -242,6 +265,7 @@ impl Filesystem for Frontend {
     }
 
     fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let backings = self.backings.clone();
         self.spawn(move |d| {
             let (read, write) = match flags.acc_mode() {
                 OpenAccMode::O_RDONLY => (true, false),
@@ -249,14 +273,7 @@ impl Filesystem for Frontend {
                 OpenAccMode::O_RDWR => (true, true),
             };
             match d.open_file(ino.0, read, write) {
-                Ok(o) => {
-                    let keep = if o.keep_cache {
-                        FopenFlags::FOPEN_KEEP_CACHE
-                    } else {
-                        FopenFlags::empty()
-                    };
-                    reply.opened(FileHandle(o.handle), keep);
-                }
+                Ok(o) => backings.answer(d, ino.0, o, write, reply),
                 Err(e) => reply.error(report("open", &e)),
             }
         });
@@ -273,15 +290,19 @@ impl Filesystem for Frontend {
         reply: ReplyCreate,
     ) {
         let (name, owner) = (name!(name, reply), Some((req.uid(), req.gid())));
+        let backings = self.backings.clone();
         self.spawn(
             move |d| match d.create(parent.0, &name, mode & !umask, owner) {
-                Ok((n, o)) => reply.created(
-                    &TTL,
-                    &file_attr(&n),
-                    Generation(0),
-                    FileHandle(o.handle),
-                    FopenFlags::FOPEN_KEEP_CACHE,
-                ),
+                Ok((n, o)) => {
+                    backings.created(n.id);
+                    reply.created(
+                        &TTL,
+                        &file_attr(&n),
+                        Generation(0),
+                        FileHandle(o.handle),
+                        FopenFlags::FOPEN_KEEP_CACHE,
+                    );
+                }
                 Err(e) => reply.error(report("create", &e)),
             },
         );
@@ -298,6 +319,10 @@ impl Filesystem for Frontend {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        for part in self.drive.expect_next(fh.0, offset, size as usize) {
+            self.spawn(move |d| d.fetch_ahead(fh.0, part));
+        }
         let work = move |d: &Arc<Drive>| match d.read(fh.0, offset, size as usize) {
             Ok(data) => reply.data(&data),
             Err(e) => reply.error(report("read", &e)),
@@ -334,10 +359,12 @@ impl Filesystem for Frontend {
         let kill =
             flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) && self.drive.has_privileges(ino.0);
         if kill {
-            let (data, gid) = (data.to_vec(), req.gid());
-            self.spawn(move |d| match d.drop_privileges(ino.0, gid) {
-                Ok(()) => answer(d, fh, offset, &data, reply),
-                Err(e) => reply.error(report("write", &e)),
+            let (data, gid, pid) = (data.to_vec(), req.gid(), req.pid());
+            self.spawn(move |d| {
+                match d.drop_privileges(ino.0, |group| is_member(pid, gid, group)) {
+                    Ok(()) => answer(d, fh, offset, &data, reply),
+                    Err(e) => reply.error(report("write", &e)),
+                }
             });
         } else if self.drive.is_local(fh.0, offset..end, true) {
             answer(&self.drive, fh, offset, data, reply);
@@ -358,13 +385,14 @@ impl Filesystem for Frontend {
     fn release(
         &self,
         _: &Request,
-        _: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         _: OpenFlags,
         _: Option<LockOwner>,
         _: bool,
         reply: ReplyEmpty,
     ) {
+        self.backings.closed(ino.0, fh.0);
         self.spawn(move |d| empty(reply, "release", d.release(fh.0)));
     }
 
@@ -372,35 +400,33 @@ impl Filesystem for Frontend {
         &self,
         _: &Request,
         ino: INodeNo,
-        _: FileHandle,
+        fh: FileHandle,
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
+        let dirs = self.dirs.clone();
         self.spawn(move |d| {
-            let listed = d.readdir(ino.0).and_then(|all| Ok((all, d.parent(ino.0)?)));
-            let (entries, parent) = match listed {
-                Ok(listed) => listed,
+            let listing = match dirs.listing(d, fh.0, ino.0, offset == 0) {
+                Ok(listing) => listing,
                 Err(e) => return reply.error(report("readdir", &e)),
             };
-            let dots = [(".", ino.0), ("..", parent)].map(|(name, id)| DirEntry {
-                name: name.to_owned(),
-                id,
-                kind: Kind::Dir,
-            });
-            // An entry's place is its node's number, which stays while others come and go.
-            let mut all: Vec<DirEntry> = entries;
-            all.sort_by_key(|e| e.id);
-            let places = dots.into_iter().zip(1..).chain(all.into_iter().map(|e| {
-                let place = e.id + 2;
-                (e, place)
-            }));
-            for (e, place) in places.filter(|(_, place)| *place > offset) {
-                if reply.add(INodeNo(e.id), place, file_type(e.kind), &e.name) {
+            let from = listing.partition_point(|(place, _)| *place <= offset);
+            for (place, e) in listing.get(from..).unwrap_or_default() {
+                if reply.add(INodeNo(e.id), *place, file_type(e.kind), &e.name) {
                     break;
                 }
             }
             reply.ok();
         });
+    }
+
+    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        reply.opened(FileHandle(self.dirs.add()), FopenFlags::empty());
+    }
+
+    fn releasedir(&self, _: &Request, _: INodeNo, fh: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+        self.dirs.remove(fh.0);
+        reply.ok();
     }
 
     fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {

@@ -32,9 +32,9 @@ pub mod unwritten;
 
 pub use disk::owner::Removable;
 pub use drive::{
-    CacheStatus, ContainerStatus, DirEntry, Drive, DriveConfig, DriveStatus, Event, Exclusive,
-    Filling, Incomplete, NodeAttr, Opened, PushOutcome, Reintegrated, ReintegratedOutcome, State,
-    XattrMode,
+    AheadCount, CacheStatus, ContainerStatus, DirEntry, Drive, DriveConfig, DriveStatus, Event,
+    Exclusive, Filling, Incomplete, NodeAttr, OnChange, Opened, PushOutcome, Reintegrated,
+    ReintegratedOutcome, State, TreeStatus, XattrMode,
 };
 pub use epoch::{EpochValidator, Verdict};
 pub use error::{Error, Result};

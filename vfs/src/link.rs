@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::path::Names;
@@ -106,6 +106,55 @@ pub struct Link {
     calls: AtomicU64,
 }
 
+/// How long a call is waited for.
+#[derive(Clone, Copy)]
+pub struct Wait<'a> {
+    budget: Duration,
+    stop: Option<&'a AtomicBool>,
+}
+
+impl<'a> Wait<'a> {
+    /// The whole budget.
+    #[must_use]
+    pub fn full(budget: Duration) -> Self {
+        Self { budget, stop: None }
+    }
+
+    /// The budget, or until `stop` says that nobody wants the answer any more.
+    #[must_use]
+    pub fn until(budget: Duration, stop: &'a AtomicBool) -> Self {
+        Self {
+            budget,
+            stop: Some(stop),
+        }
+    }
+
+    fn stopped(&self) -> bool {
+        self.stop.is_some_and(|s| s.load(Ordering::SeqCst))
+    }
+}
+
+/// While someone may lose interest in an answer it is awaited in steps of this length.
+const STEP: Duration = Duration::from_millis(50);
+
+/// What an answer is awaited by: in one go, or in steps.
+fn receive<T>(
+    rx: &mpsc::Receiver<T>,
+    wait: Wait<'_>,
+) -> std::result::Result<T, mpsc::RecvTimeoutError> {
+    if wait.stop.is_none() {
+        return rx.recv_timeout(wait.budget);
+    }
+    let end = Instant::now() + wait.budget;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        match rx.recv_timeout(left.min(STEP)) {
+            Err(mpsc::RecvTimeoutError::Timeout) if !left.is_zero() && !wait.stopped() => {}
+            other => return other,
+        }
+    }
+}
+
 /// Counts calls that were left behind and may still take effect on the share.
 #[derive(Clone, Default)]
 pub struct InDoubt(Arc<AtomicUsize>);
@@ -169,6 +218,20 @@ impl Link {
         self.call_for(context, self.budget, &InDoubt::default(), work)
     }
 
+    /// Like [`Link::call`], awaited as `wait` says. An answer that nobody wants any more is a link
+    /// error that says nothing about the link.
+    ///
+    /// # Errors
+    /// As [`Link::call`].
+    pub fn call_while<T: Send + 'static>(
+        &self,
+        context: &str,
+        wait: Wait<'_>,
+        work: impl FnOnce(&dyn Share) -> io::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.run(context, wait, &InDoubt::default(), work)
+    }
+
     /// Like [`Link::call`], with its own deadline, counting in `doubt` while it runs.
     ///
     /// # Errors
@@ -180,6 +243,17 @@ impl Link {
         doubt: &InDoubt,
         work: impl FnOnce(&dyn Share) -> io::Result<T> + Send + 'static,
     ) -> Result<T> {
+        self.run(context, Wait::full(budget), doubt, work)
+    }
+
+    fn run<T: Send + 'static>(
+        &self,
+        context: &str,
+        wait: Wait<'_>,
+        doubt: &InDoubt,
+        work: impl FnOnce(&dyn Share) -> io::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let budget = wait.budget;
         if !self.is_up() {
             self.start_probe();
             return Err(Error::Link(format!("{context}: the share does not answer")));
@@ -204,12 +278,15 @@ impl Link {
             drop(count);
             let _ = tx.send(answer);
         });
-        match rx.recv_timeout(budget) {
+        match receive(&rx, Wait { budget, ..wait }) {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(e)) => Err(Error::from_share(context, e)),
             Err(mpsc::RecvTimeoutError::Disconnected) => Err(Error::Link(format!(
                 "{context}: the share call ended without an answer"
             ))),
+            Err(mpsc::RecvTimeoutError::Timeout) if wait.stopped() => {
+                Err(Error::Link(format!("{context}: given up")))
+            }
             Err(mpsc::RecvTimeoutError::Timeout) => {
                 tracing::warn!(context, ?budget, "share call exceeds the stall budget");
                 if hurried && self.probing.load(Ordering::SeqCst) {

@@ -51,11 +51,16 @@ impl Names {
     /// Whether two names are one on such a share.
     #[must_use]
     pub fn same(self, a: &str, b: &str) -> bool {
-        let folded = || {
-            let lower = |s: &'_ str| s.chars().flat_map(char::to_lowercase).collect::<Vec<_>>();
-            lower(a) == lower(b)
-        };
-        a == b || (self == Names::Windows && folded())
+        a == b || (self == Names::Windows && self.fold(a) == self.fold(b))
+    }
+
+    /// What all spellings of one name have in common.
+    #[must_use]
+    pub fn fold(self, name: &str) -> String {
+        match self {
+            Names::Any => name.to_owned(),
+            Names::Windows => name.chars().flat_map(char::to_lowercase).collect(),
+        }
     }
 }
 

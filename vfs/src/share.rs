@@ -174,6 +174,13 @@ pub trait Share: Send + Sync {
     /// Cheap proof that the share answers.
     fn probe(&self) -> io::Result<()>;
 
+    /// Digests of a file's leaves, where something beside the share works them out, so that what has
+    /// changed is known without reading it; `None`: nothing does.
+    fn leaves(&self, path: &str) -> io::Result<Option<storage::Leaves>> {
+        let _ = path;
+        Ok(None)
+    }
+
     /// The stamp of a file.
     fn stamp(&self, path: &str) -> io::Result<Stamp> {
         self.open(path, false)?.stamp()
@@ -211,5 +218,65 @@ pub trait ShareFile: Send + Sync {
             file_id: attr.file_id,
             head: *hash.as_bytes(),
         })
+    }
+}
+
+impl<S: Share + ?Sized> Share for std::sync::Arc<S> {
+    fn stat(&self, path: &str) -> io::Result<Attr> {
+        (**self).stat(path)
+    }
+    fn list(&self, path: &str) -> io::Result<Vec<Entry>> {
+        (**self).list(path)
+    }
+    fn read_link(&self, path: &str) -> io::Result<String> {
+        (**self).read_link(path)
+    }
+    fn symlink(&self, path: &str, target: &str) -> io::Result<()> {
+        (**self).symlink(path, target)
+    }
+    fn list_xattr(&self, path: &str) -> io::Result<Vec<String>> {
+        (**self).list_xattr(path)
+    }
+    fn get_xattr(&self, path: &str, name: &str) -> io::Result<Option<Vec<u8>>> {
+        (**self).get_xattr(path, name)
+    }
+    fn set_xattr(&self, path: &str, name: &str, value: Option<&[u8]>) -> io::Result<()> {
+        (**self).set_xattr(path, name, value)
+    }
+    fn names(&self) -> Names {
+        (**self).names()
+    }
+    fn open(&self, path: &str, write: bool) -> io::Result<Box<dyn ShareFile>> {
+        (**self).open(path, write)
+    }
+    fn create(&self, path: &str, mode: u32) -> io::Result<Box<dyn ShareFile>> {
+        (**self).create(path, mode)
+    }
+    fn rename(&self, from: &str, to: &str, replace: bool) -> io::Result<()> {
+        (**self).rename(from, to, replace)
+    }
+    fn unlink(&self, path: &str) -> io::Result<()> {
+        (**self).unlink(path)
+    }
+    fn mkdir(&self, path: &str, mode: u32) -> io::Result<()> {
+        (**self).mkdir(path, mode)
+    }
+    fn rmdir(&self, path: &str) -> io::Result<()> {
+        (**self).rmdir(path)
+    }
+    fn set_attr(&self, path: &str, set: &SetAttr) -> io::Result<()> {
+        (**self).set_attr(path, set)
+    }
+    fn statfs(&self) -> io::Result<Statfs> {
+        (**self).statfs()
+    }
+    fn probe(&self) -> io::Result<()> {
+        (**self).probe()
+    }
+    fn leaves(&self, path: &str) -> io::Result<Option<storage::Leaves>> {
+        (**self).leaves(path)
+    }
+    fn stamp(&self, path: &str) -> io::Result<Stamp> {
+        (**self).stamp(path)
     }
 }

@@ -5,9 +5,10 @@
 //! until they are brought there the places differ; a listing of the share is merged by the share's
 //! places, so that a file renamed or removed here does not reappear under its old name.
 
+mod children;
 mod merge;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,8 @@ use crate::file::FileNode;
 use crate::journal::record::{NodeRecord, TreeOp};
 use crate::path::{Names, join};
 use crate::share::{Attr, Kind};
+
+use self::children::Children;
 
 /// Number of the root.
 pub const ROOT: u64 = 1;
@@ -29,7 +32,7 @@ pub(crate) struct Node {
     pub parent: u64,
     pub name: String,
     pub attr: Attr,
-    pub children: BTreeMap<String, u64>,
+    pub children: Children,
     /// Place on the share.
     pub share: Option<(u64, String)>,
     pub linked: bool,
@@ -40,6 +43,9 @@ pub(crate) struct Node {
     pub fresh: Option<Instant>,
     /// When the share last listed this directory.
     pub listed: Option<Instant>,
+    /// Rises with every change of ours to the names in this directory, here or on the share: what the
+    /// share was asked before such a change says nothing about after.
+    pub turns: u32,
     /// The journal or the metadata knows this node.
     pub logged: bool,
     pub file: Option<Arc<FileNode>>,
@@ -55,7 +61,8 @@ pub(crate) struct Pending {
 pub(crate) struct Tree {
     /// Which names are one.
     pub names: Names,
-    pub nodes: HashMap<u64, Node>,
+    /// Each in a place of its own: a table of these grows in steps of megabytes.
+    pub nodes: HashMap<u64, Box<Node>>,
     pub next_id: u64,
     pub pending: VecDeque<Pending>,
     /// Pending changes through this LSN may have reached the share without its answer: they stay as
@@ -81,19 +88,20 @@ impl Tree {
             parent: ROOT,
             name: String::new(),
             attr: root_attr,
-            children: BTreeMap::new(),
+            children: Children::default(),
             share: None,
             linked: true,
             known: false,
             target: None,
             fresh: None,
             listed: None,
+            turns: 0,
             logged: true,
             file: None,
         };
         Self {
             names: Names::Any,
-            nodes: HashMap::from([(ROOT, root)]),
+            nodes: HashMap::from([(ROOT, Box::new(root))]),
             next_id: ROOT + 1,
             pending: VecDeque::new(),
             tried: 0,
@@ -147,12 +155,14 @@ impl Tree {
     pub fn node(&self, id: u64) -> Result<&Node> {
         self.nodes
             .get(&id)
+            .map(|node| &**node)
             .ok_or_else(|| Error::NotFound(format!("node {id}")))
     }
 
     pub fn node_mut(&mut self, id: u64) -> Result<&mut Node> {
         self.nodes
             .get_mut(&id)
+            .map(|node| &mut **node)
             .ok_or_else(|| Error::NotFound(format!("node {id}")))
     }
 
@@ -169,13 +179,18 @@ impl Tree {
     }
 
     pub fn child(&self, parent: u64, name: &str) -> Option<u64> {
-        let children = &self.nodes.get(&parent)?.children;
-        let exact = children.get(name).copied();
-        if exact.is_some() || self.names == Names::Any {
-            return exact;
+        self.nodes.get(&parent)?.children.get(name, self.names)
+    }
+
+    /// How often names in a directory were changed by us.
+    pub fn turns(&self, dir: u64) -> u32 {
+        self.nodes.get(&dir).map_or(0, |n| n.turns)
+    }
+
+    fn turn(&mut self, dir: u64) {
+        if let Some(node) = self.nodes.get_mut(&dir) {
+            node.turns = node.turns.wrapping_add(1);
         }
-        let mut folded = children.iter().filter(|(n, _)| self.names.same(n, name));
-        folded.next().map(|(_, id)| *id)
     }
 
     /// How a name in a directory is spelled there, if otherwise than asked for.
@@ -224,25 +239,37 @@ impl Tree {
         Some(join(&self.share_path(parent)?, name))
     }
 
+    /// Which names are one, from now on.
+    pub fn set_names(&mut self, names: Names) {
+        self.names = names;
+        for node in self.nodes.values_mut() {
+            node.children = Children::default();
+        }
+        self.relink();
+    }
+
     /// Whether a place on the share is that of a node which is elsewhere, or nowhere, here: also
     /// where a waiting change may have reached the share without its answer.
     fn claimed(&self, parent: u64, name: &str) -> bool {
-        let waits = |p: &Pending| match &p.op {
-            TreeOp::Create(r) => r.parent == parent && self.names.same(&r.name, name),
-            TreeOp::Rename {
-                parent: to,
-                name: n,
-                ..
-            } => *to == parent && self.names.same(n, name),
-            TreeOp::Remove { .. } | TreeOp::SetAttr { .. } | TreeOp::SetXattr { .. } => false,
+        let waits = |p: &Pending| {
+            p.op.makes()
+                .is_some_and(|(dir, n)| dir == parent && self.names.same(n, name))
         };
-        let owned = self.places.contains_key(&(parent, name.to_owned()))
+        self.owned(parent, name)
+            || (self.child(parent, name).is_none() && self.pending.iter().any(waits))
+    }
+
+    /// Whether a place on the share is that of a node which is elsewhere, or nowhere, here.
+    fn owned(&self, parent: u64, name: &str) -> bool {
+        if self.places.is_empty() {
+            return false;
+        }
+        self.places.contains_key(&(parent, name.to_owned()))
             || (self.names != Names::Any
                 && self
                     .places
                     .keys()
-                    .any(|(dir, n)| *dir == parent && self.names.same(n, name)));
-        owned || (self.child(parent, name).is_none() && self.pending.iter().any(waits))
+                    .any(|(dir, n)| *dir == parent && self.names.same(n, name)))
     }
 
     /// Whether `above` is `id` or one of its ancestors.
@@ -307,28 +334,27 @@ impl Tree {
             target: r.target,
             fresh: None,
             listed: None,
+            turns: old.as_ref().map_or(0, |o| o.turns),
             logged: true,
             file: old.and_then(|o| o.file),
         };
-        self.nodes.insert(r.id, node);
+        self.nodes.insert(r.id, Box::new(node));
         if r.linked {
             self.link_name(r.parent, &r.name, r.id);
         }
-        self.place(r.id, r.share);
+        self.set_place(r.id, r.share);
     }
 
     fn link_name(&mut self, parent: u64, name: &str, id: u64) {
         // Records may name a directory before its own record (metadata is not ordered).
         if let Some(dir) = self.nodes.get_mut(&parent) {
-            dir.children.insert(name.to_owned(), id);
+            dir.children.insert(name, id, self.names);
         }
     }
 
     fn unlink_name(&mut self, parent: u64, name: &str, id: u64) {
-        if let Some(dir) = self.nodes.get_mut(&parent)
-            && dir.children.get(name) == Some(&id)
-        {
-            dir.children.remove(name);
+        if let Some(dir) = self.nodes.get_mut(&parent) {
+            dir.children.remove(name, id, self.names);
         }
     }
 
@@ -340,8 +366,16 @@ impl Tree {
         }
     }
 
-    /// Says where a node lies on the share.
+    /// Says where a node lies on the share, by a change of ours.
     pub fn place(&mut self, id: u64, share: Option<(u64, String)>) {
+        let old = self.nodes.get(&id).and_then(|n| n.share.as_ref());
+        for dir in [old, share.as_ref()].map(|s| s.map(|s| s.0)) {
+            dir.into_iter().for_each(|dir| self.turn(dir));
+        }
+        self.set_place(id, share);
+    }
+
+    fn set_place(&mut self, id: u64, share: Option<(u64, String)>) {
         let Some(node) = self.nodes.get_mut(&id) else {
             return;
         };
@@ -390,7 +424,7 @@ impl Tree {
         let share = node.share.clone();
         self.unlink_name(old_parent, &old_name, id);
         self.link_name(parent, name, id);
-        self.place(id, share);
+        self.set_place(id, share);
     }
 
     /// Takes a node out of the tree. It stays known while it lies on the share.
@@ -401,7 +435,8 @@ impl Tree {
         node.linked = false;
         let (parent, name, share) = (node.parent, node.name.clone(), node.share.clone());
         self.unlink_name(parent, &name, id);
-        self.place(id, share);
+        self.turn(parent);
+        self.set_place(id, share);
     }
 
     /// Forgets a node that is neither here nor on the share.
@@ -426,6 +461,7 @@ impl Tree {
             TreeOp::Create(record) => {
                 let mut record = record.clone();
                 record.share = (!pending).then(|| (record.parent, record.name.clone()));
+                self.turn(record.parent);
                 self.insert(record);
             }
             TreeOp::Remove { id } => {
@@ -446,7 +482,10 @@ impl Tree {
                         self.place(*old, None);
                     }
                 }
+                let from = self.nodes.get(id).map_or(ROOT, |n| n.parent);
                 self.relocate(*id, *parent, name);
+                self.turn(from);
+                self.turn(*parent);
                 if !pending {
                     self.place(*id, Some((*parent, name.clone())));
                 }

@@ -350,14 +350,14 @@ impl Drive {
             .is_some_and(|n| n.attr.mode & 0o6000 != 0)
     }
 
-    /// A file written or cut by someone (of the group `gid`) who may not keep its set-ID bits: they
-    /// go.
+    /// A file written or cut by someone who may not keep its set-ID bits: they go. `member`: whether that
+    /// one is in a group.
     ///
     /// # Errors
     /// As [`Drive::set_attr`].
-    pub fn drop_privileges(&self, id: u64, gid: u32) -> Result<()> {
+    pub fn drop_privileges(&self, id: u64, member: impl Fn(u32) -> bool) -> Result<()> {
         let attr = self.tree().node(id)?.attr;
-        let mode = cleared(attr.mode, gid == attr.gid);
+        let mode = cleared(attr.mode, member(attr.gid));
         if attr.kind != Kind::File || mode == attr.mode {
             return Ok(());
         }

@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::ahead::Ahead;
 use super::{Drive, Event, Handle, now};
 use crate::error::{Error, Result};
 use crate::file::{Binding, FileNode, FileState};
@@ -70,6 +71,7 @@ impl Drive {
                     file: file.clone(),
                     read,
                     write,
+                    ahead: Ahead::default(),
                 });
                 return Ok(Opened { handle, keep_cache });
             }

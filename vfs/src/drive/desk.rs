@@ -235,6 +235,9 @@ impl Drive {
             if !st.valid.contains_range(0..size) {
                 return Err(Error::NotCached(path.to_owned()));
             }
+            if st.exclusive {
+                return Err(Error::Busy("the file is being changed as a whole"));
+            }
             let lsn = self.log(MetaRecord::Epoch { file: file.id })?;
             st.note_epoch(lsn);
             let before = Arc::new(Before::new(st.size));
@@ -444,39 +447,6 @@ impl Drive {
             drive: self.clone(),
             file: file.clone(),
         })
-    }
-
-    /// Gives up the cache's bytes of a closed, detached file without unsynced ones: it is a copy
-    /// of the share's file again, fetched anew.
-    ///
-    /// # Errors
-    /// [`Error::Busy`] while it is open or holds unsynced bytes (R4); what the share says.
-    pub fn reattach(&self, path: &str) -> Result<()> {
-        let (node, file) = self.file_at(path)?;
-        let _open = file.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(at) = self.tree().share_path(node) else {
-            return Err(Error::NotFound(path.to_owned()));
-        };
-        if !self.may_ask() {
-            return Err(Error::NotCached(path.to_owned()));
-        }
-        let (_, stamp, _) = self.open_on_share(&at, false)?;
-        {
-            let mut st = file.write();
-            if st.opens > 0 || st.exclusive || st.is_dirty() {
-                return Err(Error::Busy("the file is open or holds unsynced bytes"));
-            }
-            if st.attached && st.stamp == Some(stamp) {
-                return Ok(());
-            }
-            // From here on a crash finds an attached file whose stamp is another's, which is
-            // emptied at the next open as well.
-            st.attached = true;
-            st.stamp = None;
-        }
-        self.settle(&file, stamp)?;
-        self.note_share_attr(node, &stamp);
-        self.sync_all()
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::crawl::Rounds;
 use super::room::For;
 use super::{Drive, Event, State};
 use crate::error::{Error, Result};
@@ -24,8 +25,8 @@ const STEP: u64 = 1 << 20;
 /// Fetched bytes are flushed and recorded every so many bytes: progress that survives.
 const RECORD: u64 = 64 << 20;
 
-/// The whole tree is listed again after this long, for files that others made on the share.
-const RESCAN: Duration = Duration::from_secs(600);
+/// How often it is looked for containers that may be attached again.
+const LOOK: Duration = Duration::from_secs(15);
 
 /// How filling goes on, and how fast it may.
 pub(crate) struct Pace {
@@ -38,8 +39,8 @@ pub(crate) struct Pace {
 struct PaceState {
     path: Option<String>,
     trouble: Option<String>,
-    /// When the whole tree was last listed and every pinned file found whole.
-    done: Option<Instant>,
+    /// When it was last looked whether a detached container may be attached again.
+    looked: Option<Instant>,
 }
 
 impl Pace {
@@ -61,7 +62,7 @@ impl Pace {
     }
 
     /// How long to leave the link alone after a step of `bytes` that took `took`.
-    fn rest(&self, bytes: u64, took: Duration, others: bool) -> Duration {
+    pub(super) fn rest(&self, bytes: u64, took: Duration, others: bool) -> Duration {
         let share = if others { took } else { Duration::ZERO };
         let due = self.rate.map_or(Duration::ZERO, |rate| {
             Duration::from_secs_f64(bytes as f64 / rate as f64)
@@ -199,22 +200,7 @@ impl Drive {
     }
 
     fn fill_node(&self, node: u64, file: &Arc<FileNode>) -> Result<()> {
-        {
-            let _open = file.open.lock().unwrap_or_else(PoisonError::into_inner);
-            let (closed, clean) = {
-                let st = file.read();
-                (
-                    st.opens == 0 && !st.exclusive,
-                    st.attached && !st.is_dirty(),
-                )
-            };
-            let share_path = self.tree().share_path(node);
-            if let (true, true, Some(at)) = (closed, clean, share_path) {
-                // Not open: begin anew if the share's file is another by now.
-                let (_, stamp, _) = self.open_on_share(&at, false)?;
-                self.settle(file, stamp)?;
-            }
-        }
+        self.bring_up_to_date(node, file)?;
         let was_full = file.read().fully_cached();
         if !was_full {
             self.pace.state().path = Some(self.tree().path(node));
@@ -230,7 +216,7 @@ impl Drive {
                 st.valid.gaps(0..size).into_iter().next()
             };
             let Some(gap) = gap else { break };
-            if self.state() == State::Offline {
+            if self.state() == State::Offline || self.is_ending() {
                 return Err(Error::NotCached(self.tree().path(node)));
             }
             let step = gap.start..gap.end.min(gap.start + STEP);
@@ -242,7 +228,7 @@ impl Drive {
             let rest = self.pace.rest(len, began.elapsed(), others);
             if !rest.is_zero() {
                 // Ends early when something is wanted, such as the end of the drive.
-                self.bell.wait(rest, || false);
+                self.bell.wait(rest, || self.is_ending());
             }
             if since >= RECORD {
                 self.record_fetched(file)?;
@@ -292,35 +278,23 @@ impl Drive {
     /// # Errors
     /// The first failure, after everything else was tried.
     pub fn fill(&self) -> Result<()> {
-        let mut first = Ok(());
+        self.fill_after(self.crawl(Rounds::Any))
+    }
+
+    /// Fetches what is pinned, once the tree was looked at as `first` says.
+    fn fill_after(&self, mut first: Result<()>) -> Result<()> {
         let mut note = |r: Result<()>| {
             if first.is_ok() {
                 first = r;
             }
         };
-        let mut stack = vec![ROOT];
-        while let Some(dir) = stack.pop() {
-            if self.state() == State::Offline {
-                break;
-            }
-            let known = self.tree().nodes.get(&dir).is_some_and(|n| n.known);
-            if !known || self.state() == State::Online {
-                note(self.refresh_dir(dir));
-            }
-            let tree = self.tree();
-            if let Ok(node) = tree.dir(dir) {
-                let is_dir =
-                    |id: &&u64| tree.nodes.get(id).is_some_and(|n| n.attr.kind == Kind::Dir);
-                stack.extend(node.children.values().filter(is_dir));
-            }
-        }
         for (node, path) in self.fill_order() {
-            if self.state() == State::Offline {
+            if self.state() == State::Offline || self.is_ending() {
                 break;
             }
             let done = self.file(node).and_then(|file| {
                 let full = file.read().fully_cached();
-                if full {
+                if full && !self.may_be_behind(node, &file) {
                     Ok(())
                 } else {
                     self.fill_node(node, &file)
@@ -331,13 +305,15 @@ impl Drive {
             }
             note(done);
         }
+        for (node, file) in self.behind() {
+            if self.state() == State::Offline || self.is_ending() {
+                break;
+            }
+            note(self.bring_up_to_date(node, &file));
+        }
         let mut pace = self.pace.state();
         pace.path = None;
         pace.trouble = first.as_ref().err().map(ToString::to_string);
-        pace.done = (first.is_ok() && self.state() != State::Offline).then(Instant::now);
-        drop(pace);
-        // The tree that was learned is to be there after a restart too.
-        self.bell.want_checkpoint.store(true, Ordering::SeqCst);
         first
     }
 
@@ -389,22 +365,32 @@ impl Drive {
 
     /// One round of the background thread.
     pub(crate) fn fill_in_background(&self) {
-        if self.state() == State::Offline {
+        if self.state() == State::Offline || self.is_ending() {
             return;
         }
-        let old = self
-            .pace
-            .state()
-            .done
-            .is_some_and(|at| at.elapsed() >= RESCAN);
-        if !self.bell.want_fill.swap(false, Ordering::SeqCst) && !old {
+        let wanted = self.bell.want_fill.swap(false, Ordering::SeqCst);
+        if !wanted && !self.crawl_waits() && !self.something_detached() {
             return;
         }
-        if let Err(error) = self.fill() {
+        if let Err(error) = self.fill_after(self.crawl(Rounds::Due)) {
             tracing::debug!(%error, "the cache is not complete yet");
             // Tried again at the next round.
             self.bell.want_fill.store(true, Ordering::SeqCst);
         }
+    }
+
+    /// Whether a detached container may be attached again; looked at now and then.
+    fn something_detached(&self) -> bool {
+        {
+            let mut pace = self.pace.state();
+            if pace.looked.is_some_and(|at| at.elapsed() < LOOK) {
+                return false;
+            }
+            pace.looked = Some(Instant::now());
+        }
+        self.files()
+            .iter()
+            .any(|(node, file)| !file.read().attached && self.may_be_behind(*node, file))
     }
 
     /// The node at a path.

@@ -7,6 +7,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::ahead::Ahead;
 use super::change::Reach;
 use super::names::attr_of;
 use super::{Drive, Handle, NodeAttr, Opened, now};
@@ -179,6 +180,7 @@ impl Drive {
             file,
             read: true,
             write: true,
+            ahead: Ahead::default(),
         });
         Ok((
             attr_of(&tree, id)?,

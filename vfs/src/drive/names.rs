@@ -4,13 +4,15 @@
 //! the tree. "Not there" is said only on a definite answer of the share, or where the directory
 //! is wholly known (R3).
 
+use std::collections::HashSet;
 use std::time::Instant;
 
 use super::{Drive, State};
 use crate::error::{Error, Result};
 use crate::journal::record::MetaRecord;
+use crate::link::Wait;
 use crate::path::check_name;
-use crate::share::{Attr, Kind, Statfs};
+use crate::share::{Attr, Entry, Kind, Statfs};
 use crate::tree::{ROOT, Tree, is_fresh};
 
 /// A node and its attributes.
@@ -24,6 +26,12 @@ pub struct NodeAttr {
     /// directory in it, or 1 where these are not counted.
     pub links: u32,
 }
+
+/// How often the share is asked again because we changed names in the directory meanwhile.
+const TRIES: u32 = 5;
+
+/// So many names of a listing are merged before others get a turn at the tree.
+const MERGED_AT_ONCE: usize = 500;
 
 /// A directory with more names than this is not counted through at each look.
 const COUNTED: usize = 1000;
@@ -106,6 +114,27 @@ impl Drive {
     /// [`Error::NotFound`] only where that is known; [`Error::Link`] where it is not (R3).
     pub fn lookup(&self, parent: u64, name: &str) -> Result<NodeAttr> {
         check_name(name)?;
+        // While we change names in this directory, what the share says is of before or after.
+        for _ in 1..TRIES {
+            let before = self.tree().turns(parent);
+            if let Some(found) = self.look_up(parent, name, Some(before)) {
+                return found;
+            }
+        }
+        self.look_up(parent, name, None)
+            .unwrap_or(Err(Error::Busy("the directory keeps changing")))
+    }
+
+    /// One attempt at [`Drive::lookup`]; `None` where names in the directory were changed by us since
+    /// `before` while the share was asked.
+    fn look_up(&self, parent: u64, name: &str, before: Option<u32>) -> Option<Result<NodeAttr>> {
+        match self.ask_for(parent, name, before) {
+            Ok(found) => found.map(Ok),
+            Err(e) => Some(Err(e)),
+        }
+    }
+
+    fn ask_for(&self, parent: u64, name: &str, before: Option<u32>) -> Result<Option<NodeAttr>> {
         let spelled = self.tree().spelling(parent, name);
         let name = spelled.as_deref().unwrap_or(name);
         let place = {
@@ -115,14 +144,14 @@ impl Drive {
             let heard = match child.and_then(|c| tree.nodes.get(&c)) {
                 // What is open or only here is not asked about.
                 Some(n) if n.share.is_none() || in_use(n) => {
-                    return attr_of(&tree, child.unwrap_or(0));
+                    return attr_of(&tree, child.unwrap_or(0)).map(Some);
                 }
                 Some(n) => n.fresh,
                 None => None,
             };
             if !self.should_ask(heard, child.is_some() || dir.known) {
                 return match child {
-                    Some(id) => attr_of(&tree, id),
+                    Some(id) => attr_of(&tree, id).map(Some),
                     None if dir.known || tree.share_path(parent).is_none() => {
                         Err(Error::NotFound(name.to_owned()))
                     }
@@ -133,7 +162,7 @@ impl Drive {
                 Some(place) => place,
                 None => {
                     return match child {
-                        Some(id) => attr_of(&tree, id),
+                        Some(id) => attr_of(&tree, id).map(Some),
                         None => Err(Error::NotFound(name.to_owned())),
                     };
                 }
@@ -142,7 +171,10 @@ impl Drive {
         let path = place.clone();
         let answer = self.link.call(&place, move |share| share.stat(&path));
         let mut tree = self.tree_mut();
-        match answer {
+        if before.is_some_and(|turns| turns != tree.turns(parent)) {
+            return Ok(None);
+        }
+        let found = match answer {
             Ok(attr) => match tree.merge(parent, name, attr, Instant::now()) {
                 Some(id) => attr_of(&tree, id),
                 None => Err(Error::NotFound(name.to_owned())),
@@ -164,7 +196,8 @@ impl Drive {
                 }
                 _ => Err(e),
             },
-        }
+        };
+        found.map(Some)
     }
 
     /// Attributes of a node.
@@ -204,14 +237,75 @@ impl Drive {
     }
 
     /// Asks the share for a directory's listing and merges it.
-    pub(crate) fn refresh_dir(&self, id: u64) -> Result<()> {
-        let Some(path) = self.tree().share_path(id) else {
-            return Ok(());
+    fn refresh_dir(&self, id: u64, known: bool) -> Result<()> {
+        // What is known is an answer too; what is not is fetched, however long the directory.
+        let budget = if known {
+            self.stall_budget()
+        } else {
+            self.stall_budget().max(self.flush_budget)
         };
-        let at = path.clone();
-        let entries = self.link.call(&path, move |share| share.list(&at))?;
-        self.tree_mut().merge_listing(id, &entries, Instant::now());
-        Ok(())
+        self.list_from_share(id, Wait::full(budget)).map(drop)
+    }
+
+    /// As [`Drive::refresh_dir`]; returns how many names the share has there.
+    pub(super) fn list_from_share(&self, id: u64, wait: Wait<'_>) -> Result<usize> {
+        for attempt in 1.. {
+            let (path, before) = {
+                let tree = self.tree();
+                match tree.share_path(id) {
+                    Some(path) => (path, tree.turns(id)),
+                    None => return Ok(0),
+                }
+            };
+            let at = path.clone();
+            let entries = self
+                .link
+                .call_while(&path, wait, move |share| share.list(&at))?;
+            let before = (attempt < TRIES).then_some(before);
+            if self.merge_listing(id, &path, before, &entries)? {
+                return Ok(entries.len());
+            }
+        }
+        Ok(0)
+    }
+
+    /// Merges a listing, in parts, so that nobody waits for a long one. `false`, with part of it
+    /// merged: names there were changed by us since `before`, or the directory itself was moved.
+    fn merge_listing(
+        &self,
+        id: u64,
+        path: &str,
+        before: Option<u32>,
+        entries: &[Entry],
+    ) -> Result<bool> {
+        let now = Instant::now();
+        let moved = |tree: &Tree| {
+            before.is_some_and(|turns| {
+                turns != tree.turns(id) || tree.share_path(id).as_deref() != Some(path)
+            })
+        };
+        let fold = self.tree().names;
+        let names: HashSet<String> = entries.iter().map(|e| fold.fold(&e.name)).collect();
+        let mut parts = entries.chunks(MERGED_AT_ONCE);
+        let mut first = true;
+        loop {
+            let part = parts.next();
+            let mut tree = self.tree_mut();
+            tree.dir(id)?;
+            if moved(&tree) {
+                return Ok(false);
+            }
+            if std::mem::take(&mut first) {
+                tree.keep_only(id, &names);
+            }
+            match part {
+                Some(part) => tree.merge_some(id, part, now),
+                None => {
+                    tree.listed(id, now);
+                    return Ok(true);
+                }
+            }
+        }
     }
 
     /// Lists a directory.
@@ -226,7 +320,7 @@ impl Drive {
             (self.should_ask(dir.listed, known), known)
         };
         if ask {
-            match self.refresh_dir(id) {
+            match self.refresh_dir(id, known) {
                 Err(e) if e.is_link() && known => {}
                 other => other?,
             }

@@ -40,6 +40,9 @@ impl Drive {
             let bound = h.file.read().binding.clone();
             match bound {
                 Some(Binding::Share(share_file, _)) => {
+                    if let Some(data) = self.held_ahead(&h, offset, len) {
+                        return Ok(data);
+                    }
                     match self.read_through(&h, share_file, offset, len) {
                         Ok(data) => return Ok(data),
                         Err(e) => self.flip(h.node, &h.file, e)?,

@@ -1,13 +1,14 @@
 //! Opening a drive: metadata, then the journal, then the background.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
+use super::crawl::Crawl;
 use super::fill::Pace;
 use super::room::Space;
 use super::{Bell, Drive, DriveConfig, now};
-use crate::cache::{Meta, StateDir};
+use crate::cache::{Meta, StateDir, from_ranges};
 use crate::disk::RealDisk;
 use crate::error::{Error, Result};
 use crate::file::{FileNode, FileState};
@@ -17,7 +18,7 @@ use crate::journal::store::DirStore;
 use crate::link::{InDoubt, Link};
 use crate::path::Patterns;
 use crate::share::{Attr, Kind};
-use crate::tree::{Node, ROOT, Tree};
+use crate::tree::{ROOT, Tree};
 
 impl Drive {
     /// Opens a drive on its state directory, recovering what an earlier run left behind. The
@@ -50,10 +51,10 @@ impl Drive {
         // of the bytes beside it.
         journal.mark()?;
         let (mut tree, unwritten) = recovery.finish()?;
-        tree.names = config.share.names();
+        tree.set_names(config.share.names());
         // Also where only the name survived: what lies in that file is of a lost moment, and would
         // show when the new one grows.
-        let known = |id| tree.nodes.get(&id).is_some_and(|n: &Node| n.file.is_some());
+        let known = |id| tree.nodes.get(&id).is_some_and(|n| n.file.is_some());
         dir.remove_stray_data(known)?;
 
         let background = config.background;
@@ -77,6 +78,10 @@ impl Drive {
             containers,
             space: Space::new(config.available, config.reserve, config.cache_size),
             pace: Pace::new(config.fill_rate),
+            crawl: Crawl::default(),
+            tree_limit: config.tree_limit,
+            ending: AtomicBool::new(false),
+            attach_after: config.attach_after,
             data_lsn: AtomicU64::new(data_lsn),
             unwritten: AtomicU64::new(unwritten),
             unwritten_limit: config.unwritten_limit.max(1),
@@ -84,9 +89,12 @@ impl Drive {
             checkpoint: Mutex::default(),
             reintegrating: Mutex::default(),
             tree_doubt: InDoubt::default(),
+            ahead: super::ahead::Counters::default(),
+            tell: Mutex::default(),
             bell: Arc::new(Bell::default()),
             listeners: Mutex::default(),
         });
+        drive.finish_renewals()?;
         if let (true, Some(owner)) = (background, drive.dir.owner()) {
             spawn("drive-beat", &drive, owner.interval(), Drive::beat)?;
         }
@@ -103,6 +111,12 @@ impl Drive {
                 &drive,
                 Duration::from_secs(2),
                 Drive::fill_in_background,
+            )?;
+            spawn(
+                "drive-watch",
+                &drive,
+                drive.attr_life.max(Duration::from_secs(1)),
+                Drive::watch_in_background,
             )?;
         }
         Ok(drive)
@@ -302,6 +316,19 @@ impl<'a> Recovery<'a> {
                     st.note_attach(stamp, lineage, lsn);
                 }
             }
+            M::Renewed {
+                stamp,
+                lineage,
+                valid,
+                ..
+            } => {
+                if bytes {
+                    st.unwritten.clear();
+                }
+                if fresh {
+                    st.note_renewed(stamp, lineage, from_ranges(&valid), lsn);
+                }
+            }
             M::OnlineWrite {
                 offset, len, teed, ..
             } if fresh => {
@@ -481,6 +508,7 @@ fn file_of(record: &MetaRecord) -> u64 {
         | M::OnlineFlushed { file, .. }
         | M::Flip { file }
         | M::Attach { file, .. }
+        | M::Renewed { file, .. }
         | M::Fetched { file, .. }
         | M::Epoch { file }
         | M::MarkSynced { file, .. }

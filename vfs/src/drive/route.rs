@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError};
 
 use super::{Drive, Event, State};
 use crate::error::{Error, Result};
-use crate::file::{Binding, FileNode};
+use crate::file::{Binding, FileNode, FileState};
 use crate::journal::record::MetaRecord;
 use crate::link::hold;
 use crate::share::{ShareFile, Stamp};
@@ -117,7 +117,20 @@ impl Drive {
         if st.is_dirty() || !st.attached || st.opens > 0 {
             return Ok(());
         }
-        file.lose_snapshots(&mut st);
+        self.begin_anew(file, &mut st, stamp)?;
+        drop(st);
+        *file.fetch.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        Ok(())
+    }
+
+    /// The cache file becomes an empty copy of the share's file. Nothing waits to be laid over it.
+    pub(crate) fn begin_anew(
+        &self,
+        file: &Arc<FileNode>,
+        st: &mut FileState,
+        stamp: Stamp,
+    ) -> Result<()> {
+        file.lose_snapshots(st);
         let ctx = |e| Error::from_io("emptying a cache file", e);
         if file.data.len().map_err(ctx)? > 0 {
             file.data.set_len(0).map_err(ctx)?;
@@ -134,8 +147,6 @@ impl Drive {
         st.unwritten.clear();
         self.sub_unwritten(freed);
         st.note_attach(stamp, lineage, lsn);
-        drop(st);
-        *file.fetch.lock().unwrap_or_else(PoisonError::into_inner) = None;
         Ok(())
     }
 
@@ -169,6 +180,8 @@ impl Drive {
         drop(st);
         let path = self.tree().path(node);
         tracing::warn!(path, %error, "the share failed: the file is served from the cache now");
+        // The share may be another when it is back.
+        self.crawl.make_due();
         self.emit(&Event::Flipped(path));
         Ok(())
     }

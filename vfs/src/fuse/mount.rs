@@ -4,10 +4,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use fuser::{BackgroundSession, Config, MountOption, SessionACL};
+use fuser::{BackgroundSession, Config, INodeNo, MountOption, SessionACL};
 
 use super::Frontend;
+use super::backing::Backings;
 use crate::drive::Drive;
 use crate::link::Pool;
 
@@ -22,6 +24,9 @@ pub struct MountOptions {
     pub name: String,
     /// Threads that read requests.
     pub threads: usize,
+    /// Let the kernel read wholly cached opaque files by itself, where it takes that from us (root). While
+    /// a program reads one so, none can open it for writing.
+    pub passthrough: bool,
 }
 
 impl Default for MountOptions {
@@ -31,6 +36,7 @@ impl Default for MountOptions {
             default_permissions: false,
             name: "pstsyncd".to_owned(),
             threads: 4,
+            passthrough: false,
         }
     }
 }
@@ -93,6 +99,8 @@ fn fusermount(mountpoint: &Path) -> io::Result<()> {
 pub struct MountHandle {
     session: Option<BackgroundSession>,
     drive: Arc<Drive>,
+    backings: Arc<Backings>,
+    reads: Arc<AtomicU64>,
     mountpoint: PathBuf,
 }
 
@@ -122,14 +130,29 @@ pub fn mount(
     };
     config.n_threads = Some(options.threads.max(1));
     config.clone_fd = true;
+    let backings: Arc<Backings> = Arc::default();
+    let reads: Arc<AtomicU64> = Arc::default();
     let frontend = Frontend {
         drive: drive.clone(),
         pool: Pool::new("drive-call", 256),
+        dirs: Arc::default(),
+        backings: backings.clone(),
+        reads: reads.clone(),
+        passthrough: options.passthrough,
     };
     let session = fuser::spawn_mount(frontend, mountpoint, &config)?;
+    let notifier = session.notifier();
+    drive.on_change(Some(Box::new(move |node| {
+        // All pages, and the attributes.
+        if let Err(error) = notifier.inval_inode(INodeNo(node), 0, 0) {
+            tracing::debug!(%error, "the kernel was not told of a change");
+        }
+    })));
     Ok(MountHandle {
         session: Some(session),
         drive,
+        backings,
+        reads,
         mountpoint: mountpoint.to_owned(),
     })
 }
@@ -155,6 +178,7 @@ impl MountHandle {
                 detach_soon(&self.mountpoint)?;
             }
             if let Some(session) = self.session.take() {
+                self.drive.on_change(None);
                 session.join()?;
             }
         }
@@ -170,6 +194,19 @@ impl MountHandle {
             session.join()?;
         }
         self.drive.shutdown().map_err(io::Error::from)
+    }
+
+    /// Requests to read that the kernel sent: what it had in its pages, or read by itself, is not among
+    /// them.
+    #[must_use]
+    pub fn reads(&self) -> u64 {
+        self.reads.load(Ordering::Relaxed)
+    }
+
+    /// Opens that the kernel was given the cache file for.
+    #[must_use]
+    pub fn passed_to_kernel(&self) -> u64 {
+        self.backings.given()
     }
 
     /// Whether the session still runs.

@@ -71,6 +71,16 @@ pub enum TreeOp {
 }
 
 impl TreeOp {
+    /// Directory and name that it makes, if it makes one.
+    #[must_use]
+    pub fn makes(&self) -> Option<(u64, &str)> {
+        match self {
+            TreeOp::Create(r) => Some((r.parent, &r.name)),
+            TreeOp::Rename { parent, name, .. } => Some((*parent, name)),
+            TreeOp::Remove { .. } | TreeOp::SetAttr { .. } | TreeOp::SetXattr { .. } => None,
+        }
+    }
+
     /// The node that it changes (one that a rename replaces apart).
     #[must_use]
     pub fn node(&self) -> u64 {
@@ -269,6 +279,18 @@ pub enum MetaRecord {
     Evicted {
         /// The file's node.
         file: u64,
+    },
+    /// The cache file is a copy of another file of the share from here on: of these bytes, of which those
+    /// that differ lie beside it.
+    Renewed {
+        /// The file's node.
+        file: u64,
+        /// The share's file.
+        stamp: Stamp,
+        /// Number of this physical life.
+        lineage: u64,
+        /// What the cache has of it.
+        valid: Vec<(u64, u64)>,
     },
 }
 

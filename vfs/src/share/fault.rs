@@ -18,6 +18,8 @@ pub enum Fault {
     FailAfter(io::ErrorKind),
     /// Blocks until [`FaultControl::release`], then does its work.
     Hang,
+    /// Does its work, then blocks until [`FaultControl::release`]: the answer is late.
+    HangAfter,
 }
 
 /// Chooses which calls go wrong. Cloned handles steer the same share.
@@ -110,18 +112,27 @@ impl FaultControl {
                 Err(kind.into())
             }
             Some(Fault::Hang) => {
-                let since = plan.released;
-                plan.hanging += 1;
-                let mut plan = self
-                    .0
-                    .1
-                    .wait_while(plan, |p| p.released == since)
-                    .unwrap_or_else(PoisonError::into_inner);
-                plan.hanging -= 1;
-                drop(plan);
+                self.hang(plan);
                 work()
             }
+            Some(Fault::HangAfter) => {
+                drop(plan);
+                let answer = work();
+                self.hang(self.plan());
+                answer
+            }
         }
+    }
+
+    fn hang(&self, mut plan: std::sync::MutexGuard<'_, Plan>) {
+        let since = plan.released;
+        plan.hanging += 1;
+        let mut plan = self
+            .0
+            .1
+            .wait_while(plan, |p| p.released == since)
+            .unwrap_or_else(PoisonError::into_inner);
+        plan.hanging -= 1;
     }
 }
 
@@ -207,6 +218,9 @@ impl<S: Share> Share for FaultShare<S> {
     }
     fn statfs(&self) -> io::Result<Statfs> {
         self.control.run("", || self.inner.statfs())
+    }
+    fn leaves(&self, path: &str) -> io::Result<Option<storage::Leaves>> {
+        self.control.run(path, || self.inner.leaves(path))
     }
     fn probe(&self) -> io::Result<()> {
         self.control.run("", || self.inner.probe())

@@ -3,22 +3,56 @@
 //! By the share's places: what was moved or removed here does not reappear under its old name. What
 //! exists only here, holds unsynced bytes, or is open stays, whatever the share says (R3, R4).
 
+use std::collections::HashSet;
 use std::time::Instant;
 
 use super::{Node, Tree};
 use crate::journal::record::NodeRecord;
-use crate::path::Names;
 use crate::share::{Attr, Entry, Kind};
 
+/// What waits for the share, gathered once for all names of a listing.
+struct Waiting {
+    /// Names made in the directory, as all their spellings have them.
+    names: HashSet<String>,
+    nodes: HashSet<u64>,
+}
+
 impl Tree {
+    fn waiting(&self, dir: u64) -> Waiting {
+        let made = self.pending.iter().filter_map(|p| p.op.makes());
+        Waiting {
+            names: made
+                .filter(|(parent, _)| *parent == dir)
+                .map(|(_, name)| self.names.fold(name))
+                .collect(),
+            nodes: self.pending.iter().map(|p| p.op.node()).collect(),
+        }
+    }
+
     /// What the share says about one name. Returns the node, unless the place is another's.
     pub fn merge(&mut self, parent: u64, name: &str, attr: Attr, now: Instant) -> Option<u64> {
-        if self.claimed(parent, name) {
+        let waiting = self.waiting(parent);
+        self.merge_beside(parent, name, attr, now, &waiting)
+    }
+
+    fn merge_beside(
+        &mut self,
+        parent: u64,
+        name: &str,
+        attr: Attr,
+        now: Instant,
+        waiting: &Waiting,
+    ) -> Option<u64> {
+        if self.owned(parent, name)
+            || (!waiting.names.is_empty()
+                && self.child(parent, name).is_none()
+                && waiting.names.contains(&self.names.fold(name)))
+        {
             return None;
         }
         self.respell(parent, name);
         if let Some(id) = self.child(parent, name) {
-            let ours = self.is_pending(id);
+            let ours = waiting.nodes.contains(&id);
             let node = self.nodes.get_mut(&id)?;
             let same_place = node
                 .share
@@ -73,7 +107,7 @@ impl Tree {
         let there = self.nodes.get(&id).and_then(|n| n.share.clone());
         if there.is_some_and(|(dir, n)| dir == parent && self.names.same(&n, name)) {
             self.relocate(id, parent, name);
-            self.place(id, Some((parent, name.to_owned())));
+            self.set_place(id, Some((parent, name.to_owned())));
         }
     }
 
@@ -96,35 +130,63 @@ impl Tree {
         true
     }
 
-    /// A whole listing of a directory by the share.
-    pub fn merge_listing(&mut self, dir: u64, entries: &[Entry], now: Instant) {
-        let gone: Vec<String> = match self.nodes.get(&dir) {
-            Some(n) => {
-                let names: std::collections::HashSet<&str> =
-                    entries.iter().map(|e| e.name.as_str()).collect();
-                n.children
-                    .keys()
-                    .filter(|k| !names.contains(k.as_str()))
-                    .filter(|k| {
-                        self.names == Names::Any || !names.iter().any(|n| self.names.same(n, k))
-                    })
-                    .cloned()
-                    .collect()
-            }
-            None => return,
+    /// The share has no other names in the directory than these (a definite answer, R3), given as all
+    /// their spellings have them.
+    pub fn keep_only(&mut self, dir: u64, names: &HashSet<String>) {
+        let Some(node) = self.nodes.get(&dir) else {
+            return;
         };
+        let gone: Vec<String> = node
+            .children
+            .iter()
+            .map(|(name, _)| name)
+            .filter(|name| !names.contains(&self.names.fold(name)))
+            .cloned()
+            .collect();
         for name in gone {
             self.vanish(dir, &name);
         }
+    }
+
+    /// Some names of a listing of a directory by the share.
+    pub fn merge_some(&mut self, dir: u64, entries: &[Entry], now: Instant) {
+        let waiting = self.waiting(dir);
         for e in entries {
             if crate::path::check_name(&e.name).is_ok() {
-                self.merge(dir, &e.name, e.attr, now);
+                self.merge_beside(dir, &e.name, e.attr, now, &waiting);
             }
         }
+    }
+
+    /// All of the share's names in the directory were merged.
+    pub fn listed(&mut self, dir: u64, now: Instant) {
         if let Some(n) = self.nodes.get_mut(&dir) {
             n.known = true;
             n.listed = Some(now);
         }
+    }
+
+    /// Whether the background may go down into this directory: not into one that is its own ancestor
+    /// under another name (a server that follows links, a directory mounted within itself), and not
+    /// deeper than `depth`.
+    pub fn leads_on(&self, dir: u64, depth: usize) -> bool {
+        let Some(own) = self.nodes.get(&dir).map(|n| n.attr.file_id) else {
+            return false;
+        };
+        let mut at = dir;
+        for _ in 0..depth {
+            if at == super::ROOT {
+                return true;
+            }
+            let Some(parent) = self.nodes.get(&at).map(|n| n.parent) else {
+                return false;
+            };
+            at = parent;
+            if own != 0 && self.nodes.get(&at).is_some_and(|n| n.attr.file_id == own) {
+                return false;
+            }
+        }
+        false
     }
 
     /// Whether the subtree holds anything that exists only here, or is open.
