@@ -232,7 +232,12 @@ impl Inner {
             && how.create.is_none()
             && let Some(file) = self.files.writer(path)
         {
-            return Ok(SmbFile(file));
+            match file.handle().await {
+                Ok(_) => return Ok(SmbFile(file)),
+                // What is there now is another file than that handle's.
+                Err(e) if e.kind() == io::ErrorKind::StaleNetworkFileHandle => {}
+                Err(e) => return Err(e),
+            }
         }
         let name = self.wire_name(path)?;
         let mut live = self.sessions.live().await?;

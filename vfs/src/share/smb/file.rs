@@ -141,7 +141,7 @@ impl OpenFiles {
 
 impl OpenFile {
     /// The handle, of the session there is now.
-    async fn handle(&self) -> Result<(Arc<Live>, FileId)> {
+    pub(super) async fn handle(&self) -> Result<(Arc<Live>, FileId)> {
         let mut handle = self.handle.lock().await;
         match &*handle {
             Handle::Open(live, id) if !live.is_dead() => return Ok((live.clone(), *id)),

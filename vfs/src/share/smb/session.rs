@@ -258,18 +258,22 @@ impl Sessions {
         if !session.should_sign && !session.should_encrypt {
             return refuse("the server offers a session that is neither signed nor encrypted");
         }
-        let can_encrypt = params.dialect >= Dialect::Smb3_0;
-        if config.encrypt && !encrypt(conn, &session, params.cipher) {
+        let cipher = match params.dialect {
+            Dialect::Smb3_1_1 => params.cipher,
+            // Before 3.1.1 there is just one.
+            _ => Some(Cipher::Aes128Ccm)
+                .filter(|_| params.capabilities.contains(Capabilities::ENCRYPTION)),
+        };
+        if config.encrypt && !encrypt(conn, &session, cipher) {
             return refuse("the server cannot encrypt, and encryption was asked for");
         }
         let tree = match Tree::connect(conn, &address.share).await {
             // Some servers take even the name of such a share only when it is encrypted.
             Err(e)
-                if can_encrypt
+                if e.status() == Some(NtStatus::ACCESS_DENIED)
                     && !conn.should_encrypt()
-                    && e.status() == Some(NtStatus::ACCESS_DENIED) =>
+                    && encrypt(conn, &session, cipher) =>
             {
-                encrypt(conn, &session, params.cipher);
                 Tree::connect(conn, &address.share).await
             }
             other => other,
@@ -293,7 +297,7 @@ impl Sessions {
                  leads to",
             );
         }
-        if tree.encrypt_data && !encrypt(conn, &session, params.cipher) {
+        if tree.encrypt_data && !encrypt(conn, &session, cipher) {
             return refuse("the share requires encryption, which this session cannot do");
         }
         Ok(tree)
@@ -356,11 +360,10 @@ fn encrypt(conn: &mut Connection, session: &Session, cipher: Option<Cipher>) -> 
     if conn.should_encrypt() {
         return true;
     }
-    let (Some(out), Some(back)) = (&session.encryption_key, &session.decryption_key) else {
+    let keys = (&session.encryption_key, &session.decryption_key);
+    let (Some(cipher), (Some(out), Some(back))) = (cipher, keys) else {
         return false;
     };
-    // Before 3.1.1 there is just one cipher.
-    let cipher = cipher.unwrap_or(Cipher::Aes128Ccm);
     conn.activate_encryption(out.clone(), back.clone(), cipher);
     true
 }
