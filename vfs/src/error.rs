@@ -182,6 +182,7 @@ impl Error {
             K::Unsupported => Error::Unsupported(context),
             K::StorageFull | K::QuotaExceeded => Error::NoSpace("the device is full"),
             K::InvalidFilename => Error::NameTooLong,
+            K::ResourceBusy => Error::Busy("another program or computer uses the file"),
             _ => Error::Io { context, source: e },
         }
     }

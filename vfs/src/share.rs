@@ -1,13 +1,14 @@
 //! The remote file tree, as the drive sees it.
 //!
-//! A share is reached only through [`Share`]: a directory today ([`dir::DirShare`]), an SMB client
-//! later. Every call may block for as long as the network likes, so the drive never calls it
+//! A share is reached only through [`Share`]: a directory ([`dir::DirShare`]), or an SMB server
+//! ([`smb::SmbShare`]). Every call may block for as long as the network likes, so the drive never calls it
 //! directly: all calls go through `Link` (a deadline and a pool), and no lock is held meanwhile
 //! (R11).
 
 #[cfg(unix)]
 pub mod dir;
 pub mod fault;
+pub mod smb;
 
 use std::io;
 

@@ -80,6 +80,8 @@ impl DirShare {
         let root = self.root()?;
         match split(path) {
             None => Ok((root, ".")),
+            // The last name is not resolved beneath the root.
+            Some((_, "." | "..")) => Err(io::ErrorKind::InvalidInput.into()),
             Some(("", name)) => Ok((root, name)),
             Some((dir, name)) => {
                 let fd = beneath(&root, dir, OFlags::DIRECTORY | PATH_ONLY)?;

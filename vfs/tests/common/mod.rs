@@ -4,6 +4,7 @@
 
 #[path = "../../../tests/support/skip.rs"]
 pub mod skip;
+pub mod smbd;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,25 +12,47 @@ use std::time::Duration;
 
 use vfs::share::dir::DirShare;
 use vfs::share::fault::{FaultControl, FaultShare};
-use vfs::{Drive, DriveConfig, State};
+use vfs::{Drive, DriveConfig, Share, State};
 
 pub struct Rig {
     pub tmp: tempfile::TempDir,
     pub faults: FaultControl,
-    share: Arc<FaultShare<DirShare>>,
+    share: Arc<dyn Share>,
     pub budget: Duration,
+    /// Serves the share, where the test runs over SMB; ends after the share.
+    pub server: Option<smbd::Smbd>,
+}
+
+/// Whether this is a test program whose drives have an SMB server for their share: those named
+/// `smb_*` run the cases of the other programs so.
+pub fn over_smb() -> bool {
+    module_path!().starts_with("smb_")
 }
 
 impl Rig {
     pub fn new() -> Self {
         let tmp = tempfile::tempdir().unwrap();
-        std::fs::create_dir(tmp.path().join("share")).unwrap();
-        let (share, faults) = FaultShare::new(DirShare::open(tmp.path().join("share")).unwrap());
+        let root = tmp.path().join("share");
+        std::fs::create_dir(&root).unwrap();
+        let server = over_smb()
+            .then(|| smbd::Smbd::start(&root, smbd::Options::default()))
+            .flatten();
+        let (share, faults): (Arc<dyn Share>, _) = match &server {
+            Some(server) => {
+                let (share, faults) = FaultShare::new(server.share());
+                (Arc::new(share), faults)
+            }
+            None => {
+                let (share, faults) = FaultShare::new(DirShare::open(&root).unwrap());
+                (Arc::new(share), faults)
+            }
+        };
         Self {
             tmp,
             faults,
-            share: Arc::new(share),
+            share,
             budget: Duration::from_secs(2),
+            server,
         }
     }
 

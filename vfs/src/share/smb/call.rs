@@ -1,0 +1,393 @@
+//! The requests on open files that the client library has no call for: with share modes of our
+//! choice, at any offset, on many at a time.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use smb2::client::CompoundOp;
+use smb2::msg::close::CloseRequest;
+use smb2::msg::create::{
+    CreateDisposition, CreateRequest, CreateResponse, ImpersonationLevel, ShareAccess,
+};
+use smb2::msg::flush::FlushRequest;
+use smb2::msg::query_info::{InfoType, QueryInfoRequest, QueryInfoResponse};
+use smb2::msg::read::{ReadRequest, ReadResponse};
+use smb2::msg::set_info::SetInfoRequest;
+use smb2::msg::write::{WriteRequest, WriteResponse};
+use smb2::pack::{FileTime, Pack, ReadCursor, Unpack};
+use smb2::types::flags::FileAccessMask;
+use smb2::types::status::NtStatus;
+use smb2::types::{Command, CreditCharge, FileId, OplockLevel};
+use smb2::{Error, Frame};
+
+use super::attr::Facts;
+use super::session::{Live, UNIT};
+
+/// MS-FSCC 2.4: information classes.
+const BASIC: u8 = 4;
+const INTERNAL: u8 = 6;
+const END_OF_FILE: u8 = 20;
+const NETWORK_OPEN: u8 = 34;
+/// MS-SMB2 2.2.13: not a directory.
+const NON_DIRECTORY: u32 = 0x40;
+/// Most requests of one call on the way at once.
+const WINDOW: usize = 8;
+
+/// How to open a file.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct How {
+    /// For writing too.
+    pub(super) write: bool,
+    /// Nobody else may write meanwhile.
+    pub(super) alone: bool,
+    /// It must not exist; its DOS attributes.
+    pub(super) create: Option<u32>,
+}
+
+impl How {
+    fn request(self, name: String) -> CreateRequest {
+        let mut access = FileAccessMask::FILE_READ_DATA
+            | FileAccessMask::FILE_READ_ATTRIBUTES
+            | FileAccessMask::SYNCHRONIZE;
+        if self.write {
+            access |= FileAccessMask::FILE_WRITE_DATA
+                | FileAccessMask::FILE_APPEND_DATA
+                | FileAccessMask::FILE_WRITE_ATTRIBUTES;
+        }
+        // Deleting and renaming an open file is what POSIX programs do.
+        let mut share = ShareAccess::FILE_SHARE_READ | ShareAccess::FILE_SHARE_DELETE;
+        if !self.alone {
+            share |= ShareAccess::FILE_SHARE_WRITE;
+        }
+        CreateRequest {
+            // No oplock, no lease: nothing to break, and nothing cached that could be stale.
+            requested_oplock_level: OplockLevel::None,
+            impersonation_level: ImpersonationLevel::Impersonation,
+            desired_access: FileAccessMask::new(access),
+            file_attributes: self.create.unwrap_or(0),
+            share_access: ShareAccess(share),
+            create_disposition: match self.create {
+                Some(_) => CreateDisposition::FileCreate,
+                None => CreateDisposition::FileOpen,
+            },
+            create_options: NON_DIRECTORY,
+            name,
+            create_contexts: Vec::new(),
+        }
+    }
+}
+
+fn refused(status: NtStatus, command: Command) -> Error {
+    Error::Protocol { status, command }
+}
+
+fn unpacked<T: Unpack>(frame: &Frame) -> smb2::Result<T> {
+    T::unpack(&mut ReadCursor::new(&frame.body))
+}
+
+fn query(class: u8, len: u32, file_id: FileId) -> QueryInfoRequest {
+    QueryInfoRequest {
+        info_type: InfoType::File,
+        file_info_class: class,
+        output_buffer_length: len,
+        additional_information: 0,
+        flags: 0,
+        file_id,
+        input_buffer: Vec::new(),
+    }
+}
+
+/// A field of an answer: `N` bytes at `at`.
+fn field<const N: usize>(data: &[u8], at: usize) -> smb2::Result<[u8; N]> {
+    data.get(at..)
+        .and_then(|d| d.first_chunk::<N>())
+        .copied()
+        .ok_or_else(|| Error::InvalidData {
+            message: format!("an answer of {} bytes is too short", data.len()),
+        })
+}
+
+impl Live {
+    async fn ask(&self, command: Command, body: &dyn Pack, bytes: usize) -> smb2::Result<Frame> {
+        let charge = bytes.div_ceil(UNIT).clamp(1, usize::from(u16::MAX));
+        let charge = CreditCharge(u16::try_from(charge).unwrap_or(u16::MAX));
+        let tree = Some(self.tree.tree_id);
+        let frame = self
+            .conn
+            .execute_with_credits(command, body, tree, charge)
+            .await?;
+        if frame.header.command != command {
+            return Err(Error::InvalidData {
+                message: format!("{command:?} was answered by {:?}", frame.header.command),
+            });
+        }
+        Ok(frame)
+    }
+
+    async fn done(&self, command: Command, body: &dyn Pack) -> smb2::Result<Frame> {
+        let frame = self.ask(command, body, 0).await?;
+        match frame.header.status {
+            NtStatus::SUCCESS => Ok(frame),
+            status => Err(refused(status, command)),
+        }
+    }
+
+    /// Opens a file by its name on the wire.
+    pub(super) async fn open(&self, name: String, how: How) -> smb2::Result<(FileId, Facts)> {
+        let create = how.request(name);
+        let index = query(INTERNAL, 8, FileId::SENTINEL);
+        let tree = Some(self.tree.tree_id);
+        let ops = [
+            CompoundOp::new(Command::Create, &create, tree),
+            CompoundOp::new(Command::QueryInfo, &index, tree),
+        ];
+        let mut answers = self.conn.execute_compound(&ops).await?.into_iter();
+        let (Some(made), Some(index)) = (answers.next(), answers.next()) else {
+            return Err(Error::InvalidData {
+                message: "half of an answer is missing".to_owned(),
+            });
+        };
+        let mut made = made?;
+        if made.header.status == NtStatus::INTERNAL_ERROR {
+            // Windows does not wait for others within a compound (MS-SMB2 3.3.5.2.7).
+            made = self.ask(Command::Create, &create, 0).await?;
+        }
+        if made.header.status != NtStatus::SUCCESS {
+            return Err(refused(made.header.status, Command::Create));
+        }
+        let made: CreateResponse = unpacked(&made)?;
+        let index = match index {
+            Ok(f) if f.header.status == NtStatus::SUCCESS => {
+                let answer: QueryInfoResponse = unpacked(&f)?;
+                u64::from_le_bytes(field(&answer.output_buffer, 0)?)
+            }
+            _ => 0,
+        };
+        let facts = Facts {
+            size: made.end_of_file,
+            attributes: made.file_attributes,
+            modified: made.last_write_time,
+            accessed: made.last_access_time,
+            changed: made.change_time,
+            index,
+        };
+        Ok((made.file_id, facts))
+    }
+
+    pub(super) async fn close(&self, file_id: FileId) -> smb2::Result<()> {
+        let body = CloseRequest { flags: 0, file_id };
+        self.done(Command::Close, &body).await.map(drop)
+    }
+
+    /// What the server says of an open file; its index number is the caller's.
+    pub(super) async fn facts(&self, file_id: FileId, index: u64) -> smb2::Result<Facts> {
+        let body = query(NETWORK_OPEN, 56, file_id);
+        let frame = self.done(Command::QueryInfo, &body).await?;
+        let answer: QueryInfoResponse = unpacked(&frame)?;
+        let data = answer.output_buffer.as_slice();
+        let time = |at| field(data, at).map(|b| FileTime(u64::from_le_bytes(b)));
+        Ok(Facts {
+            accessed: time(8)?,
+            modified: time(16)?,
+            changed: time(24)?,
+            size: u64::from_le_bytes(field(data, 40)?),
+            attributes: u32::from_le_bytes(field(data, 48)?),
+            index,
+        })
+    }
+
+    /// One READ: fewer bytes only at the end of the file.
+    async fn read_one(&self, file_id: FileId, offset: u64, len: usize) -> smb2::Result<Vec<u8>> {
+        let body = ReadRequest {
+            padding: 0x50,
+            flags: 0,
+            length: u32::try_from(len).unwrap_or(u32::MAX),
+            offset,
+            file_id,
+            minimum_count: 0,
+            channel: 0,
+            remaining_bytes: 0,
+            read_channel_info: Vec::new(),
+        };
+        let frame = self.ask(Command::Read, &body, len).await?;
+        match frame.header.status {
+            NtStatus::SUCCESS => {}
+            NtStatus::END_OF_FILE => return Ok(Vec::new()),
+            status => return Err(refused(status, Command::Read)),
+        }
+        let answer: ReadResponse = unpacked(&frame)?;
+        if answer.data.len() > len {
+            return Err(Error::InvalidData {
+                message: format!("{} bytes for a READ of {len}", answer.data.len()),
+            });
+        }
+        Ok(answer.data)
+    }
+
+    /// A piece of at most [`Live::chunk`] bytes, to its last byte or the file's. A server may answer
+    /// a READ with less than there is.
+    async fn read_piece(&self, id: FileId, offset: u64, len: usize) -> smb2::Result<Vec<u8>> {
+        let mut have = self.read_one(id, offset, len).await?;
+        while !have.is_empty() && have.len() < len {
+            let more = self
+                .read_one(id, offset + have.len() as u64, len - have.len())
+                .await?;
+            if more.is_empty() {
+                break;
+            }
+            have.extend_from_slice(&more);
+        }
+        Ok(have)
+    }
+
+    /// Reads up to `buf.len()` bytes; fewer only at the end of the file.
+    pub(super) async fn read(
+        self: &Arc<Self>,
+        id: FileId,
+        offset: u64,
+        buf: &mut [u8],
+    ) -> smb2::Result<usize> {
+        let (chunk, mut done) = (self.chunk, 0);
+        for part in buf.chunks_mut(chunk * WINDOW) {
+            let pieces: Vec<_> = (0..part.len())
+                .step_by(chunk)
+                .map(|at| {
+                    let (live, len) = (self.clone(), chunk.min(part.len() - at));
+                    let from = offset + (done + at) as u64;
+                    async move { live.read_piece(id, from, len).await }
+                })
+                .collect();
+            for (piece, target) in all(pieces).await?.into_iter().zip(part.chunks_mut(chunk)) {
+                if let Some(target) = target.get_mut(..piece.len()) {
+                    target.copy_from_slice(&piece);
+                }
+                done += piece.len();
+                if piece.len() < target.len() {
+                    return Ok(done);
+                }
+            }
+        }
+        Ok(done)
+    }
+
+    async fn write_piece(&self, id: FileId, mut at: u64, mut data: Vec<u8>) -> smb2::Result<()> {
+        loop {
+            let len = data.len();
+            let mut body = WriteRequest {
+                data_offset: 0x70,
+                offset: at,
+                file_id: id,
+                channel: 0,
+                remaining_bytes: 0,
+                write_channel_info_offset: 0,
+                write_channel_info_length: 0,
+                flags: 0,
+                data,
+            };
+            let frame = self.ask(Command::Write, &body, len).await?;
+            if frame.header.status != NtStatus::SUCCESS {
+                return Err(refused(frame.header.status, Command::Write));
+            }
+            let answer: WriteResponse = unpacked(&frame)?;
+            let count = answer.count as usize;
+            if count == 0 || count > len {
+                return Err(Error::InvalidData {
+                    message: format!("{count} bytes written of {len}"),
+                });
+            }
+            if count == len {
+                return Ok(());
+            }
+            at += count as u64;
+            data = body.data.split_off(count);
+        }
+    }
+
+    /// Writes all of `data`.
+    pub(super) async fn write(
+        self: &Arc<Self>,
+        id: FileId,
+        offset: u64,
+        data: &[u8],
+    ) -> smb2::Result<()> {
+        let chunk = self.chunk;
+        for (n, part) in data.chunks(chunk * WINDOW).enumerate() {
+            let base = offset + (n * chunk * WINDOW) as u64;
+            let pieces: Vec<_> = part
+                .chunks(chunk)
+                .enumerate()
+                .map(|(i, piece)| {
+                    let (live, piece) = (self.clone(), piece.to_vec());
+                    let at = base + (i * chunk) as u64;
+                    async move { live.write_piece(id, at, piece).await }
+                })
+                .collect();
+            all(pieces).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn flush(&self, file_id: FileId) -> smb2::Result<()> {
+        let body = FlushRequest { file_id };
+        self.done(Command::Flush, &body).await.map(drop)
+    }
+
+    async fn set_info(&self, file_id: FileId, class: u8, buffer: Vec<u8>) -> smb2::Result<()> {
+        let body = SetInfoRequest {
+            info_type: InfoType::File,
+            file_info_class: class,
+            additional_information: 0,
+            file_id,
+            buffer,
+        };
+        self.done(Command::SetInfo, &body).await.map(drop)
+    }
+
+    pub(super) async fn set_len(&self, file_id: FileId, len: u64) -> smb2::Result<()> {
+        self.set_info(file_id, END_OF_FILE, len.to_le_bytes().to_vec())
+            .await
+    }
+
+    /// Sets times and DOS attributes of an open file; zero leaves as it is (MS-FSCC 2.4.7).
+    pub(super) async fn set_basic(
+        &self,
+        file_id: FileId,
+        accessed: FileTime,
+        modified: FileTime,
+        attributes: u32,
+    ) -> smb2::Result<()> {
+        let mut buffer = Vec::with_capacity(40);
+        for time in [FileTime::ZERO, accessed, modified, FileTime::ZERO] {
+            buffer.extend_from_slice(&time.0.to_le_bytes());
+        }
+        buffer.extend_from_slice(&attributes.to_le_bytes());
+        buffer.extend_from_slice(&[0; 4]);
+        self.set_info(file_id, BASIC, buffer).await
+    }
+}
+
+/// Runs all at once; the answers in order. A single one needs no task of its own.
+async fn all<T: Send + 'static>(
+    mut work: Vec<impl Future<Output = smb2::Result<T>> + Send + 'static>,
+) -> smb2::Result<Vec<T>> {
+    if work.len() == 1
+        && let Some(only) = work.pop()
+    {
+        return Ok(vec![only.await?]);
+    }
+    let tasks: Vec<_> = work.into_iter().map(tokio::spawn).collect();
+    let mut done = Vec::with_capacity(tasks.len());
+    let mut failed = None;
+    // Every one is waited for: a request that is left behind could still write.
+    for task in tasks {
+        match task.await {
+            Ok(Ok(value)) => done.push(value),
+            Ok(Err(e)) => failed = failed.or(Some(e)),
+            Err(_) => failed = failed.or(Some(Error::Disconnected)),
+        }
+    }
+    match failed {
+        Some(e) => Err(e),
+        None => Ok(done),
+    }
+}
