@@ -465,6 +465,8 @@ pub(crate) struct FileNode {
     pub open: Mutex<()>,
     /// Calls left behind that may still change the share's file.
     pub doubt: InDoubt,
+    /// Reads of the share's file that have not come back.
+    pub asked: InDoubt,
     /// Handle for filling the cache.
     pub fetch: Mutex<Option<Arc<dyn ShareFile>>>,
     /// Why this file takes no writes any more: a flush of its cache file failed, and what the
@@ -481,6 +483,7 @@ impl FileNode {
             io: Mutex::default(),
             open: Mutex::default(),
             doubt: InDoubt::default(),
+            asked: InDoubt::default(),
             fetch: Mutex::default(),
             poison: OnceLock::new(),
         }

@@ -4,6 +4,7 @@
 //! files is answered there; everything else goes to an elastic pool, so that a call that waits for
 //! the share blocks itself alone (R11).
 
+mod lanes;
 mod mount;
 mod translate;
 
@@ -22,10 +23,10 @@ use fuser::{
 
 pub use mount::{MountHandle, MountOptions, mount};
 
+use self::lanes::Lanes;
 use self::translate::{empty, entry, file_attr, file_type, nanos, report, sized};
 use crate::drive::{DirEntry, Drive, XattrMode, now};
 use crate::error::Error;
-use crate::link::Pool;
 use crate::share::{Kind, SetAttr};
 
 /// How long the kernel trusts names and attributes.
@@ -36,13 +37,19 @@ const MAX_IO: u32 = 1 << 20;
 
 struct Frontend {
     drive: Arc<Drive>,
-    pool: Pool,
+    lanes: Lanes,
 }
 
 impl Frontend {
     fn spawn(&self, work: impl FnOnce(&Arc<Drive>) + Send + 'static) {
         let drive = self.drive.clone();
-        self.pool.submit(move || work(&drive));
+        self.lanes.pool().submit(move || work(&drive));
+    }
+
+    /// For what touches the content of one file.
+    fn spawn_on(&self, file: INodeNo, work: impl FnOnce(&Arc<Drive>) + Send + 'static) {
+        let drive = self.drive.clone();
+        self.lanes.submit(file.0, move || work(&drive));
     }
 }
 
@@ -60,7 +67,9 @@ impl Filesystem for Frontend {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         let _ = config.set_max_write(MAX_IO);
         let _ = config.set_max_readahead(MAX_IO);
-        let _ = config.set_max_background(64);
+        // The kernel holds back reads of every file while so many are unanswered, those of a file
+        // that hangs among them.
+        let _ = config.set_max_background(16_384);
         // KILLPRIV: set-ID bits are taken away here, so that the kernel need not look for file
         // capabilities before each write.
         for flag in [
@@ -242,7 +251,7 @@ impl Filesystem for Frontend {
     }
 
     fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        self.spawn(move |d| {
+        self.spawn_on(ino, move |d| {
             let (read, write) = match flags.acc_mode() {
                 OpenAccMode::O_RDONLY => (true, false),
                 OpenAccMode::O_WRONLY => (false, true),
@@ -290,7 +299,7 @@ impl Filesystem for Frontend {
     fn read(
         &self,
         _: &Request,
-        _: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         size: u32,
@@ -308,7 +317,7 @@ impl Filesystem for Frontend {
         {
             work(&self.drive);
         } else {
-            self.spawn(work);
+            self.spawn_on(ino, work);
         }
     }
 
@@ -335,7 +344,7 @@ impl Filesystem for Frontend {
             flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) && self.drive.has_privileges(ino.0);
         if kill {
             let (data, gid) = (data.to_vec(), req.gid());
-            self.spawn(move |d| match d.drop_privileges(ino.0, gid) {
+            self.spawn_on(ino, move |d| match d.drop_privileges(ino.0, gid) {
                 Ok(()) => answer(d, fh, offset, &data, reply),
                 Err(e) => reply.error(report("write", &e)),
             });
@@ -343,7 +352,7 @@ impl Filesystem for Frontend {
             answer(&self.drive, fh, offset, data, reply);
         } else {
             let data = data.to_vec();
-            self.spawn(move |d| answer(d, fh, offset, &data, reply));
+            self.spawn_on(ino, move |d| answer(d, fh, offset, &data, reply));
         }
     }
 
@@ -351,8 +360,8 @@ impl Filesystem for Frontend {
         empty(reply, "flush", self.drive.flush(fh.0));
     }
 
-    fn fsync(&self, _: &Request, _: INodeNo, fh: FileHandle, _: bool, reply: ReplyEmpty) {
-        self.spawn(move |d| empty(reply, "fsync", d.fsync(fh.0)));
+    fn fsync(&self, _: &Request, ino: INodeNo, fh: FileHandle, _: bool, reply: ReplyEmpty) {
+        self.spawn_on(ino, move |d| empty(reply, "fsync", d.fsync(fh.0)));
     }
 
     fn release(

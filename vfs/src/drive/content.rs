@@ -202,19 +202,19 @@ impl Drive {
                 None
             }
         };
-        // The share's file is closed without the lock: that is a share call too (R11).
-        drop(bound);
         if last && file.read().unlinked {
             let mut tree = self.tree_mut();
             self.after_removal(&mut tree, h.node);
         }
+        let fetched = last.then(|| {
+            let mut fetch = file.fetch.lock().unwrap_or_else(PoisonError::into_inner);
+            fetch.take()
+        });
+        // The share's file is closed without any lock: that is a share call too (R11), and the next
+        // open waits for its own calls only.
+        drop(_open);
+        drop((bound, fetched));
         if last {
-            let fetched = file
-                .fetch
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take();
-            drop(fetched);
             self.emit_for(h.node, Event::Closed);
         }
         Ok(())

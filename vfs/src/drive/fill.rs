@@ -109,14 +109,12 @@ impl Drive {
         let budget = self.stall_budget().max(self.flush_budget);
         let range = want.clone();
         let reader = source.clone();
-        let answer =
-            self.link
-                .call_for(&path, budget, &crate::link::InDoubt::default(), move |_| {
-                    let mut buf = vec![0; (range.end - range.start) as usize];
-                    let n = reader.read_at(range.start, &mut buf)?;
-                    buf.truncate(n);
-                    Ok((buf, reader.stat()?))
-                });
+        let answer = self.link.call_for(&path, budget, &file.asked, move |_| {
+            let mut buf = vec![0; (range.end - range.start) as usize];
+            let n = reader.read_at(range.start, &mut buf)?;
+            buf.truncate(n);
+            Ok((buf, reader.stat()?))
+        });
         let (buf, attr) = match answer {
             Ok(got) => got,
             Err(e) => {

@@ -223,20 +223,26 @@ impl Drive {
     /// Flushes the share's file and the cache file, and records that both are the same now.
     pub(crate) fn flush_on_share(&self, node: u64, file: &Arc<FileNode>) -> Result<()> {
         let _io = file.io.lock().unwrap_or_else(PoisonError::into_inner);
-        let (share_file, teed) = {
+        let (share_file, teed, budget) = {
             let st = file.read();
             if st.online_written.is_empty() {
                 return Ok(());
             }
+            // A program waits for a slow flush only where there is nothing to go on with.
+            let budget = if st.attached && st.fully_cached() {
+                self.stall_budget()
+            } else {
+                self.flush_budget
+            };
             match &st.binding {
-                Some(Binding::Share(f, _)) => (f.clone(), st.tee),
+                Some(Binding::Share(f, _)) => (f.clone(), st.tee, budget),
                 _ => return Ok(()),
             }
         };
         let context = self.tree().path(node);
         let stamp = self
             .link
-            .call_for(&context, self.flush_budget, &file.doubt, move |_| {
+            .call_for(&context, budget, &file.doubt, move |_| {
                 share_file.sync()?;
                 share_file.stamp()
             })?;

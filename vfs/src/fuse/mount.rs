@@ -8,6 +8,7 @@ use std::sync::Arc;
 use fuser::{BackgroundSession, Config, MountOption, SessionACL};
 
 use super::Frontend;
+use super::lanes::Lanes;
 use crate::drive::Drive;
 use crate::link::Pool;
 
@@ -89,6 +90,9 @@ fn fusermount(mountpoint: &Path) -> io::Result<()> {
     Err(said)
 }
 
+/// Calls that may wait at once, each on a thread of its own.
+const MAX_CALLS: usize = 2048;
+
 /// A mounted drive. Dropping it unmounts.
 pub struct MountHandle {
     session: Option<BackgroundSession>,
@@ -124,7 +128,7 @@ pub fn mount(
     config.clone_fd = true;
     let frontend = Frontend {
         drive: drive.clone(),
-        pool: Pool::new("drive-call", 256),
+        lanes: Lanes::new(Pool::new("drive-call", MAX_CALLS)),
     };
     let session = fuser::spawn_mount(frontend, mountpoint, &config)?;
     Ok(MountHandle {
