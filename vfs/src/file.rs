@@ -497,6 +497,17 @@ impl FileNode {
         }
     }
 
+    /// Closes the handle for filling the cache, if there is one.
+    pub fn forget_fetch(&self) {
+        let old = self
+            .fetch
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        // Closing is a share call: without the lock, for other readers take it.
+        drop(old);
+    }
+
     /// Names this physical life among those of all files: another file that takes this one's path
     /// must never pass for it.
     pub fn lineage(&self, st: &FileState) -> u64 {

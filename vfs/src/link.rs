@@ -349,6 +349,18 @@ pub(crate) fn hold(file: Box<dyn ShareFile>) -> Arc<dyn ShareFile> {
     })
 }
 
+/// Where closes wait, so that nobody else does.
+fn closers() -> &'static Pool {
+    static CLOSERS: OnceLock<Pool> = OnceLock::new();
+    CLOSERS.get_or_init(|| Pool::new("share-close", 512))
+}
+
+/// Drops what may hold a file of a share that does not answer, without waiting at all: for whoever
+/// holds a lock, or has waited for that share already.
+pub(crate) fn let_go<T: Send + 'static>(what: T) {
+    closers().submit(move || drop(what));
+}
+
 impl Held {
     fn file(&self) -> io::Result<&dyn ShareFile> {
         self.file
@@ -359,19 +371,16 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        static CLOSERS: OnceLock<Pool> = OnceLock::new();
         let Some(file) = self.file.take() else { return };
         let (tx, rx) = mpsc::sync_channel(1);
         // While another close hangs, this one is not awaited either.
         let hanging = self.closing.fetch_add(1, Ordering::SeqCst) > 0;
         let count = CountDown(self.closing.clone());
-        CLOSERS
-            .get_or_init(|| Pool::new("share-close", 512))
-            .submit(move || {
-                drop(file);
-                drop(count);
-                let _ = tx.send(());
-            });
+        closers().submit(move || {
+            drop(file);
+            drop(count);
+            let _ = tx.send(());
+        });
         let budget = if hanging { CLOSE / 20 } else { CLOSE };
         let _ = rx.recv_timeout(budget);
     }

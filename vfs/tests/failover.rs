@@ -14,7 +14,7 @@ mod common;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, ErrorKind, Read};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -142,6 +142,12 @@ fn forget_pages(file: &File) {
     fadvise(file, 0, None, Advice::DontNeed).unwrap();
 }
 
+/// A file whose reads all come to the drive.
+fn direct(path: &Path) -> std::io::Result<File> {
+    let flags = i32::try_from(rustix::fs::OFlags::DIRECT.bits()).unwrap();
+    OpenOptions::new().read(true).custom_flags(flags).open(path)
+}
+
 /// A file's hash by a program that maps it: git does so with files of this size.
 fn mapped_hash(path: &Path) -> std::io::Result<Vec<u8>> {
     let mut git = Command::new("git");
@@ -166,6 +172,7 @@ fn part_of_reading() {
     let mut random = Random(77);
     let held = calls.time("open", || File::open(at.join("held.pst")));
     let steady = calls.time("open", || File::open(at.join("steady.pst")));
+    let unbuffered = ["held.pst", "steady.pst"].map(|f| calls.time("open", || direct(&at.join(f))));
     let model = pattern(STEADY, 3);
     let mut seen = vec![0; RECORDS];
     let copy = mapped_hash(&at.parent().unwrap().join("models/steady")).unwrap();
@@ -206,7 +213,8 @@ fn part_of_reading() {
             10..=50 => {
                 let from = random.below(STEADY);
                 let mut buf = vec![0; (1 + random.below(60_000)).min(STEADY - from)];
-                calls.time("read", || steady.read_exact_at(&mut buf, from as u64));
+                let file = [&steady, &unbuffered[1]][random.below(2)];
+                calls.time("read", || file.read_exact_at(&mut buf, from as u64));
                 assert!(buf == model[from..from + buf.len()], "a wrong byte");
             }
             _ => {
@@ -216,7 +224,8 @@ fn part_of_reading() {
                 let n = (0..1000)
                     .find_map(|_| {
                         let from = (slot * RECORD) as u64;
-                        calls.time("read", || held.read_exact_at(&mut buf, from));
+                        let file = [&held, &unbuffered[0]][random.below(2)];
+                        calls.time("read", || file.read_exact_at(&mut buf, from));
                         sequence(slot as u64, &buf)
                     })
                     .expect("a torn record");

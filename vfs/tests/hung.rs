@@ -6,13 +6,12 @@
 mod common;
 
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{Rig, fuse_missing, pattern};
-use rustix::fs::{Advice, fadvise};
 use vfs::State;
 use vfs::fuse::{MountOptions, mount};
 use vfs::share::fault::Fault;
@@ -23,13 +22,20 @@ const SIZE: usize = 1 << 20;
 /// one file may have calls at work.
 const MANY: u64 = 300;
 
-/// The 99th of 100 of `READS` reads that the drive answers, none of them from the kernel's pages.
+/// A file whose reads all come to the drive, none from the kernel's pages.
+fn direct(path: &Path) -> File {
+    let flags = rustix::fs::OFlags::DIRECT.bits();
+    let mut o = File::options();
+    let flags = i32::try_from(flags).unwrap();
+    o.read(true).custom_flags(flags).open(path).unwrap()
+}
+
+/// The 99th of 100 of `READS` reads.
 fn timed_reads(file: &File, model: &[u8]) -> Duration {
     let mut took = Vec::with_capacity(READS);
     let mut buf = [0; 4096];
     for i in 0..READS {
         let at = (i * 7919 * 4096) % (SIZE - buf.len());
-        fadvise(file, 0, None, Advice::DontNeed).unwrap();
         let began = Instant::now();
         file.read_exact_at(&mut buf, at as u64).unwrap();
         took.push(began.elapsed());
@@ -43,7 +49,7 @@ fn timed_reads(file: &File, model: &[u8]) -> Duration {
 /// file of its own.
 fn beside_hung(rig: &Rig, at: &Path, programs: u64) {
     let model = pattern(SIZE, 4);
-    let quick = File::open(at.join("quick.pst")).unwrap();
+    let quick = direct(&at.join("quick.pst"));
     let idle = timed_reads(&quick, &model);
     let (end, failed) = (AtomicBool::new(false), AtomicU64::new(0));
     let began = std::thread::scope(|s| {

@@ -110,9 +110,12 @@ impl Drive {
                             return Err(Error::ShareChanged(share_path));
                         }
                         let mut st = file.write();
+                        let mut old = None;
                         if matches!(st.binding, Some(Binding::Share(..))) {
-                            st.binding = Some(Binding::Share(new, writable));
+                            old = st.binding.replace(Binding::Share(new, writable));
                         }
+                        drop(st);
+                        drop(old);
                         Ok(())
                     }
                     Err(e) => self.flip(node, file, e),
@@ -206,15 +209,12 @@ impl Drive {
             let mut tree = self.tree_mut();
             self.after_removal(&mut tree, h.node);
         }
-        let fetched = last.then(|| {
-            let mut fetch = file.fetch.lock().unwrap_or_else(PoisonError::into_inner);
-            fetch.take()
-        });
         // The share's file is closed without any lock: that is a share call too (R11), and the next
         // open waits for its own calls only.
         drop(_open);
-        drop((bound, fetched));
+        drop(bound);
         if last {
+            file.forget_fetch();
             self.emit_for(h.node, Event::Closed);
         }
         Ok(())

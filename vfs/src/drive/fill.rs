@@ -118,7 +118,7 @@ impl Drive {
         let (buf, attr) = match answer {
             Ok(got) => got,
             Err(e) => {
-                *file.fetch.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                file.forget_fetch();
                 return Err(e);
             }
         };
@@ -136,7 +136,7 @@ impl Drive {
         if !same {
             st.share_changed = true;
             drop(st);
-            *file.fetch.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            file.forget_fetch();
             return Err(Error::ShareChanged(path));
         }
         if st.cuts != cuts || st.size < size {
@@ -182,7 +182,10 @@ impl Drive {
             return Err(Error::NotCached(path));
         };
         let (f, _, _) = self.open_on_share(&share_path, false)?;
-        *file.fetch.lock().unwrap_or_else(PoisonError::into_inner) = Some(f.clone());
+        let mut fetch = file.fetch.lock().unwrap_or_else(PoisonError::into_inner);
+        let other = fetch.replace(f.clone());
+        drop(fetch);
+        drop(other);
         Ok(f)
     }
 
@@ -248,7 +251,7 @@ impl Drive {
             }
         }
         self.record_fetched(file)?;
-        *file.fetch.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        file.forget_fetch();
         if !was_full {
             let path = self.tree().path(node);
             if self.is_container(&path) {

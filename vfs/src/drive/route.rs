@@ -10,7 +10,7 @@ use super::{Drive, Event, State};
 use crate::error::{Error, Result};
 use crate::file::{Binding, FileNode};
 use crate::journal::record::MetaRecord;
-use crate::link::hold;
+use crate::link::{hold, let_go};
 use crate::share::{ShareFile, Stamp};
 
 impl Drive {
@@ -135,7 +135,7 @@ impl Drive {
         self.sub_unwritten(freed);
         st.note_attach(stamp, lineage, lsn);
         drop(st);
-        *file.fetch.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        file.forget_fetch();
         Ok(())
     }
 
@@ -165,8 +165,9 @@ impl Drive {
         }
         let lsn = self.log(MetaRecord::Flip { file: file.id })?;
         st.note_flip(lsn);
-        st.binding = Some(Binding::Cache);
+        let old = st.binding.replace(Binding::Cache);
         drop(st);
+        let_go(old);
         let path = self.tree().path(node);
         tracing::warn!(path, %error, "the share failed: the file is served from the cache now");
         self.emit(&Event::Flipped(path));
