@@ -471,6 +471,8 @@ pub(crate) struct FileNode {
     pub open: Mutex<()>,
     /// Calls left behind that may still change the share's file.
     pub doubt: InDoubt,
+    /// Reads of the share's file that have not come back.
+    pub asked: InDoubt,
     /// Handle for filling the cache.
     pub fetch: Mutex<Option<Arc<dyn ShareFile>>>,
     /// Why this file takes no writes any more: a flush of its cache file failed, and what the
@@ -487,6 +489,7 @@ impl FileNode {
             io: Mutex::default(),
             open: Mutex::default(),
             doubt: InDoubt::default(),
+            asked: InDoubt::default(),
             fetch: Mutex::default(),
             poison: OnceLock::new(),
         }
@@ -498,6 +501,17 @@ impl FileNode {
             Some(why) => Err(Error::Poisoned(why.clone())),
             None => Ok(()),
         }
+    }
+
+    /// Closes the handle for filling the cache, if there is one.
+    pub fn forget_fetch(&self) {
+        let old = self
+            .fetch
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        // Closing is a share call: without the lock, for other readers take it.
+        drop(old);
     }
 
     /// Names this physical life among those of all files: another file that takes this one's path

@@ -7,6 +7,7 @@
 mod backing;
 mod dirs;
 mod groups;
+mod lanes;
 mod mount;
 mod translate;
 
@@ -29,10 +30,10 @@ pub use mount::{MountHandle, MountOptions, mount};
 use self::backing::Backings;
 use self::dirs::OpenDirs;
 use self::groups::is_member;
+use self::lanes::Lanes;
 use self::translate::{empty, entry, file_attr, file_type, nanos, report, sized};
 use crate::drive::{Drive, XattrMode, now};
 use crate::error::Error;
-use crate::link::Pool;
 use crate::share::SetAttr;
 
 /// How long the kernel trusts names and attributes.
@@ -43,7 +44,7 @@ const MAX_IO: u32 = 1 << 20;
 
 struct Frontend {
     drive: Arc<Drive>,
-    pool: Pool,
+    lanes: Lanes,
     dirs: Arc<OpenDirs>,
     backings: Arc<Backings>,
     reads: Arc<AtomicU64>,
@@ -53,7 +54,13 @@ struct Frontend {
 impl Frontend {
     fn spawn(&self, work: impl FnOnce(&Arc<Drive>) + Send + 'static) {
         let drive = self.drive.clone();
-        self.pool.submit(move || work(&drive));
+        self.lanes.pool().submit(move || work(&drive));
+    }
+
+    /// For what touches the content of one file.
+    fn spawn_on(&self, file: INodeNo, work: impl FnOnce(&Arc<Drive>) + Send + 'static) {
+        let drive = self.drive.clone();
+        self.lanes.submit(file.0, move || work(&drive));
     }
 }
 
@@ -71,7 +78,9 @@ impl Filesystem for Frontend {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         let _ = config.set_max_write(MAX_IO);
         let _ = config.set_max_readahead(MAX_IO);
-        let _ = config.set_max_background(64);
+        // The kernel holds back reads of every file while so many are unanswered, those of a file
+        // that hangs among them.
+        let _ = config.set_max_background(16_384);
         // KILLPRIV: set-ID bits are taken away here, so that the kernel need not look for file
         // capabilities before each write.
         for flag in [
@@ -266,7 +275,7 @@ impl Filesystem for Frontend {
 
     fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let backings = self.backings.clone();
-        self.spawn(move |d| {
+        self.spawn_on(ino, move |d| {
             let (read, write) = match flags.acc_mode() {
                 OpenAccMode::O_RDONLY => (true, false),
                 OpenAccMode::O_WRONLY => (false, true),
@@ -311,7 +320,7 @@ impl Filesystem for Frontend {
     fn read(
         &self,
         _: &Request,
-        _: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         size: u32,
@@ -321,7 +330,7 @@ impl Filesystem for Frontend {
     ) {
         self.reads.fetch_add(1, Ordering::Relaxed);
         for part in self.drive.expect_next(fh.0, offset, size as usize) {
-            self.spawn(move |d| d.fetch_ahead(fh.0, part));
+            self.spawn_on(ino, move |d| d.fetch_ahead(fh.0, part));
         }
         let work = move |d: &Arc<Drive>| match d.read(fh.0, offset, size as usize) {
             Ok(data) => reply.data(&data),
@@ -333,7 +342,7 @@ impl Filesystem for Frontend {
         {
             work(&self.drive);
         } else {
-            self.spawn(work);
+            self.spawn_on(ino, work);
         }
     }
 
@@ -360,7 +369,7 @@ impl Filesystem for Frontend {
             flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) && self.drive.has_privileges(ino.0);
         if kill {
             let (data, gid, pid) = (data.to_vec(), req.gid(), req.pid());
-            self.spawn(move |d| {
+            self.spawn_on(ino, move |d| {
                 match d.drop_privileges(ino.0, |group| is_member(pid, gid, group)) {
                     Ok(()) => answer(d, fh, offset, &data, reply),
                     Err(e) => reply.error(report("write", &e)),
@@ -370,7 +379,7 @@ impl Filesystem for Frontend {
             answer(&self.drive, fh, offset, data, reply);
         } else {
             let data = data.to_vec();
-            self.spawn(move |d| answer(d, fh, offset, &data, reply));
+            self.spawn_on(ino, move |d| answer(d, fh, offset, &data, reply));
         }
     }
 
@@ -378,8 +387,8 @@ impl Filesystem for Frontend {
         empty(reply, "flush", self.drive.flush(fh.0));
     }
 
-    fn fsync(&self, _: &Request, _: INodeNo, fh: FileHandle, _: bool, reply: ReplyEmpty) {
-        self.spawn(move |d| empty(reply, "fsync", d.fsync(fh.0)));
+    fn fsync(&self, _: &Request, ino: INodeNo, fh: FileHandle, _: bool, reply: ReplyEmpty) {
+        self.spawn_on(ino, move |d| empty(reply, "fsync", d.fsync(fh.0)));
     }
 
     fn release(

@@ -155,15 +155,50 @@ fn receive<T>(
     }
 }
 
-/// Counts calls that were left behind and may still take effect on the share.
+/// Counts calls that have not come back and may still take effect on the share.
 #[derive(Clone, Default)]
-pub struct InDoubt(Arc<AtomicUsize>);
+pub struct InDoubt(Arc<Counts>);
+
+#[derive(Default)]
+struct Counts {
+    running: AtomicUsize,
+    /// Those of them that nobody waits for any more.
+    left: AtomicUsize,
+}
+
+/// So many calls of one kind may be left behind, each with a thread of its own; the next fails at
+/// once, or a single file that hangs would in time take every thread there is.
+const MAX_LEFT: usize = 32;
 
 impl InDoubt {
     /// Calls that may still take effect.
     #[must_use]
     pub fn count(&self) -> usize {
-        self.0.load(Ordering::SeqCst)
+        self.0.running.load(Ordering::SeqCst)
+    }
+
+    fn begin(&self) -> Begun {
+        self.0.running.fetch_add(1, Ordering::SeqCst);
+        Begun {
+            counts: self.0.clone(),
+            left: Arc::default(),
+        }
+    }
+}
+
+/// One call that runs; dropped when it has come back, also by a panic.
+struct Begun {
+    counts: Arc<Counts>,
+    /// Set by whoever comes first: the caller that goes, or the call that ends.
+    left: Arc<AtomicBool>,
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        if self.left.swap(true, Ordering::SeqCst) {
+            self.counts.left.fetch_sub(1, Ordering::SeqCst);
+        }
+        self.counts.running.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -258,6 +293,11 @@ impl Link {
             self.start_probe();
             return Err(Error::Link(format!("{context}: the share does not answer")));
         }
+        if doubt.0.left.load(Ordering::SeqCst) >= MAX_LEFT {
+            return Err(Error::Link(format!(
+                "{context}: {MAX_LEFT} earlier calls never came back"
+            )));
+        }
         self.calls.fetch_add(1, Ordering::Relaxed);
         // Another call just stalled: one program's path of several names must not wait for the whole
         // budget at each of them.
@@ -269,13 +309,12 @@ impl Link {
         };
         let (tx, rx) = mpsc::sync_channel(1);
         let share = self.share.clone();
-        let counter = doubt.0.clone();
-        counter.fetch_add(1, Ordering::SeqCst);
+        let begun = doubt.begin();
+        let left = begun.left.clone();
         self.pool.submit(move || {
             // Counted down also when the call panics, and before the caller hears of its end.
-            let count = CountDown(counter);
             let answer = work(&*share);
-            drop(count);
+            drop(begun);
             let _ = tx.send(answer);
         });
         match receive(&rx, Wait { budget, ..wait }) {
@@ -289,6 +328,11 @@ impl Link {
             }
             Err(mpsc::RecvTimeoutError::Timeout) => {
                 tracing::warn!(context, ?budget, "share call exceeds the stall budget");
+                // Counted before it shows: the call may end just now, and counts down after that.
+                doubt.0.left.fetch_add(1, Ordering::SeqCst);
+                if left.swap(true, Ordering::SeqCst) {
+                    doubt.0.left.fetch_sub(1, Ordering::SeqCst);
+                }
                 if hurried && self.probing.load(Ordering::SeqCst) {
                     // The probe has had its time too. (Should it answer just now, the next call
                     // sends another.)
@@ -382,6 +426,18 @@ pub(crate) fn hold(file: Box<dyn ShareFile>) -> Arc<dyn ShareFile> {
     })
 }
 
+/// Where closes wait, so that nobody else does.
+fn closers() -> &'static Pool {
+    static CLOSERS: OnceLock<Pool> = OnceLock::new();
+    CLOSERS.get_or_init(|| Pool::new("share-close", 512))
+}
+
+/// Drops what may hold a file of a share that does not answer, without waiting at all: for whoever
+/// holds a lock, or has waited for that share already.
+pub(crate) fn let_go<T: Send + 'static>(what: T) {
+    closers().submit(move || drop(what));
+}
+
 impl Held {
     fn file(&self) -> io::Result<&dyn ShareFile> {
         self.file
@@ -392,19 +448,16 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        static CLOSERS: OnceLock<Pool> = OnceLock::new();
         let Some(file) = self.file.take() else { return };
         let (tx, rx) = mpsc::sync_channel(1);
         // While another close hangs, this one is not awaited either.
         let hanging = self.closing.fetch_add(1, Ordering::SeqCst) > 0;
         let count = CountDown(self.closing.clone());
-        CLOSERS
-            .get_or_init(|| Pool::new("share-close", 512))
-            .submit(move || {
-                drop(file);
-                drop(count);
-                let _ = tx.send(());
-            });
+        closers().submit(move || {
+            drop(file);
+            drop(count);
+            let _ = tx.send(());
+        });
         let budget = if hanging { CLOSE / 20 } else { CLOSE };
         let _ = rx.recv_timeout(budget);
     }

@@ -112,9 +112,12 @@ impl Drive {
                             return Err(Error::ShareChanged(share_path));
                         }
                         let mut st = file.write();
+                        let mut old = None;
                         if matches!(st.binding, Some(Binding::Share(..))) {
-                            st.binding = Some(Binding::Share(new, writable));
+                            old = st.binding.replace(Binding::Share(new, writable));
                         }
+                        drop(st);
+                        drop(old);
                         Ok(())
                     }
                     Err(e) => self.flip(node, file, e),
@@ -204,19 +207,16 @@ impl Drive {
                 None
             }
         };
-        // The share's file is closed without the lock: that is a share call too (R11).
-        drop(bound);
         if last && file.read().unlinked {
             let mut tree = self.tree_mut();
             self.after_removal(&mut tree, h.node);
         }
+        // The share's file is closed without any lock: that is a share call too (R11), and the next
+        // open waits for its own calls only.
+        drop(_open);
+        drop(bound);
         if last {
-            let fetched = file
-                .fetch
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take();
-            drop(fetched);
+            file.forget_fetch();
             self.emit_for(h.node, Event::Closed);
         }
         Ok(())

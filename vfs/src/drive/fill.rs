@@ -110,18 +110,16 @@ impl Drive {
         let budget = self.stall_budget().max(self.flush_budget);
         let range = want.clone();
         let reader = source.clone();
-        let answer =
-            self.link
-                .call_for(&path, budget, &crate::link::InDoubt::default(), move |_| {
-                    let mut buf = vec![0; (range.end - range.start) as usize];
-                    let n = reader.read_at(range.start, &mut buf)?;
-                    buf.truncate(n);
-                    Ok((buf, reader.stat()?))
-                });
+        let answer = self.link.call_for(&path, budget, &file.asked, move |_| {
+            let mut buf = vec![0; (range.end - range.start) as usize];
+            let n = reader.read_at(range.start, &mut buf)?;
+            buf.truncate(n);
+            Ok((buf, reader.stat()?))
+        });
         let (buf, attr) = match answer {
             Ok(got) => got,
             Err(e) => {
-                *file.fetch.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                file.forget_fetch();
                 return Err(e);
             }
         };
@@ -139,7 +137,7 @@ impl Drive {
         if !same {
             st.share_changed = true;
             drop(st);
-            *file.fetch.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            file.forget_fetch();
             return Err(Error::ShareChanged(path));
         }
         if st.cuts != cuts || st.size < size {
@@ -185,7 +183,10 @@ impl Drive {
             return Err(Error::NotCached(path));
         };
         let (f, _, _) = self.open_on_share(&share_path, false)?;
-        *file.fetch.lock().unwrap_or_else(PoisonError::into_inner) = Some(f.clone());
+        let mut fetch = file.fetch.lock().unwrap_or_else(PoisonError::into_inner);
+        let other = fetch.replace(f.clone());
+        drop(fetch);
+        drop(other);
         Ok(f)
     }
 
@@ -236,7 +237,7 @@ impl Drive {
             }
         }
         self.record_fetched(file)?;
-        *file.fetch.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        file.forget_fetch();
         if !was_full {
             let path = self.tree().path(node);
             if self.is_container(&path) {

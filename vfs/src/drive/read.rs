@@ -64,7 +64,8 @@ impl Drive {
         if !self.may_ask() {
             return Err(Error::NotCached(self.tree().path(h.node)));
         }
-        self.link.call("read", move |_| {
+        let (budget, asked) = (self.stall_budget(), &h.file.asked);
+        self.link.call_for("read", budget, asked, move |_| {
             let mut buf = vec![0; len];
             let n = share_file.read_at(offset, &mut buf)?;
             buf.truncate(n);

@@ -10,7 +10,7 @@ use super::{Drive, Event, State};
 use crate::error::{Error, Result};
 use crate::file::{Binding, FileNode, FileState};
 use crate::journal::record::MetaRecord;
-use crate::link::hold;
+use crate::link::{hold, let_go};
 use crate::share::{ShareFile, Stamp};
 
 impl Drive {
@@ -119,7 +119,7 @@ impl Drive {
         }
         self.begin_anew(file, &mut st, stamp)?;
         drop(st);
-        *file.fetch.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        file.forget_fetch();
         Ok(())
     }
 
@@ -176,8 +176,9 @@ impl Drive {
         }
         let lsn = self.log(MetaRecord::Flip { file: file.id })?;
         st.note_flip(lsn);
-        st.binding = Some(Binding::Cache);
+        let old = st.binding.replace(Binding::Cache);
         drop(st);
+        let_go(old);
         let path = self.tree().path(node);
         tracing::warn!(path, %error, "the share failed: the file is served from the cache now");
         // The share may be another when it is back.
@@ -236,20 +237,26 @@ impl Drive {
     /// Flushes the share's file and the cache file, and records that both are the same now.
     pub(crate) fn flush_on_share(&self, node: u64, file: &Arc<FileNode>) -> Result<()> {
         let _io = file.io.lock().unwrap_or_else(PoisonError::into_inner);
-        let (share_file, teed) = {
+        let (share_file, teed, budget) = {
             let st = file.read();
             if st.online_written.is_empty() {
                 return Ok(());
             }
+            // A program waits for a slow flush only where there is nothing to go on with.
+            let budget = if st.attached && st.fully_cached() {
+                self.stall_budget()
+            } else {
+                self.flush_budget
+            };
             match &st.binding {
-                Some(Binding::Share(f, _)) => (f.clone(), st.tee),
+                Some(Binding::Share(f, _)) => (f.clone(), st.tee, budget),
                 _ => return Ok(()),
             }
         };
         let context = self.tree().path(node);
         let stamp = self
             .link
-            .call_for(&context, self.flush_budget, &file.doubt, move |_| {
+            .call_for(&context, budget, &file.doubt, move |_| {
                 share_file.sync()?;
                 share_file.stamp()
             })?;

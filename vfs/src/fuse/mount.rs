@@ -10,6 +10,7 @@ use fuser::{BackgroundSession, Config, INodeNo, MountOption, SessionACL};
 
 use super::Frontend;
 use super::backing::Backings;
+use super::lanes::Lanes;
 use crate::drive::Drive;
 use crate::link::Pool;
 
@@ -95,6 +96,9 @@ fn fusermount(mountpoint: &Path) -> io::Result<()> {
     Err(said)
 }
 
+/// Calls that may wait at once, each on a thread of its own.
+const MAX_CALLS: usize = 2048;
+
 /// A mounted drive. Dropping it unmounts.
 pub struct MountHandle {
     session: Option<BackgroundSession>,
@@ -134,7 +138,7 @@ pub fn mount(
     let reads: Arc<AtomicU64> = Arc::default();
     let frontend = Frontend {
         drive: drive.clone(),
-        pool: Pool::new("drive-call", 256),
+        lanes: Lanes::new(Pool::new("drive-call", MAX_CALLS)),
         dirs: Arc::default(),
         backings: backings.clone(),
         reads: reads.clone(),

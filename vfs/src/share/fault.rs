@@ -87,6 +87,17 @@ impl FaultControl {
         self.plan().hanging
     }
 
+    /// Closing a file hangs where every call does; it cannot fail, and is not counted.
+    fn closing(&self, path: &str) {
+        let plan = self.plan();
+        let here = plan.only_path.as_deref().is_none_or(|p| p == path);
+        if plan.all == Some(Fault::Hang) && here {
+            let since = plan.released;
+            let waited = self.0.1.wait_while(plan, |p| p.released == since);
+            drop(waited);
+        }
+    }
+
     pub(crate) fn run<T>(&self, path: &str, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         let mut plan = self.plan();
         plan.calls += 1;
@@ -231,6 +242,12 @@ struct FaultFile {
     inner: Box<dyn ShareFile>,
     control: FaultControl,
     path: String,
+}
+
+impl Drop for FaultFile {
+    fn drop(&mut self) {
+        self.control.closing(&self.path);
+    }
 }
 
 impl ShareFile for FaultFile {
