@@ -54,9 +54,19 @@ impl Sent {
 }
 
 impl Run<'_, '_> {
+    /// What was sent and not answered. If the file is another physical one by now, that would say nothing
+    /// of it, and what the other file held is not to be sent any more.
     pub(crate) fn outstanding(&self, stored: Option<&Synced>) -> Result<Option<Outstanding>> {
         let name = self.destination.name();
-        self.database.outstanding(self.container, name, stored)
+        let found = self.database.outstanding(self.container, name, stored)?;
+        let (ours, others) = match found {
+            Some(out) if out.after.head.lineage != self.source.lineage => (None, true),
+            found => (found, false),
+        };
+        if others {
+            self.forget()?;
+        }
+        Ok(ours)
     }
 
     /// Sends what was not answered again. Where the destination does not know it any more (its records

@@ -136,6 +136,22 @@ fn a_request_that_never_arrived_does_no_harm() {
 }
 
 #[test]
+fn what_another_file_held_is_not_sent_any_more() {
+    let (mut near, far) = pair(3);
+    near.sync(&far).expect("syncs");
+    let restored = near.mailbox.twin();
+    near.mailbox.add("mistake");
+    far.loses_request.store(true, Ordering::SeqCst);
+    near.sync(&far).expect_err("the request is lost");
+    // The user puts a backup in its place.
+    near.mailbox = restored;
+    near.lineage = 2;
+    near.sync(&far).expect("syncs");
+    assert_eq!(far.mailbox.subjects(), ["m0", "m1", "m2"]);
+    assert_eq!(near.outgoing().len(), 0);
+}
+
+#[test]
 fn a_far_side_that_forgot_its_answer_and_holds_what_was_sent_has_applied_it() {
     let (mut near, far) = waiting();
     far.records.lock().expect("lock").clear();
