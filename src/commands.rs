@@ -11,7 +11,7 @@ use crate::cli::{DriveArg, ModeArgs, UnmountArgs};
 use crate::control::client::path_in_drive;
 use crate::control::{
     CacheStatus, Client, DriveEntry, DriveStatus, Event, FileOutcome, FileReport, FileStatus,
-    Policy, SyncState,
+    Policy, SyncState, TreeStatus,
 };
 use crate::daemon::paths;
 use crate::error::{Outcome, UserError};
@@ -218,7 +218,24 @@ fn show_cache(cache: &CacheStatus, out: &mut Output) -> Result<(), UserError> {
     if let Some(why) = &cache.trouble {
         out.line(format_args!("          {}", clean(why)))?;
     }
-    Ok(())
+    show_tree(&cache.tree, out)
+}
+
+fn show_tree(tree: &TreeStatus, out: &mut Output) -> Result<(), UserError> {
+    let mut line = format!(
+        "names     {} known; directories listed: {} of {}",
+        count(tree.names),
+        count(tree.listed),
+        count(tree.listed + tree.unlisted)
+    );
+    if tree.waiting > 0 {
+        line.push_str(&format!(", {} still to look at", count(tree.waiting)));
+    }
+    out.line(line)?;
+    match &tree.trouble {
+        Some(why) if tree.unlisted > 0 => out.line(format_args!("          {}", clean(why))),
+        _ => Ok(()),
+    }
 }
 
 fn show_file(file: &FileStatus, out: &mut Output) -> Result<(), UserError> {

@@ -20,7 +20,7 @@ mod tests;
 pub use client::Client;
 pub use protocol::{
     AgentStatus, Answer, Binding, CacheStatus, DriveStatus, Event, FileOutcome, FileReport,
-    FileStatus, PartOf, Policy, Request, State, SyncReport, SyncState, UnmountReport,
+    FileStatus, PartOf, Policy, Request, State, SyncReport, SyncState, TreeStatus, UnmountReport,
 };
 pub use registry::{DriveEntry, Registration, Registry};
 pub use server::{Limits, Server};

@@ -227,6 +227,24 @@ pub struct CacheStatus {
     pub trouble: Option<String>,
     /// Name of the volume, where the cache may be unplugged.
     pub volume: Option<String>,
+    /// What is known of the share's names.
+    #[serde(default)]
+    pub tree: TreeStatus,
+}
+
+/// What is known of the share's names, and so can be listed without it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TreeStatus {
+    /// Names that are known.
+    pub names: u64,
+    /// Directories of which every name is known.
+    pub listed: u64,
+    /// Directories of which nothing but the name is known.
+    pub unlisted: u64,
+    /// Directories that are still to be looked at, now or when the link is back.
+    pub waiting: u64,
+    /// Why some were not listed.
+    pub trouble: Option<String>,
 }
 
 /// A file that is here in part.

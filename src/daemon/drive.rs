@@ -21,7 +21,7 @@ use super::{DriveOptions, End, Stop};
 use crate::control::protocol::MAX_FILES;
 use crate::control::{
     AgentStatus, Binding, CacheStatus, DriveControl, DriveStatus, Event, FileStatus, PartOf,
-    Policy, Progress, State, SyncReport, SyncState, UnmountReport,
+    Policy, Progress, State, SyncReport, SyncState, TreeStatus, UnmountReport,
 };
 use crate::error::UserError;
 use crate::exit::ExitStatus;
@@ -271,7 +271,10 @@ impl DriveControl for Mounted {
         let more_files = files.len().saturating_sub(MAX_FILES) as u64;
         files.truncate(MAX_FILES);
         Ok(DriveStatus {
-            cache: cache_status(cache),
+            cache: CacheStatus {
+                tree: tree_status(self.drive.tree_status()),
+                ..cache_status(cache)
+            },
             mountpoint: self.mountpoint.clone(),
             share: self.share.clone(),
             policy: *self.policy.lock().unwrap_or_else(PoisonError::into_inner),
@@ -424,6 +427,17 @@ fn cache_status(cache: vfs::CacheStatus) -> CacheStatus {
         }),
         trouble: cache.trouble,
         volume: cache.volume,
+        tree: TreeStatus::default(),
+    }
+}
+
+fn tree_status(tree: vfs::TreeStatus) -> TreeStatus {
+    TreeStatus {
+        names: tree.names as u64,
+        listed: tree.listed as u64,
+        unlisted: tree.unlisted as u64,
+        waiting: tree.waiting as u64,
+        trouble: tree.trouble,
     }
 }
 

@@ -119,6 +119,15 @@ fn an_open_file_shows_what_others_write() {
     assert_eq!(m.drive.watch(), 0, "our own");
     assert_eq!(m.drive.file_status("f.pst").unwrap().lineage, lineage);
     assert_eq!(m.rig.get("f.pst")[100..104], *b"mine");
+    // The server settles the time of that write a little later.
+    let mut settled = new.clone();
+    settled[100..104].copy_from_slice(b"mine");
+    change(&m.rig, "f.pst", &settled, 2_000);
+    while m.drive.file_status("f.pst").unwrap().stamp.unwrap().mtime != 2_000_000_000_000 {
+        assert!(begin.elapsed() < Duration::from_secs(60), "never seen");
+        m.drive.watch();
+    }
+    assert_eq!(m.drive.file_status("f.pst").unwrap().lineage, lineage);
     drop(f);
     m.handle.unmount().unwrap();
 }
