@@ -59,9 +59,12 @@ pub enum Command {
 /// Arguments of `mount`.
 #[derive(Args)]
 pub struct MountArgs {
-    /// The share: a directory (a mounted share, or any other directory)
-    #[arg(long, value_name = "DIR")]
+    /// The share: smb://user@server/share, or a directory (a mounted share, or any other directory)
+    #[arg(long, value_name = "SHARE")]
     pub share: PathBuf,
+    /// How to sign in to an SMB share.
+    #[command(flatten)]
+    pub smb: SmbArgs,
     /// Where the drive appears: an empty directory
     pub mountpoint: PathBuf,
     /// How to reach the agent beside the share.
@@ -89,6 +92,20 @@ pub struct MountArgs {
     /// Set by --background on the process it starts: readiness goes to standard output as JSON
     #[arg(long, hide = true, conflicts_with = "background")]
     pub detached: bool,
+}
+
+/// How `mount` signs in to an SMB share.
+#[derive(Args)]
+pub struct SmbArgs {
+    /// File with the password of the user in the share's address; nobody else may read it
+    #[arg(long, value_name = "FILE")]
+    pub password_file: Option<PathBuf>,
+    /// File descriptor to read that password from
+    #[arg(long, value_name = "FD", conflicts_with = "password_file")]
+    pub password_fd: Option<u32>,
+    /// Refuse a server that does not encrypt what is sent
+    #[arg(long)]
+    pub smb_encrypt: bool,
 }
 
 /// What `mount` keeps of the share.

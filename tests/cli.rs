@@ -127,7 +127,16 @@ fn a_mount_that_cannot_be_says_why_and_leaves_nothing() {
         check(&["--share", "file", "mnt"], "share-not-directory");
         check(
             &["--share", "smb://server/mail", "mnt"],
-            "not-in-this-version",
+            "bad-share-address",
+        );
+        check(
+            &["--share", "smb://me:pass@server/mail", "mnt"],
+            "bad-share-address",
+        );
+        check(&["--share", "smb://me@server/mail", "mnt"], "no-password");
+        check(
+            &["--share", "share", "mnt", "--password-file", "file"],
+            "not-smb",
         );
         check(&["--share", r"\\server\mail", "mnt"], "not-in-this-version");
         check(&["--share", "share", "nowhere"], "mountpoint-missing");

@@ -51,13 +51,22 @@ pub fn start(args: &MountArgs, verbose: u8, out: &mut Output) -> Outcome {
     let (log, log_path) = open_log(&options)?;
     let program = std::env::current_exe()
         .map_err(|e| UserError::file("find the program", Path::new("pstsyncd"), &e))?;
+    // A password that came by a descriptor has been read: the child gets it by its own.
+    let password = options
+        .smb
+        .as_ref()
+        .filter(|_| args.smb.password_fd.is_some());
     let mut child = Command::new(&program)
         .args(child_args(args, verbose))
-        .stdin(Stdio::null())
+        .stdin(password.map_or_else(Stdio::null, |_| Stdio::piped()))
         .stdout(Stdio::piped())
         .stderr(log)
         .spawn()
         .map_err(|e| UserError::file("start", &program, &e))?;
+    if let (Some(smb), Some(mut stdin)) = (password, child.stdin.take()) {
+        // A child that ended already says why below.
+        let _ = super::smb::hand_on(smb, &mut stdin);
+    }
     let word = first_word(&mut child, &log_path);
     match word {
         Ok(Word::Ready(ready)) => {
@@ -85,11 +94,17 @@ fn child_args(args: &MountArgs, verbose: u8) -> Vec<OsString> {
     let mut line: Vec<OsString> = vec!["mount".into(), "--detached".into()];
     line.extend((0..verbose).map(|_| "-v".into()));
     line.extend(["--share".into(), args.share.clone().into()]);
+    if args.smb.smb_encrypt {
+        line.push("--smb-encrypt".into());
+    }
     let mut option = |name: &str, value: Option<OsString>| {
         if let Some(value) = value {
             line.extend([name.into(), value]);
         }
     };
+    let smb = &args.smb;
+    option("--password-file", smb.password_file.clone().map(Into::into));
+    option("--password-fd", smb.password_fd.map(|_| "0".into()));
     option("--state-dir", args.state_dir.clone().map(Into::into));
     let cache = &args.cache;
     option("--cache", cache.cache.clone().map(Into::into));

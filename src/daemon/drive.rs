@@ -12,9 +12,10 @@ use sync::wire::{ClientId, Invitation};
 use sync::{AgentDestination, Destination, SyncDatabase};
 use vfs::fuse::{MountHandle, MountOptions, mount};
 use vfs::share::dir::DirShare;
-use vfs::{ContainerStatus, Drive, DriveConfig, Reintegrated, ReintegratedOutcome};
+use vfs::{ContainerStatus, Drive, DriveConfig, Reintegrated, ReintegratedOutcome, Share};
 
 use super::paths::StateDir;
+use super::smb::NeedsAgent;
 use super::syncer::{Syncer, host, today};
 use super::validator::PstValidator;
 use super::{DriveOptions, End, Stop};
@@ -39,9 +40,14 @@ pub fn open(
     stop: Stop,
 ) -> Result<Arc<dyn DriveControl>, UserError> {
     let in_state = |name: &str| state.path().join(name);
-    let share = DirShare::open(&options.share)
-        .map_err(|e| UserError::file("open the share", &options.share, &e))?;
-    let mut config = DriveConfig::new(Arc::new(share), in_state("drive"));
+    let share: Arc<dyn Share> = match &options.smb {
+        Some(smb) => Arc::new(smb.open()?),
+        None => Arc::new(
+            DirShare::open(&options.share)
+                .map_err(|e| UserError::file("open the share", &options.share, &e))?,
+        ),
+    };
+    let mut config = DriveConfig::new(share, in_state("drive"));
     config.state = state_of(options.policy)?;
     config.cache_size = options.cache_size;
     config.pins.clone_from(&options.pins);
@@ -77,6 +83,12 @@ pub fn open(
                 )
             })?;
             Box::new(AgentDestination::new(http, client, SHARE.to_owned()))
+        }
+        None if options.smb.is_some() => {
+            tracing::warn!(
+                "an SMB share without an agent: changes of PST files made without the link will wait"
+            );
+            Box::new(NeedsAgent(SHARE.to_owned()))
         }
         None => {
             let records = in_state("applied");

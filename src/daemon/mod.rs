@@ -8,6 +8,7 @@ pub mod background;
 mod drive;
 pub mod options;
 pub mod paths;
+mod smb;
 mod syncer;
 mod validator;
 

@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use serde::Deserialize;
 
 use super::paths::StateDir;
+use super::smb::SmbOptions;
 use crate::cli::{AgentArgs, MountArgs};
 use crate::control::Policy;
 use crate::control::registry::absolute;
@@ -20,8 +21,10 @@ const MAX_AGENT_FILE: u64 = 64 * 1024;
 
 /// A drive to be mounted; every path is absolute, and was there when it was checked.
 pub struct DriveOptions {
-    /// The share: a directory that can be listed.
+    /// The share: a directory that can be listed, or the address of one on an SMB server.
     pub share: PathBuf,
+    /// How to reach it, where it is on an SMB server.
+    pub smb: Option<SmbOptions>,
     /// An empty directory on which nothing is mounted.
     pub mountpoint: PathBuf,
     /// Where the drive's state is kept; not made yet.
@@ -70,7 +73,11 @@ impl DriveOptions {
     /// The first thing that is wrong, with what to do about it.
     pub fn check(args: &MountArgs) -> Result<Self, UserError> {
         let policy = args.mode.by_hand()?;
-        let share = check_share(&args.share)?;
+        let smb = SmbOptions::read(args)?;
+        let share = match &smb {
+            Some(smb) => smb.as_path(),
+            None => check_share(&args.share)?,
+        };
         let mountpoint = check_mountpoint(&args.mountpoint)?;
         let given = args.cache.cache.as_deref().or(args.state_dir.as_deref());
         let state_dir = StateDir::locate(given, "drive", &share)?;
@@ -79,6 +86,7 @@ impl DriveOptions {
         check_fuse(args.allow_other)?;
         Ok(Self {
             share,
+            smb,
             mountpoint,
             state_dir,
             removable: args.cache.cache.is_some(),
@@ -110,7 +118,7 @@ fn check_share(given: &Path) -> Result<PathBuf, UserError> {
     {
         return Err(UserError::not_in_this_version(
             &format!("reaching a share by address ({text})"),
-            "mount the share with the system first, and give the directory",
+            "give it as smb://user@server/share, or mount it with the system and give the directory",
         ));
     }
     let failed = |e: &io::Error| match e.kind() {

@@ -36,7 +36,7 @@ pub use error::{Retry, SmbError};
 
 use self::call::How;
 use self::error::Result;
-use self::file::{OpenFiles, SmbFile};
+use self::file::{OpenFile, OpenFiles, SmbFile};
 use self::session::{Live, Sessions};
 use super::{Attr, Entry, Kind, SetAttr, Share, ShareFile, Statfs};
 use crate::path::{Names, Patterns, check_name, join, split};
@@ -227,10 +227,22 @@ impl Inner {
         Ok(out)
     }
 
+    /// The handle that writers of this file share, if there is one.
+    async fn writer(&self, path: &str) -> Result<Option<Arc<OpenFile>>> {
+        let Some(file) = self.files.writer(path) else {
+            return Ok(None);
+        };
+        let is = file.is_called(path) || {
+            let (attr, _) = self.stat(path).await?;
+            file.is(attr.file_id)
+        };
+        Ok(is.then_some(file))
+    }
+
     async fn open(self: &Arc<Self>, path: &str, how: How) -> Result<SmbFile> {
         if how.write
             && how.create.is_none()
-            && let Some(file) = self.files.writer(path)
+            && let Some(file) = self.writer(path).await?
         {
             match file.handle().await {
                 Ok(_) => return Ok(SmbFile(file)),
@@ -363,13 +375,17 @@ impl Inner {
         if bits.is_none() && set.atime.is_none() && set.mtime.is_none() {
             return Ok(());
         }
-        if let Some(file) = self.files.at(path).into_iter().find(|f| f.writes()) {
-            let bits = match bits {
+        if let Some(file) = self.writer(path).await? {
+            let now = match bits {
                 None => 0,
                 Some(b) if b & FileAttributes::SETTABLE == 0 => FileAttributes::NORMAL,
                 Some(b) => b & FileAttributes::SETTABLE,
             };
-            return file.set_basic(set, bits).await;
+            match file.set_basic(set, now).await {
+                // What has this name now is another file than that handle's.
+                Err(e) if e.kind() == io::ErrorKind::StaleNetworkFileHandle => {}
+                other => return other,
+            }
         }
         let at = self.place(path)?;
         let mut times = FileTimes::new();

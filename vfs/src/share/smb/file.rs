@@ -87,9 +87,12 @@ impl OpenFiles {
         found
     }
 
-    /// The handle that writers of `path` share.
+    /// The handle that writers of `path` share: that of this very name, else of another spelling.
     pub(super) fn writer(&self, path: &str) -> Option<Arc<OpenFile>> {
-        self.at(path).into_iter().find(|f| f.how.write)
+        let mut found = self.at(path);
+        found.retain(|f| f.how.write);
+        let same = found.iter().position(|f| *lock(&f.path) == path);
+        (!found.is_empty()).then(|| found.swap_remove(same.unwrap_or(0)))
     }
 
     /// `from` is called `to` now.
@@ -253,8 +256,14 @@ impl OpenFile {
         self.look().await.map(drop)
     }
 
-    pub(super) fn writes(&self) -> bool {
-        self.how.write
+    /// Whether this is the file with this index number. (Some servers tell two spellings apart.)
+    pub(super) fn is(&self, index: u64) -> bool {
+        index != 0 && index == lock(&self.known).facts.index
+    }
+
+    /// Whether it was opened under just this name.
+    pub(super) fn is_called(&self, path: &str) -> bool {
+        *lock(&self.path) == path
     }
 }
 

@@ -1,0 +1,212 @@
+//! A share on an SMB server, as `mount` is asked for it: its address, where its password comes from,
+//! and what is said of a server that refuses.
+//!
+//! A password comes from a file that only its owner can open, or from a file descriptor; never from
+//! the command line or the environment, where other programs see it.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use sync::{ApplyAnswer, ApplyJob, Destination, RemoteInventory, SyncError};
+use vfs::path::Patterns;
+use vfs::share::smb::{Password, Retry, SmbAddress, SmbConfig, SmbError, SmbShare};
+
+use crate::cli::MountArgs;
+use crate::error::UserError;
+use crate::secret::Secret;
+
+/// Bound of a password, in bytes.
+const MAX_PASSWORD: u64 = 1024;
+
+/// Files that Windows programs open alone.
+const ALONE: [&str; 2] = ["**/*.pst", "**/*.ost"];
+
+/// How to reach a share on an SMB server.
+pub struct SmbOptions {
+    /// Where it is.
+    pub address: SmbAddress,
+    /// The account's password.
+    pub password: Secret<String>,
+    /// Insist on encryption.
+    pub encrypt: bool,
+}
+
+impl SmbOptions {
+    /// What was asked, if the share is an `smb://` address.
+    ///
+    /// # Errors
+    /// A bad address; no password, or one that others can read.
+    pub fn read(args: &MountArgs) -> Result<Option<Self>, UserError> {
+        let smb = &args.smb;
+        let text = args.share.to_str().unwrap_or_default();
+        if !text
+            .get(..6)
+            .is_some_and(|s| s.eq_ignore_ascii_case("smb://"))
+        {
+            if smb.password_file.is_some() || smb.password_fd.is_some() || smb.smb_encrypt {
+                return Err(UserError::new(
+                    "not-smb",
+                    format!(
+                        "the share {} is not an smb:// address",
+                        args.share.display()
+                    ),
+                    "leave out the password and --smb-encrypt, or give the share's address",
+                ));
+            }
+            return Ok(None);
+        }
+        let address = SmbAddress::parse(text).map_err(|e| {
+            UserError::new(
+                "bad-share-address",
+                e.to_string(),
+                "give the share as smb://user@server/share",
+            )
+        })?;
+        let password = match (&smb.password_file, smb.password_fd) {
+            (Some(path), _) => from_file(path)?,
+            (None, Some(fd)) => from_fd(fd)?,
+            (None, None) => {
+                return Err(UserError::new(
+                    "no-password",
+                    format!("there is no password for {}", address.user),
+                    "write it to a file that only you can read, and name that with --password-file",
+                ));
+            }
+        };
+        Ok(Some(Self {
+            address,
+            password,
+            encrypt: smb.smb_encrypt,
+        }))
+    }
+
+    /// The address as a path: what the drive's state is kept by.
+    pub fn as_path(&self) -> PathBuf {
+        PathBuf::from(self.address.to_string())
+    }
+
+    /// The share. A server that cannot be reached now is no reason not to mount: the drive begins with
+    /// what it has. One that refuses is.
+    ///
+    /// # Errors
+    /// What the server says.
+    pub fn open(&self) -> Result<SmbShare, UserError> {
+        let password = Password::new(self.password.expose().clone());
+        let mut config = SmbConfig::new(self.address.clone(), password);
+        config.encrypt = self.encrypt;
+        config.alone = Patterns::new(&ALONE);
+        let failed = |e: &io::Error| {
+            UserError::new(
+                "share-refused",
+                format!("the share {} cannot be opened: {e}", self.address),
+                "check server, share, user and password",
+            )
+        };
+        let share = SmbShare::new(config).map_err(|e| failed(&e))?;
+        match share.connect() {
+            Ok(()) => Ok(share),
+            Err(e) if SmbError::of(&e).is_some_and(|e| e.retry != Retry::Never) => {
+                tracing::warn!(share = %self.address, error = %e, "the share is not there yet");
+                Ok(share)
+            }
+            Err(e) => Err(failed(&e)),
+        }
+    }
+}
+
+/// Writes the password to the child of `--background`, which reads it from its standard input.
+///
+/// # Errors
+/// The child is gone.
+pub fn hand_on(options: &SmbOptions, to: &mut impl Write) -> io::Result<()> {
+    to.write_all(options.password.expose().as_bytes())
+}
+
+fn from_file(path: &Path) -> Result<Secret<String>, UserError> {
+    let failed = |e| UserError::file("read the password in", path, &e);
+    let file = File::open(path).map_err(failed)?;
+    let meta = file.metadata().map_err(failed)?;
+    if meta.is_file() && meta.mode() & 0o077 != 0 {
+        return Err(UserError::new(
+            "password-readable",
+            format!("other users can open the password file {}", path.display()),
+            format!("keep it to yourself: chmod 600 {}", path.display()),
+        ));
+    }
+    password(file).map_err(failed)
+}
+
+fn from_fd(fd: u32) -> Result<Secret<String>, UserError> {
+    let path = PathBuf::from(format!("/dev/fd/{fd}"));
+    let failed = |e| UserError::file("read the password from", &path, &e);
+    let file = File::open(&path).map_err(failed)?;
+    password(file).map_err(failed)
+}
+
+/// The first line.
+fn password(from: impl Read) -> io::Result<Secret<String>> {
+    let mut text = String::new();
+    let n = from.take(MAX_PASSWORD + 1).read_to_string(&mut text)?;
+    let line = text.lines().next().unwrap_or_default();
+    if n as u64 > MAX_PASSWORD || line.is_empty() || text.lines().count() > 1 {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "there is not just one line, the password, in it",
+        ));
+    }
+    Ok(Secret::new(line.to_owned()))
+}
+
+/// The destination of containers on an SMB share that has no agent: online they are written directly,
+/// but what was changed without the link cannot be brought over yet. It waits in the journal.
+pub struct NeedsAgent(pub String);
+
+impl NeedsAgent {
+    fn answer<T>() -> sync::Result<T> {
+        Err(SyncError::Destination {
+            message:
+                "this share is reached over SMB, and without an agent beside it changes of PST \
+                      files cannot be brought over: mount the drive again with --agent"
+                    .to_owned(),
+            retry: false,
+            offline: false,
+        })
+    }
+}
+
+impl Destination for NeedsAgent {
+    fn name(&self) -> &str {
+        &self.0
+    }
+
+    fn inventory(&self, _container: &str) -> sync::Result<RemoteInventory> {
+        Self::answer()
+    }
+
+    fn apply(
+        &self,
+        _job: &ApplyJob<'_>,
+        _progress: &mut dyn FnMut(u64, u64),
+    ) -> sync::Result<ApplyAnswer> {
+        Self::answer()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_is_one_line() {
+        let read = |text: &str| password(text.as_bytes()).map(|s| s.expose().clone());
+        assert_eq!(read("s3cret\n").unwrap(), "s3cret");
+        assert_eq!(read(" with spaces ").unwrap(), " with spaces ");
+        assert_eq!(read("win\r\n").unwrap(), "win");
+        for bad in ["", "\n", "a\nb\n", &"x".repeat(2000)] {
+            let e = password(bad.as_bytes()).err().unwrap();
+            assert_eq!(e.kind(), io::ErrorKind::InvalidData);
+        }
+    }
+}
