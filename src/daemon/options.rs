@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use serde::Deserialize;
 
 use super::paths::StateDir;
-use crate::cli::{AgentArgs, MountArgs};
+use crate::cli::{AgentArgs, MountArgs, Switch};
 use crate::control::Policy;
 use crate::control::registry::absolute;
 use crate::error::UserError;
@@ -42,6 +42,8 @@ pub struct DriveOptions {
     pub exclusive: bool,
     /// The policy to begin with: online, cached or offline.
     pub policy: Policy,
+    /// Sync by itself what waits.
+    pub auto_sync: bool,
 }
 
 /// How to reach an agent.
@@ -89,6 +91,7 @@ impl DriveOptions {
             allow_other: args.allow_other,
             exclusive: args.exclusive,
             policy,
+            auto_sync: args.auto_sync == Switch::On,
         })
     }
 
