@@ -192,6 +192,8 @@ impl Demo {
             "--agent-invitation",
             &home("agent/client.json"),
             "--background",
+            "--auto-sync",
+            "off",
         ])?);
         self.mounted = true;
         Ok(())

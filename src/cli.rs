@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::control::Policy;
@@ -79,6 +79,9 @@ pub struct MountArgs {
     /// How the drive uses the link at first; `pstsyncd mode` changes it
     #[arg(long, value_name = "POLICY", default_value = "online")]
     pub mode: Policy,
+    /// Sync by itself what waits: when the share comes back, and when programs rest
+    #[arg(long, value_name = "SWITCH", default_value = "on")]
+    pub auto_sync: Switch,
     /// Return when the drive is ready, and leave it running
     #[arg(long)]
     pub background: bool,
@@ -106,6 +109,15 @@ pub struct SmbArgs {
     /// Refuse a server that does not encrypt what is sent
     #[arg(long)]
     pub smb_encrypt: bool,
+}
+
+/// Whether something is done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Switch {
+    /// Do it
+    On,
+    /// Leave it
+    Off,
 }
 
 /// What `mount` keeps of the share.

@@ -10,8 +10,8 @@ use jiff::Timestamp;
 use crate::cli::{DriveArg, ModeArgs, UnmountArgs};
 use crate::control::client::path_in_drive;
 use crate::control::{
-    CacheStatus, Client, DriveEntry, DriveStatus, Event, FileOutcome, FileReport, FileStatus,
-    Policy, SyncState, TreeStatus,
+    AutoSync, CacheStatus, Client, DriveEntry, DriveStatus, Event, FileOutcome, FileReport,
+    FileStatus, Policy, SyncState, TreeStatus,
 };
 use crate::daemon::paths;
 use crate::error::{Outcome, UserError};
@@ -174,6 +174,7 @@ fn show_status(status: &DriveStatus, out: &mut Output) -> Result<(), UserError> 
     }
     out.line(format_args!("journal   {}", size(status.journal_bytes)))?;
     out.line(format_args!("pending   {}", size(status.pending_bytes)))?;
+    show_auto(&status.auto_sync, out)?;
     show_cache(&status.cache, out)?;
     for file in &status.files {
         show_file(file, out)?;
@@ -183,6 +184,25 @@ fn show_status(status: &DriveStatus, out: &mut Output) -> Result<(), UserError> 
             "… and {} more files",
             count(status.more_files)
         ))?;
+    }
+    Ok(())
+}
+
+fn show_auto(auto: &AutoSync, out: &mut Output) -> Result<(), UserError> {
+    let what = match (auto.on, &auto.busy, auto.next_try, &auto.waits_for) {
+        (false, ..) => "off; `pstsyncd sync now` syncs".to_owned(),
+        (_, Some(path), ..) if path.is_empty() => "syncing folders and names".to_owned(),
+        (_, Some(path), ..) => format!("syncing {}", clean(path)),
+        (_, _, Some(at), _) => {
+            let left = at.duration_since(Timestamp::now()).as_secs().max(0);
+            format!("next try in {left} s")
+        }
+        (_, _, _, Some(what)) => format!("waits for {}", clean(what)),
+        _ => "on".to_owned(),
+    };
+    out.line(format_args!("auto      {what}"))?;
+    if let Some(why) = &auto.last_failure {
+        out.line(format_args!("          last try: {}", clean(why)))?;
     }
     Ok(())
 }

@@ -19,8 +19,9 @@ mod tests;
 
 pub use client::Client;
 pub use protocol::{
-    AgentStatus, Answer, Binding, CacheStatus, DriveStatus, Event, FileOutcome, FileReport,
-    FileStatus, PartOf, Policy, Request, State, SyncReport, SyncState, TreeStatus, UnmountReport,
+    AgentStatus, Answer, AutoSync, Binding, CacheStatus, DriveStatus, Event, FileOutcome,
+    FileReport, FileStatus, PartOf, Policy, Request, State, SyncReport, SyncState, TreeStatus,
+    UnmountReport,
 };
 pub use registry::{DriveEntry, Registration, Registry};
 pub use server::{Limits, Server};

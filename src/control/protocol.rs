@@ -199,11 +199,29 @@ pub struct DriveStatus {
     /// What is kept of the share, and what is not safe yet.
     #[serde(default)]
     pub cache: CacheStatus,
+    /// What is synced by itself, and when.
+    #[serde(default)]
+    pub auto_sync: AutoSync,
     /// Files that are of interest: containers, and every file that is not synced. At most [`MAX_FILES`].
     pub files: Vec<FileStatus>,
     /// How many files of interest are not listed.
     #[serde(default)]
     pub more_files: u64,
+}
+
+/// What a drive does to sync by itself what waits.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AutoSync {
+    /// Whether it does.
+    pub on: bool,
+    /// The file that is being synced, relative to the drive's root; empty for the tree itself.
+    pub busy: Option<String>,
+    /// When something is tried next; none where it depends on something else than the time.
+    pub next_try: Option<Timestamp>,
+    /// On what it depends.
+    pub waits_for: Option<String>,
+    /// What still waits because its last try failed, and why.
+    pub last_failure: Option<String>,
 }
 
 /// What a drive keeps of its share.
@@ -622,6 +640,7 @@ mod tests {
             journal_bytes: 0,
             pending_bytes: 0,
             cache: Default::default(),
+            auto_sync: Default::default(),
             files: vec![file(SyncState::Synced)],
             more_files: 0,
         };

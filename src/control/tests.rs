@@ -43,6 +43,7 @@ impl DriveControl for FakeDrive {
             journal_bytes: 0,
             pending_bytes: 0,
             cache: Default::default(),
+            auto_sync: Default::default(),
             files: Vec::new(),
             more_files: 0,
         })

@@ -17,7 +17,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{DriveOptions, Ready};
-use crate::cli::MountArgs;
+use crate::cli::{MountArgs, Switch};
 use crate::error::{Outcome, UserError};
 use crate::exit::ExitStatus;
 use crate::output::Output;
@@ -125,6 +125,9 @@ fn child_args(args: &MountArgs, verbose: u8) -> Vec<OsString> {
         args.agent.agent_invitation.clone().map(Into::into),
     );
     option("--mode", Some(args.mode.to_string().into()));
+    if args.auto_sync == Switch::Off {
+        option("--auto-sync", Some("off".into()));
+    }
     if args.allow_other {
         line.push("--allow-other".into());
     }
@@ -250,6 +253,8 @@ mod tests {
             "--agent-token-file",
             "/t",
             "--allow-other",
+            "--auto-sync",
+            "off",
             "-vv",
             "/m",
         ];
@@ -271,6 +276,7 @@ mod tests {
         assert_eq!(again.cache.fill_rate, Some(2 << 20));
         assert_eq!(again.cache.pin, ["a/*", "**/*.pst"]);
         assert_eq!(again.mode, args.mode);
+        assert_eq!(again.auto_sync, Switch::Off);
         assert_eq!(again.agent.agent_url, args.agent.agent_url);
         assert_eq!(again.agent.agent_pin, args.agent.agent_pin);
         assert_eq!(again.agent.agent_token_file, args.agent.agent_token_file);

@@ -1,9 +1,12 @@
 //! The drive itself: vfs over the share, cache and journal, and the sync engine beside it.
 
+mod work;
+
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use agent::{Exclusivity, InPlace};
 use sync::client::{AgentClient, Timeouts};
@@ -14,6 +17,7 @@ use vfs::fuse::{MountHandle, MountOptions, mount};
 use vfs::share::dir::DirShare;
 use vfs::{ContainerStatus, Drive, DriveConfig, Reintegrated, ReintegratedOutcome, Share};
 
+use super::auto::Auto;
 use super::paths::StateDir;
 use super::smb::NeedsAgent;
 use super::syncer::{Syncer, host, today};
@@ -128,8 +132,10 @@ pub fn open(
         drive,
         syncer,
         state,
+        auto: Arc::new(Auto::new(options.auto_sync)),
     });
     watch(&mounted, stop)?;
+    mounted.auto.start(Arc::downgrade(&mounted))?;
     Ok(mounted)
 }
 
@@ -142,6 +148,7 @@ struct Mounted {
     drive: Arc<Drive>,
     syncer: Syncer,
     state: StateDir,
+    auto: Arc<Auto>,
 }
 
 /// Tells the daemon when someone else unmounts the drive.
@@ -160,7 +167,7 @@ fn watch(mounted: &Arc<Mounted>, stop: Stop) -> Result<(), UserError> {
                 None => return,
             }
             drop(mounted);
-            std::thread::sleep(std::time::Duration::from_millis(500));
+            std::thread::sleep(Duration::from_millis(500));
         }
     };
     std::thread::Builder::new()
@@ -231,6 +238,37 @@ impl Mounted {
             .collect()
     }
 
+    fn waiting_opaque(&self) -> Vec<ContainerStatus> {
+        let paths = self.drive.status().dirty_opaque;
+        paths
+            .iter()
+            .filter_map(|path| self.drive.file_status(path).ok())
+            .collect()
+    }
+
+    /// Brings changes of files and folders to the share.
+    fn reintegrate(&self, progress: &dyn Progress) -> Result<(), UserError> {
+        match self.drive.reintegrate(&today(), &host()) {
+            Ok(done) => done.iter().for_each(|r| log_reintegrated(r, progress)),
+            Err(vfs::Error::Link(why)) => {
+                return Err(UserError::new(
+                    "share-unreachable",
+                    format!("the share {} cannot be reached: {why}", self.share),
+                    "sync again when it is back; everything is kept in the journal",
+                )
+                .with_exit(ExitStatus::Offline));
+            }
+            Err(error) => {
+                return Err(UserError::new(
+                    "tree",
+                    format!("changes of files and folders could not be brought over: {error}"),
+                    "see `pstsyncd status`; everything is kept in the journal",
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// Paths of all files that the share lacks something of, and how many bytes.
     fn pending(&self) -> (Vec<String>, u64) {
         let containers = self.waiting();
@@ -287,6 +325,7 @@ impl DriveControl for Mounted {
                 tree: tree_status(self.drive.tree_status()),
                 ..cache_status(cache)
             },
+            auto_sync: self.auto.status(),
             mountpoint: self.mountpoint.clone(),
             share: self.share.clone(),
             policy: *self.policy.lock().unwrap_or_else(PoisonError::into_inner),
@@ -329,32 +368,9 @@ impl DriveControl for Mounted {
             .with_exit(ExitStatus::Offline));
         }
         // First the tree, so that every file has its place on the share.
-        match self.drive.reintegrate(&today(), &host()) {
-            Ok(done) => done.iter().for_each(|r| log_reintegrated(r, progress)),
-            Err(vfs::Error::Link(why)) => {
-                return Err(UserError::new(
-                    "share-unreachable",
-                    format!("the share {} cannot be reached: {why}", self.share),
-                    "sync again when it is back; everything is kept in the journal",
-                )
-                .with_exit(ExitStatus::Offline));
-            }
-            Err(error) => {
-                return Err(UserError::new(
-                    "tree",
-                    format!("changes of files and folders could not be brought over: {error}"),
-                    "see `pstsyncd status`; everything is kept in the journal",
-                ));
-            }
-        }
+        self.reintegrate(progress)?;
         let mut waiting = self.waiting();
-        let mut opaque: Vec<ContainerStatus> = self
-            .drive
-            .status()
-            .dirty_opaque
-            .iter()
-            .filter_map(|path| self.drive.file_status(path).ok())
-            .collect();
+        let mut opaque = self.waiting_opaque();
         if let Some(path) = path {
             let wanted = self.drive.file_status(path).map_err(|e| {
                 UserError::new("no-such-file", e.to_string(), "name a file on the drive")
@@ -375,6 +391,7 @@ impl DriveControl for Mounted {
         report
             .files
             .sort_by_key(|f| std::cmp::Reverse(f.outcome.exit()));
+        self.auto.by_hand();
         report.more_files = report.files.len().saturating_sub(MAX_FILES) as u64;
         report.files.truncate(MAX_FILES);
         Ok(report)
@@ -401,6 +418,7 @@ impl DriveControl for Mounted {
                 .map_err(|e| not_unmounted(&self.mountpoint, &e))?;
         }
         *handle = None;
+        self.auto.end();
         let (mut pending, pending_bytes) = self.pending();
         let more_pending = pending.len().saturating_sub(MAX_FILES) as u64;
         pending.truncate(MAX_FILES);

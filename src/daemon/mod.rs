@@ -4,10 +4,12 @@
 //! in the registry, mount, serve the control socket, say "ready". The order of an end is the
 //! reverse; a signal keeps in the journal what is not synced, as `unmount --now` does.
 
+mod auto;
 pub mod background;
 mod drive;
 pub mod options;
 pub mod paths;
+mod schedule;
 mod smb;
 mod syncer;
 mod validator;
@@ -287,6 +289,7 @@ mod tests {
                 journal_bytes: 0,
                 pending_bytes: self.pending,
                 cache: Default::default(),
+                auto_sync: Default::default(),
                 files: Vec::new(),
                 more_files: 0,
             })

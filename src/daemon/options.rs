@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::paths::StateDir;
 use super::smb::SmbOptions;
-use crate::cli::{AgentArgs, MountArgs};
+use crate::cli::{AgentArgs, MountArgs, Switch};
 use crate::control::Policy;
 use crate::control::registry::absolute;
 use crate::error::UserError;
@@ -45,6 +45,8 @@ pub struct DriveOptions {
     pub exclusive: bool,
     /// The policy to begin with: online, cached or offline.
     pub policy: Policy,
+    /// Sync by itself what waits.
+    pub auto_sync: bool,
 }
 
 /// How to reach an agent.
@@ -97,6 +99,7 @@ impl DriveOptions {
             allow_other: args.allow_other,
             exclusive: args.exclusive,
             policy,
+            auto_sync: args.auto_sync == Switch::On,
         })
     }
 

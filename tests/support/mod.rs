@@ -31,6 +31,8 @@ pub struct Rig {
     pub home: TempDir,
     agent: Option<Child>,
     mounted: Option<u32>,
+    /// Whether a drive that is mounted syncs by itself: most tests say when.
+    pub auto_sync: bool,
 }
 
 impl Rig {
@@ -45,6 +47,7 @@ impl Rig {
             home,
             agent: None,
             mounted: None,
+            auto_sync: false,
         };
         rig.start_agent();
         rig
@@ -122,6 +125,8 @@ impl Rig {
 
     pub fn try_mount(&self, mode: &str) -> Output {
         let mut command = self.command(&["mount", "--background", "--json", "--mode", mode]);
+        let auto = if self.auto_sync { "on" } else { "off" };
+        command.args(["--auto-sync", auto]);
         command.arg("--share").arg(self.path("share"));
         command.arg("--state-dir").arg(self.path("state"));
         command

@@ -103,6 +103,8 @@ pub struct Link {
     budget: Duration,
     suspect: Arc<AtomicBool>,
     probing: Arc<AtomicBool>,
+    /// Callers of [`Link::probe`] whose question was not answered yet.
+    asking: Arc<AtomicUsize>,
     calls: AtomicU64,
 }
 
@@ -212,6 +214,7 @@ impl Link {
             budget,
             suspect: Arc::default(),
             probing: Arc::default(),
+            asking: Arc::default(),
             calls: AtomicU64::new(0),
         }
     }
@@ -346,15 +349,22 @@ impl Link {
         }
     }
 
-    /// Asks the share, within the budget, whether it is there.
+    /// Asks the share, within the budget, whether it is there. One question at a time: while an
+    /// earlier one hangs the answer is no.
     ///
     /// # Errors
     /// [`Error::Link`].
     pub fn probe(&self) -> Result<()> {
+        let asking = CountDown(self.asking.clone());
+        if self.asking.fetch_add(1, Ordering::SeqCst) > 0 {
+            return Err(Error::Link("probe: an earlier one hangs".to_owned()));
+        }
         let (tx, rx) = mpsc::sync_channel(1);
         let share = self.share.clone();
         self.pool.submit(move || {
-            let _ = tx.send(share.probe());
+            let answer = share.probe();
+            drop(asking);
+            let _ = tx.send(answer);
         });
         match rx.recv_timeout(self.budget) {
             Ok(Ok(())) => {

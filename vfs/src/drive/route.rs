@@ -81,6 +81,17 @@ impl Drive {
         self.link.call(share_path, move |share| share.stamp(&path))
     }
 
+    /// Asks the share whether it is there, within the stall budget; never while offline.
+    ///
+    /// # Errors
+    /// [`Error::Link`].
+    pub fn probe(&self) -> Result<()> {
+        if !self.may_ask() {
+            return Err(Error::Link("the drive is offline".to_owned()));
+        }
+        self.link.probe()
+    }
+
     /// Opens the share's file; falls back to reading where writing is refused and not needed.
     pub(crate) fn open_on_share(
         &self,
