@@ -5,7 +5,7 @@ CARGO ?= cargo
 PST ?=
 DEMO_ARGS ?=
 
-.PHONY: help bootstrap build demo test lint fmt fmt-check doc deny bench fuzz ci
+.PHONY: help bootstrap build demo test lint fmt fmt-check doc deny bench fuzz check-windows ci
 
 help:
 	@echo "make demo [PST=file] [DEMO_ARGS=--keep]   the whole mission, end to end, on this machine"
@@ -16,6 +16,7 @@ help:
 	@echo "make deny      licences, bans and sources of the dependencies"
 	@echo "make bench     run the benchmarks"
 	@echo "make fuzz      fuzz every target for FUZZ_SECONDS (900) each; needs nightly and cargo-fuzz"
+	@echo "make check-windows   build the libraries for Windows; not in ci: it installs a second compiler"
 	@echo "make ci        all of lint, deny, test and doc"
 
 bootstrap:
@@ -67,6 +68,9 @@ bench: bootstrap
 # Needs `rustup toolchain install nightly` and `cargo install cargo-fuzz`; the tests do a short run without.
 fuzz:
 	scripts/fuzz.sh
+
+check-windows:
+	scripts/check-windows.sh
 
 ci: bootstrap
 	$(MAKE) lint

@@ -3,6 +3,7 @@
 #
 #   scripts/bootstrap.sh           installs what is missing; quick when nothing is
 #   scripts/bootstrap.sh --check   only prints what is missing; ends with 1 where something is
+#   scripts/bootstrap.sh --windows instead what `make check-windows` needs; may go with --check
 #
 # Debian and Ubuntu, through apt-get (with sudo where not root). Elsewhere it names what to install.
 set -euo pipefail
@@ -25,12 +26,26 @@ needed=(
 cargo_deny_version=0.20.2
 fsx_version=0.3.2               # random operations on the mounted drive
 
-check=false
-case "${1:-}" in
-  "") ;;
-  --check) check=true ;;
-  *) echo "bootstrap: unknown option $1; usage: scripts/bootstrap.sh [--check]" >&2; exit 2 ;;
-esac
+# A compiler that can build the standard library for Windows from its source.
+windows=(
+  x86_64-w64-mingw32-gcc-posix:gcc-mingw-w64-x86-64-posix
+  /usr/bin/rustc:rustc-web
+  /usr/bin/cargo:cargo-web
+  /usr/lib/rustlib/src/rust/library/std/Cargo.toml:rust-web-src
+)
+
+check=false for_windows=false
+for option in "$@"; do
+  case $option in
+    --check) check=true ;;
+    --windows) for_windows=true ;;
+    *)
+      echo "bootstrap: unknown option $option; usage: scripts/bootstrap.sh [--windows] [--check]" >&2
+      exit 2
+      ;;
+  esac
+done
+$for_windows && needed=("${windows[@]}")
 
 # smbd and the like are not on every user's PATH.
 PATH="$PATH:/usr/sbin:/sbin:${CARGO_HOME:-$HOME/.cargo}/bin"
@@ -48,13 +63,13 @@ for entry in "${needed[@]}"; do
     *) command -v "$what" >/dev/null || packages+=("$package") ;;
   esac
 done
-components=()
-cargo fmt --version >/dev/null 2>&1 || components+=(rustfmt)
-cargo clippy --version >/dev/null 2>&1 || components+=(clippy)
-deny=false
-command -v cargo-deny >/dev/null || deny=true
-fsx=false
-command -v fsx >/dev/null || fsx=true
+components=() deny=false fsx=false
+if ! $for_windows; then
+  cargo fmt --version >/dev/null 2>&1 || components+=(rustfmt)
+  cargo clippy --version >/dev/null 2>&1 || components+=(clippy)
+  command -v cargo-deny >/dev/null || deny=true
+  command -v fsx >/dev/null || fsx=true
+fi
 
 missing=("${packages[@]}" "${components[@]}")
 $deny && missing+=(cargo-deny)
@@ -98,4 +113,7 @@ if $fsx; then
 fi
 
 # Only what is really there counts.
+if $for_windows; then
+  exec "$0" --windows --check
+fi
 exec "$0" --check

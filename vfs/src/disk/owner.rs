@@ -36,7 +36,7 @@ const LEN: usize = 512;
 pub struct Removable {
     /// Name of this host, for messages.
     pub host: String,
-    /// Identity of this host: the same after a restart.
+    /// Identity of this host: the same after a restart, and no other host's.
     pub host_id: String,
     /// How often the holder says that it is there.
     pub beat: Duration,
@@ -55,9 +55,8 @@ impl Removable {
                 .collect()
         };
         let host = word(read("/proc/sys/kernel/hostname"));
-        let id = word(read("/etc/machine-id"));
         Self {
-            host_id: if id.is_empty() { host.clone() } else { id },
+            host_id: identity(&read("/etc/machine-id")),
             host: if host.is_empty() {
                 "unknown".to_owned()
             } else {
@@ -65,6 +64,22 @@ impl Removable {
             },
             beat: Duration::from_secs(5),
         }
+    }
+}
+
+/// This host's identity, from its machine id. Where that names no machine (there is none outside
+/// Linux, and a system image says "uninitialized" until its first start is over), one that is never
+/// met again: by a name that two hosts share, each would take what the other still holds. The price
+/// is that a cache left behind is watched for a while even where it was held before.
+fn identity(machine_id: &str) -> String {
+    let id = machine_id.trim();
+    let names_one = id.len() == 32
+        && id.bytes().all(|b| b.is_ascii_hexdigit())
+        && id.bytes().any(|b| b != b'0');
+    if names_one {
+        id.to_owned()
+    } else {
+        format!("unnamed-{}", random_hex())
     }
 }
 
@@ -84,11 +99,12 @@ fn uptime() -> Duration {
             u32::try_from(t.tv_nsec).unwrap_or(0),
         )
     }
+    // Not the time of day: that is set back, and a fence that was due would not come down. On Windows
+    // the counter behind this clock goes on while the system sleeps.
     #[cfg(not(target_os = "linux"))]
     {
-        std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .unwrap_or_default()
+        static START: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();
+        START.get_or_init(std::time::Instant::now).elapsed()
     }
 }
 
@@ -423,6 +439,49 @@ mod tests {
         std::mem::forget(again);
         let c = Owner::take(&disk, &host("c")).unwrap();
         assert!(!c.is_lost());
+    }
+
+    #[test]
+    fn hosts_without_a_machine_id_are_not_taken_for_one_another() {
+        let real = "0123456789abcdef0123456789abcdef";
+        assert_eq!(identity(&format!("{real}\n")), real);
+        for nameless in ["", "\n", "uninitialized\n", "0123", &"0".repeat(32)] {
+            let (a, b) = (identity(nameless), identity(nameless));
+            assert_ne!(a, b, "{nameless:?}");
+            // It must survive being written: one word of the owner file, in its one sector.
+            let claim = Claim {
+                held: true,
+                host_id: a,
+                nonce: random_hex(),
+                beat: 0,
+                host: "h".repeat(64),
+            };
+            let bytes = claim.encode();
+            assert_eq!(bytes.len(), LEN);
+            assert_eq!(Claim::decode(&bytes), Some(claim));
+        }
+        // Both are called "laptop", and the first is still at it.
+        let nameless = || Removable {
+            host_id: identity(""),
+            // Two seconds of watching: a machine under load does not look like a dead holder.
+            beat: Duration::from_millis(500),
+            ..host("laptop")
+        };
+        let disk: Arc<dyn Disk> = Arc::new(CrashDisk::default());
+        let a = Owner::take(&disk, &nameless()).unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let (beating, until) = (a.clone(), stop.clone());
+        let thread = std::thread::spawn(move || {
+            while !until.load(Ordering::SeqCst) {
+                beating.beat().unwrap();
+                std::thread::sleep(beating.interval() / 4);
+            }
+        });
+        let second = Owner::take(&disk, &nameless());
+        stop.store(true, Ordering::SeqCst);
+        thread.join().unwrap();
+        assert!(matches!(second.map(drop), Err(Error::Locked(_))));
+        assert!(!a.is_lost());
     }
 
     #[test]
