@@ -2,6 +2,7 @@
 # Installs what building, testing and the demo need and this machine lacks.
 #
 #   scripts/bootstrap.sh           installs what is missing; quick when nothing is
+#   scripts/bootstrap.sh --bench   also what `make bench-drive` compares the drive with
 #   scripts/bootstrap.sh --check   only prints what is missing; ends with 1 where something is
 #
 # Debian and Ubuntu, through apt-get (with sudo where not root). Elsewhere it names what to install.
@@ -26,11 +27,13 @@ cargo_deny_version=0.20.2
 fsx_version=0.3.2               # random operations on the mounted drive
 
 check=false
-case "${1:-}" in
-  "") ;;
-  --check) check=true ;;
-  *) echo "bootstrap: unknown option $1; usage: scripts/bootstrap.sh [--check]" >&2; exit 2 ;;
-esac
+for option in "$@"; do
+  case $option in
+    --check) check=true ;;
+    --bench) needed+=(mergerfs:mergerfs bindfs:bindfs rclone:rclone) ;;
+    *) echo "bootstrap: unknown option $option; usage: scripts/bootstrap.sh [--bench] [--check]" >&2; exit 2 ;;
+  esac
+done
 
 # smbd and the like are not on every user's PATH.
 PATH="$PATH:/usr/sbin:/sbin:${CARGO_HOME:-$HOME/.cargo}/bin"
@@ -98,4 +101,4 @@ if $fsx; then
 fi
 
 # Only what is really there counts.
-exec "$0" --check
+exec "$0" "$@" --check
