@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use rustix::fs::{Advice, fadvise};
 
 /// Name of the file under load.
 pub const FILE: &str = "data.pst";
@@ -62,8 +63,26 @@ impl Mounts {
             command.args(before).arg(&from).arg(&to).args(after);
             all.push(Mount::serve(label, command, to)?);
         }
+        drop_pages(dir)?;
         Ok(Self { all })
     }
+}
+
+/// Drops what the page cache holds of all files below `dir`, so that all of them come back in the same way: pages
+/// that a copy made are larger than those that reads make, and writes to them slower.
+fn drop_pages(dir: &Path) -> Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            drop_pages(&entry.path())?;
+        } else if kind.is_file() && entry.metadata()?.len() > 1 << 20 {
+            let file = File::open(entry.path())?;
+            file.sync_all()?;
+            fadvise(&file, 0, None, Advice::DontNeed)?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether a program is there: by its path, or by its name among the installed ones.
@@ -104,7 +123,7 @@ pub fn drive(dir: &Path, share: &Path) -> Result<Mount> {
         if Instant::now() > deadline {
             bail!("the drive does not finish fetching");
         }
-        std::thread::sleep(Duration::from_millis(200));
+        std::thread::sleep(Duration::from_secs(1));
     }
     Ok(mount)
 }
