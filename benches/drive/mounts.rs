@@ -131,13 +131,11 @@ pub fn drive(dir: &Path, share: &Path) -> Result<Mount> {
 /// Whether the drive has every file it knows and nothing left to fetch.
 fn whole(mountpoint: &Path) -> Result<bool> {
     let out = Command::new(env!("CARGO_BIN_EXE_pstsyncd"))
-        .args(["--json", "status"])
+        .args(["--json", "status", "--drive"])
+        .arg(mountpoint)
         .output()?;
-    // One line a drive.
-    let all = serde_json::Deserializer::from_slice(&out.stdout).into_iter::<serde_json::Value>();
-    let ours = |s: &serde_json::Value| s["mountpoint"].as_str().map(Path::new) == Some(mountpoint);
-    let Some(status) = all.flatten().find(ours) else {
-        return Ok(false);
+    let Ok(status) = serde_json::from_slice::<serde_json::Value>(&out.stdout) else {
+        bail!("no status: {}", String::from_utf8_lossy(&out.stderr));
     };
     let cache = &status["cache"];
     Ok(cache["pinned_files"].as_u64() > Some(0)
