@@ -8,7 +8,7 @@
 //!
 //! `PSTSYNCD_BENCH_DRIVE_MB` sets the file's size (256), `PSTSYNCD_BENCH_ROUNDS` the rounds (41),
 //! `PSTSYNCD_BENCH_DIR` where all of it lies (the temporary directory). Words after `--`
-//! choose parts: hits, sequential, flush, mix, memory. `memory` takes 10 GB there.
+//! choose parts: hits, sequential, flush, mix, memory. `memory` takes 12 GB there.
 
 #[path = "../support/bare.rs"]
 mod bare;

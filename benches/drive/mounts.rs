@@ -74,7 +74,9 @@ fn drop_pages(dir: &Path) -> Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         let kind = entry.file_type()?;
-        if kind.is_dir() {
+        if entry.metadata()?.dev() != fs::metadata(dir)?.dev() {
+            // A mountpoint: what lies below it is met elsewhere.
+        } else if kind.is_dir() {
             drop_pages(&entry.path())?;
         } else if kind.is_file() && entry.metadata()?.len() > 1 << 20 {
             let file = File::open(entry.path())?;
