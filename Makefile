@@ -5,7 +5,7 @@ CARGO ?= cargo
 PST ?=
 DEMO_ARGS ?=
 
-.PHONY: help bootstrap build demo test lint fmt fmt-check doc deny bench fuzz check-windows ci
+.PHONY: help bootstrap build demo test lint fmt fmt-check doc deny bench bench-drive fuzz check-windows ci
 
 help:
 	@echo "make demo [PST=file] [DEMO_ARGS=--keep]   the whole mission, end to end, on this machine"
@@ -15,6 +15,7 @@ help:
 	@echo "make doc       build the documentation, warnings denied"
 	@echo "make deny      licences, bans and sources of the dependencies"
 	@echo "make bench     run the benchmarks"
+	@echo "make bench-drive  the drive beside other FUSE file systems, and its memory"
 	@echo "make fuzz      fuzz every target for FUZZ_SECONDS (900) each; needs nightly and cargo-fuzz"
 	@echo "make check-windows   build the libraries for Windows; not in ci: it installs a second compiler"
 	@echo "make ci        all of lint, deny, test and doc"
@@ -64,6 +65,12 @@ bench: bootstrap
 	$(CARGO) build --locked --release --bins --example mail_writer
 	$(CARGO) bench --locked -p pstsyncd --bench core
 	$(CARGO) bench --locked -p pstsyncd --bench table
+
+# As root, with 12 GB in PSTSYNCD_BENCH_DIR (the temporary directory); PSTSYNCD_BENCH_ROUNDS sets its rounds.
+bench-drive:
+	@scripts/bootstrap.sh --bench
+	$(CARGO) build --locked --release --bins
+	$(CARGO) bench --locked -p pstsyncd --bench drive
 
 # Needs `rustup toolchain install nightly` and `cargo install cargo-fuzz`; the tests do a short run without.
 fuzz:

@@ -2,6 +2,7 @@
 # Installs what building, testing and the demo need and this machine lacks.
 #
 #   scripts/bootstrap.sh           installs what is missing; quick when nothing is
+#   scripts/bootstrap.sh --bench   also what `make bench-drive` compares the drive with
 #   scripts/bootstrap.sh --check   only prints what is missing; ends with 1 where something is
 #   scripts/bootstrap.sh --windows instead what `make check-windows` needs; may go with --check
 #
@@ -38,9 +39,10 @@ check=false for_windows=false
 for option in "$@"; do
   case $option in
     --check) check=true ;;
+    --bench) needed+=(mergerfs:mergerfs bindfs:bindfs rclone:rclone) ;;
     --windows) for_windows=true ;;
     *)
-      echo "bootstrap: unknown option $option; usage: scripts/bootstrap.sh [--windows] [--check]" >&2
+      echo "bootstrap: unknown option $option; usage: scripts/bootstrap.sh [--bench | --windows] [--check]" >&2
       exit 2
       ;;
   esac
@@ -113,7 +115,4 @@ if $fsx; then
 fi
 
 # Only what is really there counts.
-if $for_windows; then
-  exec "$0" --windows --check
-fi
-exec "$0" --check
+exec "$0" "$@" --check
