@@ -6,10 +6,13 @@
 
 pub mod background;
 mod drive;
+mod holders;
 pub mod options;
 pub mod paths;
+pub mod patterns;
 mod syncer;
 mod validator;
+mod volumes;
 
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
