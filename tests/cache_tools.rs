@@ -160,21 +160,12 @@ fn damage_is_found_and_said() {
         file.write_all_at(&[byte[0] ^ 0x40], at).expect("writes");
     };
 
-    let named = |part: &str| {
-        let found = good.iter().filter(|(p, _)| p.contains(part));
-        found.map(|(p, b)| (p.clone(), b.len())).collect::<Vec<_>>()
-    };
-    // The metadata, and the first record of the journal, which was flushed long ago.
-    for (path, at) in [
-        (&named("drive/meta")[0].0, 100),
-        (&named("/journal/")[0].0, 80),
-    ] {
-        flip(path, at);
-        let (code, answer) = rig.run(&verify);
-        assert_eq!(code, 5, "{path}: {answer}");
-        restore();
-    }
-    // A PST loses its second half, and a copy that nobody changed its last bytes.
+    let meta = good.iter().find(|(p, _)| p.ends_with("drive/meta"));
+    flip(&meta.expect("metadata").0, 100);
+    let (code, answer) = rig.run(&verify);
+    assert_eq!(code, 5, "{answer}");
+    restore();
+    // A PST loses its trees, and a copy that nobody changed its last bytes.
     let data = good.iter().filter(|(p, _)| p.contains("/data/"));
     let mut cut = 0;
     for (path, bytes) in data {
@@ -183,10 +174,11 @@ fn damage_is_found_and_said() {
         }
         cut += 1;
         let file = OpenOptions::new().write(true).open(path).expect("opens");
-        file.set_len(bytes.len() as u64 / 2).expect("cuts");
+        let left = bytes.len().min(40_000) / 2;
+        file.set_len(left as u64).expect("cuts");
         let (code, answer) = rig.run(&verify);
         assert_eq!(code, 5, "{path}: {answer}");
-        assert_eq!(answer["error"]["code"], "cache-faulty", "{answer}");
+        assert_eq!(answer["summary"]["findings"], 1, "{answer}");
         restore();
     }
     assert_eq!(cut, 2);
@@ -280,4 +272,58 @@ fn unmount_waits_and_says_for_what() {
         "the share has the drive's mail"
     );
     assert!(fs::read_dir(&drive).expect("lists").next().is_none());
+}
+
+#[test]
+fn a_cache_is_not_begun_anew_while_its_volume_is_elsewhere_and_patterns_are_kept() {
+    let rig = Rig::new(&pst::create_empty(b"cache tools 0005").expect("a PST"));
+    fs::write(rig.path("share/box.mail"), b"!BDN, but small").expect("writes");
+    let (share, drive) = (rig.path("share"), rig.path("drive"));
+    let mount = |cache: &str, more: &[&str]| {
+        let mut command = rig.command(&["mount", "--background", "--json", "--mode", "cached"]);
+        command.env("XDG_STATE_HOME", rig.path("home"));
+        command.arg("--share").arg(&share).args(more);
+        command.arg("--cache").arg(rig.path(cache)).arg(&drive);
+        let output = command.output().expect("runs");
+        let text = [output.stdout, output.stderr].concat();
+        (
+            output.status.code(),
+            String::from_utf8(text).expect("UTF-8"),
+        )
+    };
+    let containers = || {
+        let (_, status) = rig.run(&["status"]);
+        let files = status["files"].as_array().expect("files").clone();
+        files
+            .iter()
+            .filter(|f| f["container"] == true)
+            .filter_map(|f| f["path"].as_str().map(str::to_owned))
+            .collect::<Vec<_>>()
+    };
+    let look = || drop(fs::read(drive.join("box.mail")).expect("reads"));
+    let unmount = || {
+        rig.ok(&["unmount", utf8(&drive)]);
+    };
+    let (code, text) = mount("stick", &["--monitor", "*.mail"]);
+    assert_eq!(code, Some(0), "{text}");
+    look();
+    assert_eq!(containers(), ["box.mail"]);
+    unmount();
+    // The stick is not plugged in: its mountpoint is an empty directory.
+    fs::rename(rig.path("stick"), rig.path("pocket")).expect("unplugged");
+    let (code, text) = mount("stick", &[]);
+    assert_eq!(code, Some(5), "{text}");
+    assert!(text.contains("volume-missing"), "{text}");
+    assert!(!rig.path("stick/drive").exists(), "nothing was made");
+    // Elsewhere it is the same volume, and the patterns came with it.
+    let (code, text) = mount("pocket", &[]);
+    assert_eq!(code, Some(0), "{text}");
+    look();
+    assert_eq!(containers(), ["box.mail"]);
+    unmount();
+    let (code, text) = mount("stick", &["--new-cache"]);
+    assert_eq!(code, Some(0), "{text}");
+    look();
+    assert_eq!(containers(), ["Mail/work.pst"], "as at first");
+    unmount();
 }

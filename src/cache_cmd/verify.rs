@@ -142,7 +142,7 @@ fn check_containers(inspection: &Inspection, summary: &mut Summary, faults: &mut
         let is_pst = content.size >= 512
             && content.reader.read_exact_at(0, &mut magic).is_ok()
             && magic == *b"!BDN";
-        if !is_pst && !(known.container && known.cached > 0) {
+        if !(is_pst || known.container && known.cached > 0) {
             continue;
         }
         if !content.holes.is_empty() {

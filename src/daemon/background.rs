@@ -96,6 +96,9 @@ fn child_args(args: &MountArgs, verbose: u8) -> Vec<OsString> {
     let bytes = |n: u64| n.to_string().into();
     option("--cache-size", cache.cache_size.map(bytes));
     option("--fill-rate", cache.fill_rate.map(bytes));
+    for pattern in &cache.monitor {
+        option("--monitor", Some(pattern.into()));
+    }
     for pattern in &cache.pin {
         option("--pin", Some(pattern.into()));
     }
@@ -110,6 +113,9 @@ fn child_args(args: &MountArgs, verbose: u8) -> Vec<OsString> {
         args.agent.agent_invitation.clone().map(Into::into),
     );
     option("--mode", Some(args.mode.to_string().into()));
+    if cache.new_cache {
+        line.push("--new-cache".into());
+    }
     if args.allow_other {
         line.push("--allow-other".into());
     }
@@ -224,6 +230,8 @@ mod tests {
             "20G",
             "--fill-rate",
             "2M",
+            "--monitor",
+            "*.mail",
             "--pin",
             "a/*",
             "--pin",
@@ -254,6 +262,7 @@ mod tests {
         assert_eq!(again.state_dir, args.state_dir);
         assert_eq!(again.cache.cache_size, Some(20 << 30));
         assert_eq!(again.cache.fill_rate, Some(2 << 20));
+        assert_eq!(again.cache.monitor, ["*.mail"]);
         assert_eq!(again.cache.pin, ["a/*", "**/*.pst"]);
         assert_eq!(again.mode, args.mode);
         assert_eq!(again.agent.agent_url, args.agent.agent_url);

@@ -174,7 +174,8 @@ pub(crate) struct StateDir {
     _lock: DiskLock,
 }
 
-fn data_path(id: u64) -> String {
+/// Where a node's cache file lies.
+pub(crate) fn data_path(id: u64) -> String {
     format!("data/{id:016x}")
 }
 

@@ -5,7 +5,7 @@
 //! what it shows is what the next mount would show.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use storage::{RangeSet, ReadAt};
@@ -80,6 +80,7 @@ pub struct Fault {
 /// A cache that is looked into.
 pub struct Inspection {
     drive: Arc<Drive>,
+    dir: PathBuf,
 }
 
 impl Inspection {
@@ -108,6 +109,7 @@ impl Inspection {
         config.background = false;
         Ok(Self {
             drive: Drive::open(config)?,
+            dir: dir.to_owned(),
         })
     }
 
@@ -212,8 +214,10 @@ impl Inspection {
             };
             let Some(file) = file else { continue };
             let st = file.read();
-            let there = match file.data.len() {
-                Ok(len) => len,
+            // As it lies on the disk: recovery gives it its length back.
+            let there = match std::fs::metadata(self.dir.join(crate::cache::data_path(node))) {
+                Ok(meta) => meta.len(),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => 0,
                 Err(e) => {
                     found.push(Fault {
                         code: "cache-file-unreadable",
