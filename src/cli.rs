@@ -43,6 +43,9 @@ pub enum Command {
     /// Sync the containers of a drive
     #[command(subcommand)]
     Sync(SyncCommand),
+    /// Look into a drive's cache without its daemon or its share
+    #[command(subcommand)]
+    Cache(CacheCommand),
     /// The server that applies change lists beside the share
     #[command(subcommand)]
     Agent(AgentCommand),
@@ -126,12 +129,20 @@ pub struct CacheArgs {
     /// As --state-dir, on a drive that may be unplugged and go on at another host
     #[arg(long, value_name = "DIR", conflicts_with = "state_dir")]
     pub cache: Option<PathBuf>,
+    /// Begin a new cache there although this share's is known to be on another volume
+    #[arg(long, requires = "cache")]
+    pub new_cache: bool,
     /// How much of the share is kept, as in 20G; K, M, G and T are powers of 1024 [default: all
     /// that the volume takes]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub cache_size: Option<u64>,
-    /// Keep the files of this pattern whole, and fetch them ahead (repeatable) [default: **/*.pst]
-    #[arg(long, value_name = "GLOB")]
+    /// Sync the files of this pattern by the objects in them (repeatable) [default: as last time,
+    /// at first **/*.pst]
+    #[arg(long, value_name = "GLOB", value_parser = parse_glob)]
+    pub monitor: Vec<String>,
+    /// Keep the files of this pattern whole, and fetch them ahead (repeatable) [default: as last
+    /// time, at first the monitored files]
+    #[arg(long, value_name = "GLOB", value_parser = parse_glob)]
     pub pin: Vec<String>,
     /// Bytes a second that fetching ahead may take from the link, as in 2M
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
@@ -153,6 +164,14 @@ fn parse_size(text: &str) -> Result<u64, String> {
     number
         .and_then(|n| n.checked_mul(1 << shift))
         .ok_or_else(|| format!("{text} is no size: give it as in 500M or 20G"))
+}
+
+/// A pattern that can match a path of the drive.
+fn parse_glob(text: &str) -> Result<String, String> {
+    if text.trim_matches('/').is_empty() {
+        return Err("an empty pattern matches nothing".to_owned());
+    }
+    Ok(text.trim_start_matches('/').to_owned())
 }
 
 /// How `mount` reaches an agent: by hand, or by the invitation that the agent wrote.
@@ -189,6 +208,69 @@ pub struct UnmountArgs {
     /// Do not wait: keep what is not synced in the journal, and say what it is
     #[arg(long)]
     pub now: bool,
+    /// Wait so many seconds at most until everything is synced; 0 tries once [default: no limit]
+    #[arg(long, value_name = "SECONDS", conflicts_with = "now")]
+    pub timeout: Option<u64>,
+}
+
+/// Verbs of `cache`.
+#[derive(Subcommand)]
+pub enum CacheCommand {
+    /// List the files that the cache knows; ends with 2 where something waits for the share
+    Ls {
+        /// Which cache.
+        #[command(flatten)]
+        at: CacheAt,
+        /// Only files that wait for the share
+        #[arg(long)]
+        pending: bool,
+    },
+    /// Check journal, cache files and the PSTs in them; ends with 5 where something is wrong
+    Verify {
+        /// Which cache.
+        #[command(flatten)]
+        at: CacheAt,
+        /// Hold what is a copy of the share's against the share in this directory
+        #[arg(long, value_name = "DIR")]
+        against: Option<PathBuf>,
+    },
+    /// Take files out of the cache, with all that was written to them
+    Export(ExportArgs),
+}
+
+/// Which cache is meant.
+#[derive(Args)]
+pub struct CacheAt {
+    /// The directory that mount was given with --cache or --state-dir [default: the only one]
+    #[arg(long = "cache", visible_alias = "state-dir", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// The share of the drive; it need not be there any more
+    #[arg(long, value_name = "DIR", conflicts_with = "state_dir")]
+    pub share: Option<PathBuf>,
+}
+
+/// Arguments of `cache export`.
+#[derive(Args)]
+pub struct ExportArgs {
+    /// Which cache.
+    #[command(flatten)]
+    pub at: CacheAt,
+    /// Files or folders, by their paths on the drive
+    #[arg(
+        required_unless_present = "all",
+        conflicts_with = "all",
+        value_name = "PATH"
+    )]
+    pub paths: Vec<String>,
+    /// Everything of which something is here
+    #[arg(long)]
+    pub all: bool,
+    /// Where to: made where it is missing; nothing in it is overwritten
+    #[arg(long, value_name = "DIR")]
+    pub to: PathBuf,
+    /// Files that are not here whole too: as NAME.partial, with a list of the holes beside it
+    #[arg(long)]
+    pub partial: bool,
 }
 
 /// Arguments of `mode`.

@@ -2,10 +2,11 @@
 
 use std::io::IsTerminal;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use jiff::Timestamp;
+use serde::Serialize;
 
 use crate::cli::{DriveArg, ModeArgs, UnmountArgs};
 use crate::control::client::path_in_drive;
@@ -97,7 +98,26 @@ pub fn sync_now(
 pub fn unmount(args: &UnmountArgs, out: &mut Output) -> Outcome {
     let (entry, client) = drive(args.mountpoint.as_deref())?;
     let bar = Bar::new(out.is_json());
-    let report = client.unmount(args.now, |event| bar.show(event))?;
+    let begun = Instant::now();
+    let mut said = None;
+    let report = loop {
+        let error = match client.unmount(args.now, |event| bar.show(event)) {
+            Ok(report) => break report,
+            Err(error) => error,
+        };
+        let limit = args.timeout.map(Duration::from_secs);
+        if !may_pass(&error) || limit.is_some_and(|limit| begun.elapsed() >= limit) {
+            return Err(error);
+        }
+        // The drive stays as it is meanwhile: to break off costs nothing.
+        let waiting = Waiting::of(&client.status()?, &error);
+        if said.as_ref() != Some(&waiting) {
+            waiting.show(out)?;
+            out.finish()?;
+            said = Some(waiting);
+        }
+        std::thread::sleep(RETRY);
+    };
     // So that a mount right after this one finds everything free.
     if !paths::registry()?.wait_gone(&entry, Duration::from_secs(10)) {
         tracing::warn!(pid = entry.pid, "unmounted, but the daemon is still ending");
@@ -127,6 +147,66 @@ pub fn unmount(args: &UnmountArgs, out: &mut Output) -> Outcome {
         Ok(())
     })?;
     Ok(report.exit())
+}
+
+/// Between two tries to unmount.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// Whether what keeps a drive from being unmounted may pass by itself: a link that comes back, a program
+/// that ends its edit.
+fn may_pass(error: &UserError) -> bool {
+    matches!(error.code.as_str(), "pending" | "share-unreachable")
+}
+
+/// What an unmount waits for.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Waiting {
+    /// Why, in a sentence.
+    reason: String,
+    /// Files that are not synced.
+    files: Vec<Waiter>,
+    /// Bytes in them that are not.
+    bytes: u64,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Waiter {
+    path: String,
+    bytes: u64,
+    note: Option<String>,
+}
+
+impl Waiting {
+    fn of(status: &DriveStatus, error: &UserError) -> Self {
+        let files = status.files.iter().filter(|f| f.sync != SyncState::Synced);
+        Self {
+            reason: error.message.clone(),
+            files: files
+                .map(|f| Waiter {
+                    path: f.path.clone(),
+                    bytes: f.pending_bytes,
+                    note: f.note.clone(),
+                })
+                .collect(),
+            bytes: status.pending_bytes,
+        }
+    }
+
+    fn show(&self, out: &mut Output) -> Result<(), UserError> {
+        out.result(&serde_json::json!({ "waiting": self }), |out| {
+            out.line(format_args!("waiting   {}", clean(&self.reason)))?;
+            for file in &self.files {
+                let note = file.note.as_deref().map_or(String::new(), |n| format!(" ({n})"));
+                out.line(format_args!(
+                    "pending   {}, {}{}",
+                    clean(&file.path),
+                    size(file.bytes),
+                    clean(&note)
+                ))?;
+            }
+            out.line("          Ctrl-C leaves the drive as it is; `pstsyncd unmount --now` keeps this in the journal.")
+        })
+    }
 }
 
 fn drive(mountpoint: Option<&Path>) -> Result<(DriveEntry, Client), UserError> {

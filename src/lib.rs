@@ -5,6 +5,7 @@
 //! either. What a user sees goes
 //! through [`output`], [`error`] and [`exit`].
 
+pub mod cache_cmd;
 pub mod cli;
 pub mod commands;
 pub mod control;
@@ -91,6 +92,7 @@ fn answer(command: &Command, out: &mut Output) -> Outcome {
             allow_deletes,
             drive,
         }) => commands::sync_now(path.as_deref(), *allow_deletes, drive, out),
+        Command::Cache(command) => cache_cmd::run(command, out),
         Command::Pst(command) => pst_cmd::run(command, out),
         Command::Completions { shell } => completions(*shell, out),
     }

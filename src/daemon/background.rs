@@ -111,6 +111,9 @@ fn child_args(args: &MountArgs, verbose: u8) -> Vec<OsString> {
     let bytes = |n: u64| n.to_string().into();
     option("--cache-size", cache.cache_size.map(bytes));
     option("--fill-rate", cache.fill_rate.map(bytes));
+    for pattern in &cache.monitor {
+        option("--monitor", Some(pattern.into()));
+    }
     for pattern in &cache.pin {
         option("--pin", Some(pattern.into()));
     }
@@ -127,6 +130,9 @@ fn child_args(args: &MountArgs, verbose: u8) -> Vec<OsString> {
     option("--mode", Some(args.mode.to_string().into()));
     if args.auto_sync == Switch::Off {
         option("--auto-sync", Some("off".into()));
+    }
+    if cache.new_cache {
+        line.push("--new-cache".into());
     }
     if args.allow_other {
         line.push("--allow-other".into());
@@ -242,6 +248,8 @@ mod tests {
             "20G",
             "--fill-rate",
             "2M",
+            "--monitor",
+            "*.mail",
             "--pin",
             "a/*",
             "--pin",
@@ -274,6 +282,7 @@ mod tests {
         assert_eq!(again.state_dir, args.state_dir);
         assert_eq!(again.cache.cache_size, Some(20 << 30));
         assert_eq!(again.cache.fill_rate, Some(2 << 20));
+        assert_eq!(again.cache.monitor, ["*.mail"]);
         assert_eq!(again.cache.pin, ["a/*", "**/*.pst"]);
         assert_eq!(again.mode, args.mode);
         assert_eq!(again.auto_sync, Switch::Off);

@@ -18,15 +18,16 @@ use vfs::share::dir::DirShare;
 use vfs::{ContainerStatus, Drive, DriveConfig, Reintegrated, ReintegratedOutcome, Share};
 
 use super::auto::Auto;
+use super::holders::holders;
 use super::paths::StateDir;
 use super::smb::NeedsAgent;
 use super::syncer::{Syncer, host, today};
 use super::validator::PstValidator;
-use super::{DriveOptions, End, Stop};
+use super::{DriveOptions, End, Stop, volumes};
 use crate::control::protocol::MAX_FILES;
 use crate::control::{
-    AgentStatus, Binding, CacheStatus, DriveControl, DriveStatus, Event, FileStatus, PartOf,
-    Policy, Progress, State, SyncReport, SyncState, TreeStatus, UnmountReport,
+    AgentStatus, Binding, CacheStatus, DriveControl, DriveStatus, Event, FileReport, FileStatus,
+    PartOf, Policy, Progress, State, SyncReport, SyncState, TreeStatus, UnmountReport,
 };
 use crate::error::UserError;
 use crate::exit::ExitStatus;
@@ -54,11 +55,18 @@ pub fn open(
     let mut config = DriveConfig::new(share, in_state("drive"));
     config.state = state_of(options.policy)?;
     config.cache_size = options.cache_size;
-    config.pins.clone_from(&options.pins);
+    let patterns = options.patterns.clone().settle(state.path())?;
+    if let Some(monitor) = patterns.monitor {
+        config.containers = monitor;
+    }
+    config.pins = patterns.pin;
     config.fill_rate = options.fill_rate;
     config.removable = options.removable.then(vfs::Removable::here);
     config.validator = Some(Arc::new(PstValidator));
     let drive = Drive::open(config).map_err(|e| not_opened(&e, state.path()))?;
+    if options.removable {
+        volumes::remember(&options.share, state.path());
+    }
 
     let store = KvStore::open(&in_state("sync.db")).map_err(|e| {
         UserError::new(
@@ -399,9 +407,15 @@ impl DriveControl for Mounted {
 
     fn unmount(&self, now: bool, progress: &dyn Progress) -> Result<UnmountReport, UserError> {
         if !now && !self.pending().0.is_empty() {
-            self.sync_now(None, false, progress)?;
+            let report = self.sync_now(None, false, progress)?;
             let (pending, _) = self.pending();
             if let Some(first) = pending.first() {
+                // What waiting cannot mend is said as it is; the list is sorted so.
+                if let Some(file) = report.files.first()
+                    && file.outcome.exit() >= ExitStatus::Conflicts
+                {
+                    return Err(stuck(file));
+                }
                 return Err(UserError::new(
                     "pending",
                     format!("{} files are not synced, {first} among them", pending.len()),
@@ -559,12 +573,30 @@ fn not_mounted(mountpoint: &Path, error: &io::Error) -> UserError {
     )
 }
 
+/// A file that a sync left for its user to look at.
+fn stuck(file: &FileReport) -> UserError {
+    let exit = file.outcome.exit();
+    let (why, next) = match &file.error {
+        Some(error) => (error.message.clone(), error.next.clone()),
+        None => (
+            "it was changed on both sides".to_owned(),
+            "see `pstsyncd status`".to_owned(),
+        ),
+    };
+    let next = format!("{next}; `pstsyncd unmount --now` keeps it in the journal");
+    UserError::new("not-synced", format!("{}: {why}", file.path), next).with_exit(exit)
+}
+
 fn not_unmounted(mountpoint: &str, error: &io::Error) -> UserError {
     if error.kind() == io::ErrorKind::ResourceBusy {
+        let by = match holders(Path::new(mountpoint)).as_slice() {
+            [] => "a program has a file or folder there open".to_owned(),
+            programs => format!("in use by {}", programs.join(", ")),
+        };
         return UserError::new(
             "in-use",
-            format!("{mountpoint} stays mounted: a program has a file or folder there open"),
-            "close the programs that use it (see `fuser -m`), then unmount again",
+            format!("{mountpoint} stays mounted: {by}"),
+            "close the programs that use it, then unmount again",
         );
     }
     UserError::new(

@@ -7,12 +7,15 @@
 mod auto;
 pub mod background;
 mod drive;
+mod holders;
 pub mod options;
 pub mod paths;
+pub mod patterns;
 mod schedule;
 mod smb;
 mod syncer;
 mod validator;
+mod volumes;
 
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};

@@ -9,7 +9,9 @@ use std::process::{Command, Stdio};
 use serde::Deserialize;
 
 use super::paths::StateDir;
+use super::patterns::Patterns;
 use super::smb::SmbOptions;
+use super::volumes::check_plugged_in;
 use crate::cli::{AgentArgs, MountArgs, Switch};
 use crate::control::Policy;
 use crate::control::registry::absolute;
@@ -33,8 +35,8 @@ pub struct DriveOptions {
     pub removable: bool,
     /// How much of the share is kept, in bytes.
     pub cache_size: Option<u64>,
-    /// Patterns of the files that are kept whole; none: the containers.
-    pub pins: Option<Vec<String>>,
+    /// Patterns of containers and of the files that are kept whole, as far as they were given.
+    pub patterns: Patterns,
     /// Bytes a second that fetching ahead may take.
     pub fill_rate: Option<u64>,
     /// The agent, where one was named.
@@ -84,6 +86,9 @@ impl DriveOptions {
         let given = args.cache.cache.as_deref().or(args.state_dir.as_deref());
         let state_dir = StateDir::locate(given, "drive", &share)?;
         check_apart(&share, &mountpoint, &state_dir)?;
+        if args.cache.cache.is_some() && !args.cache.new_cache {
+            check_plugged_in(&share, &state_dir)?;
+        }
         let agent = AgentOptions::read(&args.agent)?;
         check_fuse(args.allow_other)?;
         Ok(Self {
@@ -93,7 +98,10 @@ impl DriveOptions {
             state_dir,
             removable: args.cache.cache.is_some(),
             cache_size: args.cache.cache_size,
-            pins: Some(args.cache.pin.clone()).filter(|p| !p.is_empty()),
+            patterns: Patterns {
+                monitor: given_patterns(&args.cache.monitor),
+                pin: given_patterns(&args.cache.pin),
+            },
             fill_rate: args.cache.fill_rate,
             agent,
             allow_other: args.allow_other,
@@ -113,6 +121,10 @@ impl DriveOptions {
         }
         StateDir::take(&self.state_dir, "drive", &self.share)
     }
+}
+
+fn given_patterns(given: &[String]) -> Option<Vec<String>> {
+    (!given.is_empty()).then(|| given.to_vec())
 }
 
 fn check_share(given: &Path) -> Result<PathBuf, UserError> {

@@ -11,7 +11,7 @@ mod dump;
 mod info;
 mod inventory;
 mod ls;
-mod progress;
+pub(crate) mod progress;
 mod repair;
 
 use std::fs;

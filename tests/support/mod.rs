@@ -54,8 +54,20 @@ impl Rig {
     }
 
     pub fn start_agent(&mut self) {
+        self.start_agent_at("127.0.0.1:0");
+    }
+
+    /// Where it was before, so that a mounted drive finds it again.
+    pub fn restart_agent(&mut self) {
+        let invitation = fs::read_to_string(self.path("agent/client.json")).expect("there");
+        let invitation: Value = serde_json::from_str(&invitation).expect("JSON");
+        let url = invitation["url"].as_str().expect("a URL");
+        self.start_agent_at(url.trim_start_matches("https://"));
+    }
+
+    fn start_agent_at(&mut self, listen: &str) {
         let mut child = self
-            .command(&["agent", "serve", "--json", "--listen", "127.0.0.1:0"])
+            .command(&["agent", "serve", "--json", "--listen", listen])
             .arg("--root")
             .arg(self.path("share"))
             .arg("--state-dir")

@@ -11,6 +11,7 @@
 pub mod crash;
 pub mod fault;
 pub(crate) mod owner;
+pub mod read_only;
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;

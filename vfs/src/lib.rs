@@ -22,6 +22,7 @@ pub mod error;
 pub(crate) mod file;
 #[cfg(target_os = "linux")]
 pub mod fuse;
+pub mod inspect;
 pub mod journal;
 pub mod link;
 pub mod path;
