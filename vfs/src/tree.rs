@@ -216,6 +216,45 @@ impl Tree {
         Some(names.join("/"))
     }
 
+    /// Path on the share once the first waiting change was made there, if that is a rename of the
+    /// node or of a directory above it. (Of the waiting changes only the first may have been made:
+    /// each is recorded before the next.)
+    pub fn later_place(&self, id: u64) -> Option<String> {
+        let TreeOp::Rename {
+            id: moved,
+            parent,
+            name,
+            ..
+        } = &self.pending.front()?.op
+        else {
+            return None;
+        };
+        let mut below = Vec::new();
+        let mut at = id;
+        while at != *moved {
+            let (up, name) = self.nodes.get(&at)?.share.as_ref()?;
+            below.push(name.as_str());
+            at = *up;
+            if at == ROOT || below.len() > MAX_DEPTH {
+                return None;
+            }
+        }
+        below.push(name.as_str());
+        below.reverse();
+        Some(join(&self.share_path(*parent)?, &below.join("/")))
+    }
+
+    /// The modification time that the first waiting change sets, if it is one of this node: the share
+    /// may have it already.
+    pub fn later_mtime(&self, id: u64) -> Option<i64> {
+        match &self.pending.front()?.op {
+            TreeOp::SetAttr {
+                id: set_of, set, ..
+            } if *set_of == id => set.mtime,
+            _ => None,
+        }
+    }
+
     /// Path on the share of a name in a directory, if nothing else of ours owns that place.
     pub fn share_place(&self, parent: u64, name: &str) -> Option<String> {
         if self.claimed(parent, name) {

@@ -102,7 +102,7 @@ impl Drive {
                 let Some(share_path) = self.tree().share_path(node) else {
                     return Err(Error::NotFound(self.tree().path(node)));
                 };
-                match self.open_on_share(&share_path, true) {
+                match self.open_there(node, true) {
                     Ok((new, stamp, writable)) => {
                         let context = share_path.clone();
                         let old_id = self.link.call(&context, move |_| old.stat())?.file_id;

@@ -124,6 +124,7 @@ impl Drive {
                 return Err(e);
             }
         };
+        let later = self.tree().later_mtime(node);
         // Asked before the file is locked, for all that came: it may take making room.
         let room = self.check_space(buf.len() as u64, buf.len() as u64, For::Copy);
         let mut st = file.write();
@@ -133,7 +134,8 @@ impl Drive {
         let same = if through || !st.online_written.is_empty() {
             attr.file_id == stamp.file_id
         } else {
-            (attr.size, attr.mtime, attr.file_id) == (stamp.size, stamp.mtime, stamp.file_id)
+            (attr.size, attr.file_id) == (stamp.size, stamp.file_id)
+                && (attr.mtime == stamp.mtime || Some(attr.mtime) == later)
         };
         if !same {
             st.share_changed = true;
@@ -180,10 +182,10 @@ impl Drive {
             let tree = self.tree();
             (tree.path(node), tree.share_path(node))
         };
-        let Some(share_path) = share_path else {
+        if share_path.is_none() {
             return Err(Error::NotCached(path));
-        };
-        let (f, _, _) = self.open_on_share(&share_path, false)?;
+        }
+        let (f, _, _) = self.open_there(node, false)?;
         *file.fetch.lock().unwrap_or_else(PoisonError::into_inner) = Some(f.clone());
         Ok(f)
     }
@@ -209,9 +211,9 @@ impl Drive {
                 )
             };
             let share_path = self.tree().share_path(node);
-            if let (true, true, Some(at)) = (closed, clean, share_path) {
+            if let (true, true, Some(_)) = (closed, clean, share_path) {
                 // Not open: begin anew if the share's file is another by now.
-                let (_, stamp, _) = self.open_on_share(&at, false)?;
+                let (_, stamp, _) = self.open_there(node, false)?;
                 self.settle(file, stamp)?;
             }
         }
@@ -258,6 +260,18 @@ impl Drive {
             }
         }
         Ok(())
+    }
+
+    /// Makes everything that was fetched so far durable.
+    pub(crate) fn keep_fetched(&self, file: &Arc<FileNode>) -> Result<()> {
+        // A cut meanwhile makes it look again; not forever.
+        for _ in 0..64 {
+            if file.read().fetched.is_empty() {
+                return Ok(());
+            }
+            self.record_fetched(file)?;
+        }
+        Err(Error::Busy("the file keeps changing"))
     }
 
     /// Flushes what was fetched and records it.
