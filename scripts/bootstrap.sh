@@ -24,6 +24,7 @@ needed=(
 )
 cargo_deny_version=0.20.2
 fsx_version=0.3.2               # random operations on the mounted drive
+pjdfstest_version=0.2.2         # what POSIX says of file system calls, on the mounted drive
 
 check=false
 case "${1:-}" in
@@ -55,10 +56,13 @@ deny=false
 command -v cargo-deny >/dev/null || deny=true
 fsx=false
 command -v fsx >/dev/null || fsx=true
+pjdfstest=false
+command -v pjdfstest >/dev/null || pjdfstest=true
 
 missing=("${packages[@]}" "${components[@]}")
 $deny && missing+=(cargo-deny)
 $fsx && missing+=(fsx)
+$pjdfstest && missing+=(pjdfstest)
 if [ ${#missing[@]} -eq 0 ]; then
   echo "bootstrap: nothing is missing"
   exit 0
@@ -95,6 +99,9 @@ if $deny; then
 fi
 if $fsx; then
   cargo install --locked "fsx@$fsx_version"
+fi
+if $pjdfstest; then
+  cargo install --locked "pjdfstest@$pjdfstest_version"
 fi
 
 # Only what is really there counts.

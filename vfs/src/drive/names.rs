@@ -278,7 +278,7 @@ impl Drive {
             }
             (None, _) => return Err(Error::NotCached(path)),
         };
-        if crate::path::link_stays_inside(&path, &target) {
+        if crate::path::link_stays_inside(&path, &target, self.mounted()) {
             Ok(target)
         } else {
             Err(Error::Access(format!("{path} points outside the share")))

@@ -1,7 +1,7 @@
 //! Opening a drive: metadata, then the journal, then the background.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::Duration;
 
 use super::fill::Pace;
@@ -85,6 +85,7 @@ impl Drive {
             reintegrating: Mutex::default(),
             tree_doubt: InDoubt::default(),
             bell: Arc::new(Bell::default()),
+            mounted: OnceLock::new(),
             listeners: Mutex::default(),
         });
         if let (true, Some(owner)) = (background, drive.dir.owner()) {

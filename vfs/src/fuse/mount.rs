@@ -126,6 +126,13 @@ pub fn mount(
         drive: drive.clone(),
         pool: Pool::new("drive-call", 256),
     };
+    if let Some(at) = mountpoint
+        .canonicalize()
+        .ok()
+        .and_then(|at| at.to_str().map(str::to_owned))
+    {
+        drive.set_mounted(&at);
+    }
     let session = fuser::spawn_mount(frontend, mountpoint, &config)?;
     Ok(MountHandle {
         session: Some(session),
