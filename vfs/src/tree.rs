@@ -395,11 +395,13 @@ impl Tree {
     }
 
     /// What the share has at a node's place now. Content that is ours keeps its own length and
-    /// times; a node without content looks as it does there.
+    /// times; a node without content looks as it does there, but for what waits.
     pub fn seen(&mut self, id: u64, attr: Option<Attr>) {
+        let set = |p: &Pending| matches!(&p.op, TreeOp::SetAttr { id: x, .. } if *x == id);
+        let ours = self.pending.iter().any(set);
         if let (Some(node), Some(attr)) = (self.nodes.get_mut(&id), attr) {
             node.attr.file_id = attr.file_id;
-            if node.file.is_none() {
+            if node.file.is_none() && !ours {
                 node.attr = attr;
             }
         }

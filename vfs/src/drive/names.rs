@@ -10,7 +10,7 @@ use super::{Drive, State};
 use crate::error::{Error, Result};
 use crate::journal::record::MetaRecord;
 use crate::path::check_name;
-use crate::share::{Attr, Kind, Statfs};
+use crate::share::{Attr, Kind, Share, Statfs};
 use crate::tree::{ROOT, Tree, is_fresh};
 
 /// A node and its attributes.
@@ -100,6 +100,24 @@ impl Drive {
         }
     }
 
+    /// Asks about a path on the share; where a waiting rename may have been made there, and was, about
+    /// its later one.
+    pub(crate) fn ask_either<T: Send + 'static>(
+        &self,
+        path: String,
+        later: Option<String>,
+        ask: impl Fn(&dyn Share, &str) -> std::io::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let context = path.clone();
+        self.link
+            .call(&context, move |share| match (ask(share, &path), later) {
+                (Err(e), Some(later)) if e.kind() == std::io::ErrorKind::NotFound => {
+                    ask(share, &later)
+                }
+                (answer, _) => answer,
+            })
+    }
+
     /// Finds a name in a directory.
     ///
     /// # Errors
@@ -108,7 +126,7 @@ impl Drive {
         check_name(name)?;
         let spelled = self.tree().spelling(parent, name);
         let name = spelled.as_deref().unwrap_or(name);
-        let place = {
+        let (place, later) = {
             let tree = self.tree();
             let dir = tree.dir(parent)?;
             let child = tree.child(parent, name);
@@ -130,7 +148,10 @@ impl Drive {
                 };
             }
             match tree.share_place(parent, name) {
-                Some(place) => place,
+                Some(place) => {
+                    let later = tree.later_place(parent);
+                    (place, later.map(|dir| crate::path::join(&dir, name)))
+                }
                 None => {
                     return match child {
                         Some(id) => attr_of(&tree, id),
@@ -139,8 +160,8 @@ impl Drive {
                 }
             }
         };
-        let path = place.clone();
-        let answer = self.link.call(&place, move |share| share.stat(&path));
+        let sure = later.is_none();
+        let answer = self.ask_either(place, later, |share, path| share.stat(path));
         let mut tree = self.tree_mut();
         match answer {
             Ok(attr) => match tree.merge(parent, name, attr, Instant::now()) {
@@ -148,7 +169,8 @@ impl Drive {
                 None => Err(Error::NotFound(name.to_owned())),
             },
             Err(Error::NotFound(_)) => {
-                if tree.vanish(parent, name) {
+                // Where the directory itself may lie elsewhere, that is no answer (R3).
+                if sure && tree.vanish(parent, name) {
                     return Err(Error::NotFound(name.to_owned()));
                 }
                 let id = tree.child(parent, name);
@@ -205,11 +227,14 @@ impl Drive {
 
     /// Asks the share for a directory's listing and merges it.
     pub(crate) fn refresh_dir(&self, id: u64) -> Result<()> {
-        let Some(path) = self.tree().share_path(id) else {
+        let (path, later) = {
+            let tree = self.tree();
+            (tree.share_path(id), tree.later_place(id))
+        };
+        let Some(path) = path else {
             return Ok(());
         };
-        let at = path.clone();
-        let entries = self.link.call(&path, move |share| share.list(&at))?;
+        let entries = self.ask_either(path, later, |share, at| share.list(at))?;
         self.tree_mut().merge_listing(id, &entries, Instant::now());
         Ok(())
     }

@@ -112,12 +112,18 @@ impl Drive {
                 })
                 .map(|()| O::Done)
             }
-            TreeOp::SetAttr { id, set, .. } => {
+            TreeOp::SetAttr { id, set, ctime } => {
                 let Some(at) = self.tree().share_path(*id) else {
                     return Ok(O::Done);
                 };
-                let (path, set) = (at.clone(), *set);
+                let (path, mut set) = (at.clone(), *set);
                 let file = self.tree().nodes.get(id).and_then(|n| n.file.clone());
+                let asked = set.mtime;
+                // Written since: the time of that is the later one.
+                let changed = file.as_ref().map_or(0, |f| f.read().changed);
+                if changed > *ctime {
+                    set.mtime = set.mtime.and(Some(changed));
+                }
                 let ours = file.as_ref().and_then(|f| f.read().stamp);
                 let after = self.change(&at, move |share| {
                     let before = ours.map(|_| share.stamp(&path)).transpose()?;
@@ -128,7 +134,7 @@ impl Drive {
                             mtime: o.mtime,
                             ..b
                         } == o
-                            && set.mtime == Some(b.mtime)
+                            && (asked == Some(b.mtime) || set.mtime == Some(b.mtime))
                     });
                     let known = before == ours || again;
                     Ok(if known {

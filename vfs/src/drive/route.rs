@@ -185,6 +185,11 @@ impl Drive {
 
     /// As [`Drive::flip`], with `FileNode::io` held.
     pub(crate) fn flip_locked(&self, node: u64, file: &Arc<FileNode>, error: Error) -> Result<()> {
+        // What was passed through lies in the cache file and in no record. From the flip on it is what
+        // was acknowledged, so it must be durable when the record of the flip is.
+        if !file.read().online_written.is_empty() {
+            self.flush_data(file)?;
+        }
         let mut st = file.write();
         match st.binding {
             Some(Binding::Share(..)) => {}

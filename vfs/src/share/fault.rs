@@ -79,7 +79,7 @@ impl FaultControl {
         self.plan().calls
     }
 
-    /// Calls that hang right now.
+    /// Calls that hang right now, or go on after having hung.
     #[must_use]
     pub fn hanging(&self) -> u64 {
         self.plan().hanging
@@ -112,14 +112,15 @@ impl FaultControl {
             Some(Fault::Hang) => {
                 let since = plan.released;
                 plan.hanging += 1;
-                let mut plan = self
+                let plan = self
                     .0
                     .1
                     .wait_while(plan, |p| p.released == since)
                     .unwrap_or_else(PoisonError::into_inner);
-                plan.hanging -= 1;
                 drop(plan);
-                work()
+                let done = work();
+                self.plan().hanging -= 1;
+                done
             }
         }
     }
