@@ -358,8 +358,14 @@ impl Tree {
 
     fn link_name(&mut self, parent: u64, name: &str, id: u64) {
         // Records may name a directory before its own record (metadata is not ordered).
-        if let Some(dir) = self.nodes.get_mut(&parent) {
-            dir.children.insert(name.to_owned(), id);
+        let Some(dir) = self.nodes.get_mut(&parent) else {
+            return;
+        };
+        // What had the name is gone: removed by others, which no record says. After a crash it would be
+        // a second node of the same name, and hide the first at some later time.
+        let old = dir.children.insert(name.to_owned(), id);
+        if let Some(old) = old.filter(|old| *old != id) {
+            self.drop_subtree(old);
         }
     }
 
@@ -409,12 +415,14 @@ impl Tree {
 
     /// Re-links children after loading in any order.
     pub fn relink(&mut self) {
-        let names: Vec<(u64, String, u64)> = self
+        let mut names: Vec<(u64, String, u64)> = self
             .nodes
             .iter()
             .filter(|(id, n)| n.linked && **id != ROOT)
             .map(|(&id, n)| (n.parent, n.name.clone(), id))
             .collect();
+        // The youngest has a name last.
+        names.sort_by_key(|n| n.2);
         for (parent, name, id) in names {
             self.link_name(parent, &name, id);
         }

@@ -204,6 +204,15 @@ impl Drive {
         };
         // The share's file is closed without the lock: that is a share call too (R11).
         drop(bound);
+        let whole = {
+            let st = file.read();
+            last && st.is_dirty() && !st.fetched.is_empty() && st.fully_cached()
+        };
+        // Changed here, and whole: it stays whole. The share's file may be another when parts of it
+        // would be needed again.
+        if whole && let Err(error) = self.keep_fetched(file) {
+            tracing::warn!(path = self.tree().path(h.node), %error, "not durably whole");
+        }
         if last && file.read().unlinked {
             let mut tree = self.tree_mut();
             self.after_removal(&mut tree, h.node);

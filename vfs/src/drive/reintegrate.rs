@@ -195,11 +195,12 @@ impl Drive {
         Ok(())
     }
 
-    /// Gives our node another name here, because the share has something else under its own.
-    fn rename_here(&self, id: u64, name: &str) -> Result<()> {
+    /// Gives our node another name here, because the share has something else under its own (`place`).
+    /// If by now it is called otherwise here, a later change brings that over.
+    fn rename_here(&self, id: u64, place: (u64, &str), name: &str) -> Result<()> {
         let mut tree = self.tree_mut();
         let node = tree.node(id)?;
-        if !node.linked {
+        if !node.linked || (node.parent, node.name.as_str()) != place {
             return Ok(());
         }
         let parent = node.parent;
@@ -315,7 +316,7 @@ impl Drive {
             if name == record.name {
                 return Ok(O::Done);
             }
-            self.rename_here(id, &name)?;
+            self.rename_here(id, (record.parent, &record.name), &name)?;
             return Ok(O::RenamedTo(place));
         }
         Ok(O::Dropped("no free name on the share".to_owned()))
@@ -469,6 +470,13 @@ impl Drive {
                     match self.change(&to, move |share| share.stat(&at)) {
                         Ok(_) => {}
                         Err(Error::NotFound(_)) => {
+                            // Others removed it. It counts as lying where it was to go: what was
+                            // changed here is kept under that name, and the rest is as the share has
+                            // it, at the next look. Its old place may be another's by then.
+                            if let Some((old_id, _)) = &old {
+                                self.placed(*old_id, None, None)?;
+                            }
+                            self.placed(id, Some((parent, name.to_owned())), None)?;
                             return Ok(O::Dropped("it is no longer on the share".to_owned()));
                         }
                         Err(e) => return Err(e),
@@ -489,7 +497,7 @@ impl Drive {
             if own {
                 return Ok(O::Done);
             }
-            self.rename_here(id, &new_name)?;
+            self.rename_here(id, (parent, name), &new_name)?;
             return Ok(O::RenamedTo(to));
         }
         Ok(O::Dropped("no free name on the share".to_owned()))

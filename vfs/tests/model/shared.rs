@@ -22,15 +22,19 @@ struct World {
     next: u64,
     kept: BTreeSet<Vec<u8>>,
     ever: BTreeSet<Vec<u8>>,
-    /// A push may have left half of it on the share: nobody else writes into such a file here, for
-    /// then nobody can tell whose bytes are whose.
+    /// A change of ours may be on the share without its answer. Nobody else changes anything until that
+    /// is settled: whose hand it was could not be told then.
     half: bool,
 }
 
 impl World {
     fn new(seed: u64) -> Self {
+        let mut rig = Rig::new(seed);
+        // Of a file that is here in parts, and changed here and there, ours cannot be made whole again
+        // (`ESTALE`): no world of this kind.
+        rig.whole = true;
         let mut w = Self {
-            rig: Rig::new(seed),
+            rig,
             next: 0,
             kept: BTreeSet::new(),
             ever: BTreeSet::new(),
@@ -169,7 +173,13 @@ impl World {
         if let Some(saw) = &saw {
             self.known("removed", saw);
         }
-        let there = gone.and_then(|p| fs::read(self.rig.share(FILES[p])).ok());
+        let place = |p: usize| {
+            let status = self.rig.d().file_status(FILES[p]).ok();
+            status
+                .and_then(|s| s.share_path)
+                .unwrap_or(FILES[p].to_owned())
+        };
+        let there = gone.and_then(|p| fs::read(self.rig.share(&place(p))).ok());
         let waiting = self.rig.d().pending_namespace().len();
         let d = self.rig.d();
         let done = match *op {
@@ -196,9 +206,12 @@ impl World {
             }
             _ => return,
         };
+        self.half |= self.rig.faulty;
         let at_once = d.pending_namespace().len() <= waiting || self.rig.faulty;
         match done {
             Ok(()) => {
+                // What could not be read here is what the share was last seen to have.
+                let at_once = at_once || saw.is_none();
                 if let Some(saw) = saw {
                     self.kept.remove(&saw);
                 }
@@ -213,6 +226,12 @@ impl World {
 
     /// Others, at the share.
     fn theirs(&mut self, op: &Op) {
+        if self.half {
+            return;
+        }
+        if self.rig.faulty {
+            self.rig.heal();
+        }
         let share = |w: &Self, p: usize| w.rig.share(FILES[p]);
         match *op {
             Op::TheirWrite { p, at, len } => {
@@ -220,7 +239,7 @@ impl World {
                     return;
                 };
                 let (_, _, new) = self.edited(was.clone(), at, len);
-                if self.half || self.rig.faulty || self.touched(p) {
+                if self.touched(p) {
                     return;
                 }
                 fs::write(share(self, p), &new).unwrap();
