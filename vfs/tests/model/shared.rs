@@ -131,6 +131,8 @@ impl World {
         let mut base = saw.clone();
         let cut = cut.map(|size| size.min(base.len() as u64));
         base.truncate(cut.unwrap_or(u64::MAX) as usize);
+        // The cut may be all that is done.
+        self.ever.insert(base.clone());
         let end = base.len() as u64;
         let (at, bytes, new) = self.edited(base, at.unwrap_or(end), len);
         let d = self.rig.d();
