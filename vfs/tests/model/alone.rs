@@ -29,7 +29,10 @@ struct World {
 }
 
 /// What a name is: kind, mode, content or target, time where it was set, attributes.
-type Seen = BTreeMap<String, (Kind, u32, Vec<u8>, Option<i64>, BTreeMap<String, Vec<u8>>)>;
+type Name = (Kind, u32, Vec<u8>, Option<i64>, BTreeMap<String, Vec<u8>>);
+
+/// All names.
+type Seen = BTreeMap<String, Name>;
 
 fn set_time(ns: i64) -> Option<i64> {
     (ns < 1_000_000_000_000_000).then_some(ns)
@@ -537,9 +540,7 @@ impl World {
                 panic!("{path} is not on the share");
             };
             same(&format!("{path} on the share"), &there.2, &want.2);
-            let short = |s: &(Kind, u32, Vec<u8>, Option<i64>, BTreeMap<String, Vec<u8>>)| {
-                (s.0, s.1, s.3, s.4.clone())
-            };
+            let short = |s: &Name| (s.0, s.1, s.3, s.4.clone());
             assert_eq!(short(there), short(want), "{path} on the share");
         }
         assert_eq!(share.len(), native.len(), "names on the share");
