@@ -26,6 +26,7 @@ needed=(
 )
 cargo_deny_version=0.20.2
 fsx_version=0.3.2               # random operations on the mounted drive
+pjdfstest_version=0.2.2         # what POSIX says of file system calls, on the mounted drive
 
 # A compiler that can build the standard library for Windows from its source.
 windows=(
@@ -65,17 +66,19 @@ for entry in "${needed[@]}"; do
     *) command -v "$what" >/dev/null || packages+=("$package") ;;
   esac
 done
-components=() deny=false fsx=false
+components=() deny=false fsx=false pjdfstest=false
 if ! $for_windows; then
   cargo fmt --version >/dev/null 2>&1 || components+=(rustfmt)
   cargo clippy --version >/dev/null 2>&1 || components+=(clippy)
   command -v cargo-deny >/dev/null || deny=true
   command -v fsx >/dev/null || fsx=true
+  command -v pjdfstest >/dev/null || pjdfstest=true
 fi
 
 missing=("${packages[@]}" "${components[@]}")
 $deny && missing+=(cargo-deny)
 $fsx && missing+=(fsx)
+$pjdfstest && missing+=(pjdfstest)
 if [ ${#missing[@]} -eq 0 ]; then
   echo "bootstrap: nothing is missing"
   exit 0
@@ -112,6 +115,9 @@ if $deny; then
 fi
 if $fsx; then
   cargo install --locked "fsx@$fsx_version"
+fi
+if $pjdfstest; then
+  cargo install --locked "pjdfstest@$pjdfstest_version"
 fi
 
 # Only what is really there counts.

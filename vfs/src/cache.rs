@@ -289,11 +289,16 @@ impl StateDir {
         if now.is_empty() {
             return false;
         }
-        if before.as_ref() == Some(&now) {
-            return true;
+        before.as_ref() == Some(&now)
+    }
+
+    /// From now on the state is of this run of the system. Only once all that an earlier one may
+    /// have taken is settled, durably: whoever is killed before that finds it as it was.
+    pub fn note_boot(&self) {
+        let now = self.disk.boot_id();
+        if !now.is_empty() {
+            let _ = self.disk.replace("boot", &now);
         }
-        let _ = self.disk.replace("boot", &now);
-        false
     }
 
     /// Removes cache files of nodes that are not known any more.

@@ -35,7 +35,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{
-    Arc, Condvar, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc,
+    Arc, Condvar, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc,
 };
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -219,6 +219,8 @@ pub struct Drive {
     ahead: ahead::Counters,
     tell: Mutex<Option<Arc<OnChange>>>,
     bell: Arc<Bell>,
+    /// Where programs see the drive.
+    mounted: OnceLock<String>,
     listeners: Mutex<Vec<mpsc::Sender<Event>>>,
 }
 
@@ -264,6 +266,17 @@ impl Drive {
             1 => State::Cached,
             _ => State::Offline,
         }
+    }
+
+    /// Programs see the drive at this absolute path, its first one: links that begin with it stay on
+    /// the drive.
+    pub fn set_mounted(&self, at: &str) {
+        self.mounted
+            .get_or_init(|| at.trim_end_matches('/').to_owned());
+    }
+
+    pub(crate) fn mounted(&self) -> Option<&str> {
+        self.mounted.get().map(String::as_str)
     }
 
     /// Sets the state.

@@ -271,9 +271,19 @@ impl FileState {
                 && !matches!(self.binding, Some(Binding::Share(..))))
     }
 
-    fn touched(&mut self, time: i64) {
+    /// Whether the modification time is ours to keep: of what the share lacks, or may lack.
+    pub fn owns_time(&self) -> bool {
+        self.mtime.is_some() || self.is_dirty() || !self.online_written.is_empty()
+    }
+
+    /// The content changed at this time.
+    pub fn changed_at(&mut self, time: i64) {
         self.mtime = Some(time);
         self.changed = time;
+    }
+
+    fn touched(&mut self, time: i64) {
+        self.changed_at(time);
         self.last_write = Some(Instant::now());
         self.write_count += 1;
     }

@@ -110,6 +110,8 @@ impl Journal {
                 .remove(head.seq)
                 .map_err(|e| Error::from_io("dropping released segments", e))?;
         }
+        // Of what is known, what stays to say so: a head behind a gap goes with its segment.
+        let mut marked = known;
         let mut known = heads.iter().map(|h| h.durable).fold(known, u64::max);
         // First what is known to be durable: marks lie behind what they speak of.
         let mut next: Option<u64> = None;
@@ -136,12 +138,16 @@ impl Journal {
             let bytes = read_all(&*file, head.seq)?;
             let mut lsn = head.first;
             kept.push_back((head.seq, head.first));
+            marked = marked.max(head.durable);
             for (pos, body) in Frames::new(&bytes, head) {
                 let record = Record::decode(body).map_err(|what| Error::Damaged {
                     file: store::name_of(head.seq),
                     offset: pos,
                     what,
                 })?;
+                if let Record::Synced { through } = record {
+                    marked = marked.max(through);
+                }
                 if lsn > after && !replay(lsn, record, lsn <= known)? {
                     // Here the log ends, also for whoever reads it next.
                     file.write_all_at(pos, &[0; FRAME as usize])
@@ -202,7 +208,7 @@ impl Journal {
             }),
             sync: Mutex::new(Sync {
                 durable: next_lsn - 1,
-                marked: known,
+                marked,
                 running: false,
                 poison: None,
             }),

@@ -173,19 +173,24 @@ fn conflict_name(name: &str, date: &str, host: &str, attempt: u32) -> String {
     format!("{}{tag}{ext}", stem.get(..end).unwrap_or(""))
 }
 
-/// Whether a link's target, as text, stays beneath the directory `at` lies in. Absolute targets
-/// and those that climb out are not shown to applications: the share decides what a link says,
-/// and whoever follows it does so on this machine.
+/// Whether a link's target, as text, stays on the drive, whose link lies at `at` and which programs
+/// see at `mounted`, if anywhere. Other absolute targets and those that climb out are not shown to
+/// applications: the share decides what a link says, and whoever follows it does so on this machine.
 #[must_use]
-pub fn link_stays_inside(at: &str, target: &str) -> bool {
-    if target.starts_with('/') {
-        return false;
-    }
+pub fn link_stays_inside(at: &str, target: &str, mounted: Option<&str>) -> bool {
     let mut depth = at
         .split('/')
         .filter(|p| !p.is_empty())
         .count()
         .saturating_sub(1);
+    let mut target = target;
+    if target.starts_with('/') {
+        match mounted.and_then(|m| target.strip_prefix(m)) {
+            Some(below) if below.is_empty() || below.starts_with('/') => target = below,
+            _ => return false,
+        }
+        depth = 0;
+    }
     for part in target.split('/') {
         match part {
             "" | "." => {}
@@ -355,10 +360,15 @@ mod tests {
 
     #[test]
     fn links_that_climb_out_are_seen() {
-        assert!(!link_stays_inside("a/l", "../../x"));
-        assert!(link_stays_inside("a/l", "../x"));
-        assert!(!link_stays_inside("a/l", "/x"));
-        assert!(!link_stays_inside("l", "d/../../x"));
+        let inside = |at, target| link_stays_inside(at, target, Some("/mnt/drive"));
+        assert!(!inside("a/l", "../../x"));
+        assert!(inside("a/l", "../x"));
+        assert!(!inside("a/l", "/x"));
+        assert!(!inside("l", "d/../../x"));
+        assert!(inside("a/l", "/mnt/drive/x/../y") && inside("a/l", "/mnt/drive"));
+        assert!(!inside("a/l", "/mnt/drive/../x"));
+        assert!(!inside("a/l", "/mnt/driver/x"));
+        assert!(!link_stays_inside("a/l", "/mnt/drive/x", None));
     }
 
     #[test]

@@ -231,6 +231,45 @@ impl Tree {
         Some(names.join("/"))
     }
 
+    /// Path on the share once the first waiting change was made there, if that is a rename of the
+    /// node or of a directory above it. (Of the waiting changes only the first may have been made:
+    /// each is recorded before the next.)
+    pub fn later_place(&self, id: u64) -> Option<String> {
+        let TreeOp::Rename {
+            id: moved,
+            parent,
+            name,
+            ..
+        } = &self.pending.front()?.op
+        else {
+            return None;
+        };
+        let mut below = Vec::new();
+        let mut at = id;
+        while at != *moved {
+            let (up, name) = self.nodes.get(&at)?.share.as_ref()?;
+            below.push(name.as_str());
+            at = *up;
+            if at == ROOT || below.len() > MAX_DEPTH {
+                return None;
+            }
+        }
+        below.push(name.as_str());
+        below.reverse();
+        Some(join(&self.share_path(*parent)?, &below.join("/")))
+    }
+
+    /// The modification time that the first waiting change sets, if it is one of this node: the share
+    /// may have it already.
+    pub fn later_mtime(&self, id: u64) -> Option<i64> {
+        match &self.pending.front()?.op {
+            TreeOp::SetAttr {
+                id: set_of, set, ..
+            } if *set_of == id => set.mtime,
+            _ => None,
+        }
+    }
+
     /// Path on the share of a name in a directory, if nothing else of ours owns that place.
     pub fn share_place(&self, parent: u64, name: &str) -> Option<String> {
         if self.claimed(parent, name) {
@@ -347,8 +386,16 @@ impl Tree {
 
     fn link_name(&mut self, parent: u64, name: &str, id: u64) {
         // Records may name a directory before its own record (metadata is not ordered).
-        if let Some(dir) = self.nodes.get_mut(&parent) {
-            dir.children.insert(name, id, self.names);
+        let names = self.names;
+        let Some(dir) = self.nodes.get_mut(&parent) else {
+            return;
+        };
+        // What had the name is gone: removed by others, which no record says. After a crash it would be
+        // a second node of the same name, and hide the first at some later time.
+        let old = dir.children.get(name, Names::Any);
+        dir.children.insert(name, id, names);
+        if let Some(old) = old.filter(|old| *old != id) {
+            self.drop_subtree(old);
         }
     }
 
@@ -390,11 +437,13 @@ impl Tree {
     }
 
     /// What the share has at a node's place now. Content that is ours keeps its own length and
-    /// times; a node without content looks as it does there.
+    /// times; a node without content looks as it does there, but for what waits.
     pub fn seen(&mut self, id: u64, attr: Option<Attr>) {
+        let set = |p: &Pending| matches!(&p.op, TreeOp::SetAttr { id: x, .. } if *x == id);
+        let ours = self.pending.iter().any(set);
         if let (Some(node), Some(attr)) = (self.nodes.get_mut(&id), attr) {
             node.attr.file_id = attr.file_id;
-            if node.file.is_none() {
+            if node.file.is_none() && !ours {
                 node.attr = attr;
             }
         }
@@ -402,12 +451,14 @@ impl Tree {
 
     /// Re-links children after loading in any order.
     pub fn relink(&mut self) {
-        let names: Vec<(u64, String, u64)> = self
+        let mut names: Vec<(u64, String, u64)> = self
             .nodes
             .iter()
             .filter(|(id, n)| n.linked && **id != ROOT)
             .map(|(&id, n)| (n.parent, n.name.clone(), id))
             .collect();
+        // The youngest has a name last.
+        names.sort_by_key(|n| n.2);
         for (parent, name, id) in names {
             self.link_name(parent, &name, id);
         }

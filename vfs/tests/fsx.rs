@@ -10,7 +10,6 @@
 
 mod common;
 
-use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -44,19 +43,6 @@ copy_file_range = 2
 fn number(name: &str, default: u64) -> u64 {
     let set = std::env::var(name).ok();
     set.map_or(default, |n| n.parse().unwrap())
-}
-
-/// The program, from the path or from where cargo installs.
-fn program() -> Option<PathBuf> {
-    let cargo = std::env::var_os("CARGO_HOME")
-        .map(PathBuf::from)
-        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")))
-        .map(|c| c.join("bin"));
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain(cargo)
-        .map(|dir| dir.join("fsx"))
-        .find(|p| p.is_file())
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -133,7 +119,7 @@ fn all(how: How) {
     if fuse_missing() {
         return;
     }
-    let Some(fsx) = program() else {
+    let Some(fsx) = common::installed("fsx") else {
         return skip::skipped("fsx", "fsx is not installed (scripts/bootstrap.sh)");
     };
     for seed in 1..=number("VFS_FSX_SEEDS", 1) {

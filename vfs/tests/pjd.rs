@@ -1,7 +1,7 @@
 //! POSIX file system calls through the mount, judged by the same calls on the native file system.
 //!
-//! The suite "pjdfstest" itself is not to be had from the package registries; these cases, written
-//! for this project, cover the same calls: open, mkdir, rmdir, unlink, rename, link, symlink and
+//! Beside the suite pjdfstest (`pjdfstest.rs`), cases of this project's own, with extended attributes and
+//! what becomes of it all on the share: open, mkdir, rmdir, unlink, rename, link, symlink and
 //! readlink, chmod, chown and lchown, truncate and ftruncate, utimensat, mkfifo and mknod,
 //! fallocate, extended attributes; for each of them what is made (type, mode, owner, size, link
 //! count), which times change and which do not, and the errors ENOENT, ENOTDIR, EISDIR, EEXIST,

@@ -334,7 +334,7 @@ impl Drive {
         tree.changed(id, ctime);
         if let (Some(file), Some(mtime)) = (file, set.mtime) {
             let mut st = file.write();
-            if st.mtime.is_some() {
+            if st.owns_time() {
                 st.mtime = Some(mtime);
             }
         }

@@ -104,7 +104,7 @@ impl Drive {
                 let Some(share_path) = self.tree().share_path(node) else {
                     return Err(Error::NotFound(self.tree().path(node)));
                 };
-                match self.open_on_share(&share_path, true) {
+                match self.open_there(node, true) {
                     Ok((new, stamp, writable)) => {
                         let context = share_path.clone();
                         let old_id = self.link.call(&context, move |_| old.stat())?.file_id;
@@ -207,6 +207,15 @@ impl Drive {
                 None
             }
         };
+        let whole = {
+            let st = file.read();
+            last && st.is_dirty() && !st.fetched.is_empty() && st.fully_cached()
+        };
+        // Changed here, and whole: it stays whole. The share's file may be another when parts of it
+        // would be needed again.
+        if whole && let Err(error) = self.keep_fetched(file) {
+            tracing::warn!(path = self.tree().path(h.node), %error, "not durably whole");
+        }
         if last && file.read().unlinked {
             let mut tree = self.tree_mut();
             self.after_removal(&mut tree, h.node);

@@ -123,6 +123,7 @@ impl Drive {
                 return Err(e);
             }
         };
+        let later = self.tree().later_mtime(node);
         // Asked before the file is locked, for all that came: it may take making room.
         let room = self.check_space(buf.len() as u64, buf.len() as u64, For::Copy);
         let mut st = file.write();
@@ -132,7 +133,8 @@ impl Drive {
         let same = if through || !st.online_written.is_empty() {
             attr.file_id == stamp.file_id
         } else {
-            (attr.size, attr.mtime, attr.file_id) == (stamp.size, stamp.mtime, stamp.file_id)
+            (attr.size, attr.file_id) == (stamp.size, stamp.file_id)
+                && (attr.mtime == stamp.mtime || Some(attr.mtime) == later)
         };
         if !same {
             st.share_changed = true;
@@ -144,7 +146,8 @@ impl Drive {
             return Ok(None); // Cut meanwhile: the caller looks again.
         }
         let have = want.start..(want.start + buf.len() as u64).min(st.size);
-        if have.end < gap.end.min(stamp.size.min(st.size)) {
+        // No byte of the gap at all: it would be asked for again for ever.
+        if have.end < gap.end.min(stamp.size.min(st.size)) || have.end <= gap.start {
             return Err(Error::ShareChanged(path));
         }
         let loose = |buf: &[u8]| {
@@ -179,10 +182,10 @@ impl Drive {
             let tree = self.tree();
             (tree.path(node), tree.share_path(node))
         };
-        let Some(share_path) = share_path else {
+        if share_path.is_none() {
             return Err(Error::NotCached(path));
-        };
-        let (f, _, _) = self.open_on_share(&share_path, false)?;
+        }
+        let (f, _, _) = self.open_there(node, false)?;
         let mut fetch = file.fetch.lock().unwrap_or_else(PoisonError::into_inner);
         let other = fetch.replace(f.clone());
         drop(fetch);
@@ -245,6 +248,18 @@ impl Drive {
             }
         }
         Ok(())
+    }
+
+    /// Makes everything that was fetched so far durable.
+    pub(crate) fn keep_fetched(&self, file: &Arc<FileNode>) -> Result<()> {
+        // A cut meanwhile makes it look again; not forever.
+        for _ in 0..64 {
+            if file.read().fetched.is_empty() {
+                return Ok(());
+            }
+            self.record_fetched(file)?;
+        }
+        Err(Error::Busy("the file keeps changing"))
     }
 
     /// Flushes what was fetched and records it.

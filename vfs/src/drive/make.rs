@@ -269,7 +269,7 @@ impl Drive {
     ) -> Result<NodeAttr> {
         check_new_name(name, self.link.names())?;
         let path = crate::path::join(&self.tree().path(parent), name);
-        if !link_stays_inside(&path, target) {
+        if !link_stays_inside(&path, target, self.mounted()) {
             return Err(Error::NotPermitted(format!(
                 "{path} would point outside the share"
             )));

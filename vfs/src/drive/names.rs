@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::journal::record::MetaRecord;
 use crate::link::Wait;
 use crate::path::check_name;
-use crate::share::{Attr, Entry, Kind, Statfs};
+use crate::share::{Attr, Entry, Kind, Share, Statfs};
 use crate::tree::{ROOT, Tree, is_fresh};
 
 /// A node and its attributes.
@@ -108,6 +108,20 @@ impl Drive {
         }
     }
 
+    /// Asks about a path on the share; where a waiting rename may have been made there, and was, about
+    /// its later one.
+    pub(crate) fn ask_either<T: Send + 'static>(
+        &self,
+        path: String,
+        later: Option<String>,
+        ask: impl Fn(&dyn Share, &str) -> std::io::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let context = path.clone();
+        self.link.call(&context, move |share| {
+            either(share, &path, later.as_deref(), &ask)
+        })
+    }
+
     /// Finds a name in a directory.
     ///
     /// # Errors
@@ -137,7 +151,7 @@ impl Drive {
     fn ask_for(&self, parent: u64, name: &str, before: Option<u32>) -> Result<Option<NodeAttr>> {
         let spelled = self.tree().spelling(parent, name);
         let name = spelled.as_deref().unwrap_or(name);
-        let place = {
+        let (place, later) = {
             let tree = self.tree();
             let dir = tree.dir(parent)?;
             let child = tree.child(parent, name);
@@ -159,7 +173,10 @@ impl Drive {
                 };
             }
             match tree.share_place(parent, name) {
-                Some(place) => place,
+                Some(place) => {
+                    let later = tree.later_place(parent);
+                    (place, later.map(|dir| crate::path::join(&dir, name)))
+                }
                 None => {
                     return match child {
                         Some(id) => attr_of(&tree, id).map(Some),
@@ -168,8 +185,8 @@ impl Drive {
                 }
             }
         };
-        let path = place.clone();
-        let answer = self.link.call(&place, move |share| share.stat(&path));
+        let sure = later.is_none();
+        let answer = self.ask_either(place, later, |share, path| share.stat(path));
         let mut tree = self.tree_mut();
         if before.is_some_and(|turns| turns != tree.turns(parent)) {
             return Ok(None);
@@ -180,7 +197,8 @@ impl Drive {
                 None => Err(Error::NotFound(name.to_owned())),
             },
             Err(Error::NotFound(_)) => {
-                if tree.vanish(parent, name) {
+                // Where the directory itself may lie elsewhere, that is no answer (R3).
+                if sure && tree.vanish(parent, name) {
                     return Err(Error::NotFound(name.to_owned()));
                 }
                 let id = tree.child(parent, name);
@@ -250,17 +268,17 @@ impl Drive {
     /// As [`Drive::refresh_dir`]; returns how many names the share has there.
     pub(super) fn list_from_share(&self, id: u64, wait: Wait<'_>) -> Result<usize> {
         for attempt in 1.. {
-            let (path, before) = {
+            let (path, later, before) = {
                 let tree = self.tree();
                 match tree.share_path(id) {
-                    Some(path) => (path, tree.turns(id)),
+                    Some(path) => (path, tree.later_place(id), tree.turns(id)),
                     None => return Ok(0),
                 }
             };
             let at = path.clone();
-            let entries = self
-                .link
-                .call_while(&path, wait, move |share| share.list(&at))?;
+            let entries = self.link.call_while(&path, wait, move |share| {
+                either(share, &at, later.as_deref(), |share, at| share.list(at))
+            })?;
             let before = (attempt < TRIES).then_some(before);
             if self.merge_listing(id, &path, before, &entries)? {
                 return Ok(entries.len());
@@ -372,7 +390,7 @@ impl Drive {
             }
             (None, _) => return Err(Error::NotCached(path)),
         };
-        if crate::path::link_stays_inside(&path, &target) {
+        if crate::path::link_stays_inside(&path, &target, self.mounted()) {
             Ok(target)
         } else {
             Err(Error::Access(format!("{path} points outside the share")))
@@ -405,4 +423,17 @@ fn in_use(node: &crate::tree::Node) -> bool {
         let st = f.read();
         st.opens > 0 || st.is_dirty() || !st.attached
     })
+}
+
+/// Asks about a path, and where it is not there about its later one.
+fn either<T>(
+    share: &dyn Share,
+    path: &str,
+    later: Option<&str>,
+    ask: impl Fn(&dyn Share, &str) -> std::io::Result<T>,
+) -> std::io::Result<T> {
+    match (ask(share, path), later) {
+        (Err(e), Some(later)) if e.kind() == std::io::ErrorKind::NotFound => ask(share, later),
+        (answer, _) => answer,
+    }
 }

@@ -90,6 +90,10 @@ impl Drive {
         };
         let there = match self.open_on_share(&at, true) {
             Ok((share_file, stamp, _)) => Some((share_file, stamp)),
+            // Perhaps under its later name there already: its waiting change tells, first.
+            Err(Error::NotFound(_)) if self.tree().place_in_doubt(node) => {
+                return Err(Error::NotCached(path.to_owned()));
+            }
             // Removed by someone else: ours is kept, under its own name.
             Err(Error::NotFound(_)) => None,
             Err(e) => return Err(e),
@@ -118,6 +122,10 @@ impl Drive {
             }
             _ => false,
         };
+        if !unchanged && self.tree().later_mtime(node) == Some(stamp.mtime) {
+            // Perhaps our own time, there already: its waiting change tells, first.
+            return Err(Error::NotCached(path.to_owned()));
+        }
         if !unchanged {
             file.write().share_changed = true;
             return self.push_beside(node, &file, path, date, host, &at);
@@ -174,6 +182,9 @@ impl Drive {
         snapshot: &Snapshot,
         file_id: u64,
     ) -> Result<u64> {
+        // From the first byte on the share's file is no longer the one that what was fetched came from:
+        // a crash in between must not need it again.
+        self.keep_fetched(file)?;
         let lsn = {
             let mut st = file.write();
             let epoch = snapshot.epoch;

@@ -1,7 +1,8 @@
 //! Opening a drive: metadata, then the journal, then the background.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::Duration;
 
 use super::crawl::Crawl;
@@ -47,10 +48,16 @@ impl Drive {
             |lsn, record, sure| recovery.replay(lsn, record, sure),
         )?;
         journal.continue_after(meta.known);
+        recovery.keep_direct()?;
         // Before the cache files are touched: what was replayed counts from now on, whatever becomes
         // of the bytes beside it.
         journal.mark()?;
-        let (mut tree, unwritten) = recovery.finish()?;
+        let same_boot = recovery.same_boot;
+        let (mut tree, unwritten) = recovery.finish(&journal)?;
+        if !same_boot {
+            journal.sync(journal.last())?;
+            dir.note_boot();
+        }
         tree.set_names(config.share.names());
         // Also where only the name survived: what lies in that file is of a lost moment, and would
         // show when the new one grows.
@@ -92,6 +99,7 @@ impl Drive {
             ahead: super::ahead::Counters::default(),
             tell: Mutex::default(),
             bell: Arc::new(Bell::default()),
+            mounted: OnceLock::new(),
             listeners: Mutex::default(),
         });
         drive.finish_renewals()?;
@@ -150,6 +158,10 @@ struct Recovery<'a> {
     dir: &'a StateDir,
     data_lsn: u64,
     tree: Tree,
+    /// The system has been up since the last run: all that was handed to it is there.
+    same_boot: bool,
+    /// Files with directly written bytes that were found, and that no flush is known to cover.
+    found: BTreeMap<u64, Arc<FileNode>>,
 }
 
 impl<'a> Recovery<'a> {
@@ -177,7 +189,20 @@ impl<'a> Recovery<'a> {
             dir,
             data_lsn: meta.data_lsn,
             tree,
+            same_boot: dir.same_boot(),
+            found: BTreeMap::new(),
         })
+    }
+
+    /// What was found of directly written bytes may be in the system's memory only (the process died,
+    /// not the system). From now on the journal calls them durable, so they must be.
+    fn keep_direct(&mut self) -> Result<()> {
+        for file in std::mem::take(&mut self.found).into_values() {
+            file.data
+                .sync()
+                .map_err(|e| Error::from_io("flushing a cache file", e))?;
+        }
+        Ok(())
     }
 
     /// The file of a record; `None` when its node was forgotten later.
@@ -226,6 +251,9 @@ impl<'a> Recovery<'a> {
                     let done = sure || lsn <= self.data_lsn.max(st.data_lsn);
                     if !done && !is_there(&*f.data, offset, len, crc)? {
                         return Ok(false);
+                    }
+                    if !done {
+                        self.found.insert(file, f.clone());
                     }
                     if lsn > st.lsn {
                         st.note_write(offset..offset.saturating_add(len), time, lsn);
@@ -347,6 +375,8 @@ impl<'a> Recovery<'a> {
                 if there || !teed {
                     st.size = st.size.max(range.end);
                 }
+                // Later than any time that was set before it.
+                st.changed_at(now());
             }
             M::OnlineTruncate { size, .. } if fresh => {
                 st.note_online_truncate(size, lsn);
@@ -400,32 +430,49 @@ impl<'a> Recovery<'a> {
 
     /// A time that was set after the last write holds, not the write's.
     fn set_time(&self, lsn: u64, op: &TreeOp) {
-        let TreeOp::SetAttr { id, set, .. } = op else {
+        let TreeOp::SetAttr { id, set, ctime } = op else {
             return;
         };
         let file = self.tree.nodes.get(id).and_then(|n| n.file.as_ref());
         if let (Some(file), Some(mtime)) = (file, set.mtime) {
             let mut st = file.write();
-            if lsn > st.lsn && st.mtime.is_some() {
-                st.mtime = Some(mtime);
+            if lsn > st.lsn {
+                st.changed = st.changed.min(*ctime);
+                if st.owns_time() {
+                    st.mtime = Some(mtime);
+                }
             }
         }
     }
 
-    fn finish(self) -> Result<(Tree, u64)> {
+    fn finish(self, journal: &Journal) -> Result<(Tree, u64)> {
         let mut total = 0;
-        let same_boot = self.dir.same_boot();
+        let same_boot = self.same_boot;
         for file in self.tree.nodes.values().filter_map(|n| n.file.as_ref()) {
             let mut st = file.write();
             // Passed through and never flushed. If only the process died, the cache file has all
             // that was acknowledged: it goes on from there, as after a flip. If the system did,
             // the cache file may have lost it: the share is the authority, and is read again.
             if same_boot && st.tee_was_whole() {
-                let lsn = st.lsn;
-                st.note_flip(lsn);
+                // As at any flip: its bytes are durable before it is.
+                file.data
+                    .sync()
+                    .map_err(|e| Error::from_io("flushing a cache file", e))?;
+                let flip = MetaRecord::Flip { file: file.id };
+                st.note_flip(journal.append(&Record::Meta(flip))?);
             } else {
-                let doubt = st.online_written.clone();
+                let mut doubt = st.online_written.clone();
                 st.valid.subtract(&doubt);
+                doubt.truncate(st.size);
+                // Said durably: a kill from now on must not make them believed.
+                for r in doubt.iter() {
+                    st.lsn = journal.append(&Record::Meta(MetaRecord::OnlineWrite {
+                        file: file.id,
+                        offset: r.start,
+                        len: r.end - r.start,
+                        teed: false,
+                    }))?;
+                }
             }
             let size = st.size;
             st.valid.truncate(size);

@@ -112,12 +112,18 @@ impl Drive {
                 })
                 .map(|()| O::Done)
             }
-            TreeOp::SetAttr { id, set, .. } => {
+            TreeOp::SetAttr { id, set, ctime } => {
                 let Some(at) = self.tree().share_path(*id) else {
                     return Ok(O::Done);
                 };
-                let (path, set) = (at.clone(), *set);
+                let (path, mut set) = (at.clone(), *set);
                 let file = self.tree().nodes.get(id).and_then(|n| n.file.clone());
+                let asked = set.mtime;
+                // Written since: the time of that is the later one.
+                let changed = file.as_ref().map_or(0, |f| f.read().changed);
+                if changed > *ctime {
+                    set.mtime = set.mtime.and(Some(changed));
+                }
                 let ours = file.as_ref().and_then(|f| f.read().stamp);
                 let after = self.change(&at, move |share| {
                     let before = ours.map(|_| share.stamp(&path)).transpose()?;
@@ -128,7 +134,7 @@ impl Drive {
                             mtime: o.mtime,
                             ..b
                         } == o
-                            && set.mtime == Some(b.mtime)
+                            && (asked == Some(b.mtime) || set.mtime == Some(b.mtime))
                     });
                     let known = before == ours || again;
                     Ok(if known {
@@ -189,11 +195,12 @@ impl Drive {
         Ok(())
     }
 
-    /// Gives our node another name here, because the share has something else under its own.
-    fn rename_here(&self, id: u64, name: &str) -> Result<()> {
+    /// Gives our node another name here, because the share has something else under its own (`place`).
+    /// If by now it is called otherwise here, a later change brings that over.
+    fn rename_here(&self, id: u64, place: (u64, &str), name: &str) -> Result<()> {
         let mut tree = self.tree_mut();
         let node = tree.node(id)?;
-        if !node.linked {
+        if !node.linked || (node.parent, node.name.as_str()) != place {
             return Ok(());
         }
         let parent = node.parent;
@@ -309,7 +316,7 @@ impl Drive {
             if name == record.name {
                 return Ok(O::Done);
             }
-            self.rename_here(id, &name)?;
+            self.rename_here(id, (record.parent, &record.name), &name)?;
             return Ok(O::RenamedTo(place));
         }
         Ok(O::Dropped("no free name on the share".to_owned()))
@@ -463,6 +470,13 @@ impl Drive {
                     match self.change(&to, move |share| share.stat(&at)) {
                         Ok(_) => {}
                         Err(Error::NotFound(_)) => {
+                            // Others removed it. It counts as lying where it was to go: what was
+                            // changed here is kept under that name, and the rest is as the share has
+                            // it, at the next look. Its old place may be another's by then.
+                            if let Some((old_id, _)) = &old {
+                                self.placed(*old_id, None, None)?;
+                            }
+                            self.placed(id, Some((parent, name.to_owned())), None)?;
                             return Ok(O::Dropped("it is no longer on the share".to_owned()));
                         }
                         Err(e) => return Err(e),
@@ -483,7 +497,7 @@ impl Drive {
             if own {
                 return Ok(O::Done);
             }
-            self.rename_here(id, &new_name)?;
+            self.rename_here(id, (parent, name), &new_name)?;
             return Ok(O::RenamedTo(to));
         }
         Ok(O::Dropped("no free name on the share".to_owned()))

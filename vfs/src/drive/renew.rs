@@ -99,7 +99,7 @@ impl Drive {
                 return Ok(());
             }
         }
-        let (_, stamp, _) = self.open_on_share(&at, false)?;
+        let (_, stamp, _) = self.open_there(node, false)?;
         let (attached, same, empty) = {
             let st = file.read();
             let same = st.attached && st.stamp == Some(stamp);

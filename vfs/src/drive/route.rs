@@ -32,10 +32,10 @@ impl Drive {
             return Ok(Binding::Cache);
         }
         let state = self.state();
-        let Some(share_path) = share_path else {
+        if share_path.is_none() {
             // Made here; the share has nothing.
             return Ok(Binding::Cache);
-        };
+        }
         if state == State::Offline {
             return if full {
                 Ok(Binding::Cache)
@@ -43,7 +43,7 @@ impl Drive {
                 Err(Error::NotCached(path))
             };
         }
-        match self.open_on_share(&share_path, write && state == State::Online) {
+        match self.open_there(node, write && state == State::Online) {
             Ok((share_file, stamp, writable)) => {
                 if ours {
                     // Dirty and not whole: holes are filled only from the file they belong to.
@@ -110,6 +110,39 @@ impl Drive {
         })
     }
 
+    /// Opens a node's file on the share. A waiting rename may have been done there without its
+    /// answer, and after a crash without a record of it: then the file lies under its later name
+    /// already, and is known by its stamp.
+    pub(crate) fn open_there(
+        &self,
+        node: u64,
+        write: bool,
+    ) -> Result<(Arc<dyn ShareFile>, Stamp, bool)> {
+        let (place, later, known) = {
+            let tree = self.tree();
+            let n = tree.node(node)?;
+            let stamp = n.file.as_ref().and_then(|f| f.read().stamp);
+            let known = stamp.map_or((n.attr.size, n.attr.mtime, n.attr.file_id), |s| {
+                (s.size, s.mtime, s.file_id)
+            });
+            (tree.share_path(node), tree.later_place(node), known)
+        };
+        let Some(place) = place else {
+            return Err(Error::NotFound(self.tree().path(node)));
+        };
+        match (self.open_on_share(&place, write), later) {
+            (Err(Error::NotFound(gone)), Some(later)) => {
+                let found = self.open_on_share(&later, write)?;
+                if (found.1.size, found.1.mtime, found.1.file_id) == known {
+                    Ok(found)
+                } else {
+                    Err(Error::NotFound(gone))
+                }
+            }
+            (answer, _) => answer,
+        }
+    }
+
     /// Compares the share's file with the one the cache is a copy of; begins a new copy where it
     /// is another (clean files only).
     pub(crate) fn settle(&self, file: &Arc<FileNode>, stamp: Stamp) -> Result<()> {
@@ -174,6 +207,11 @@ impl Drive {
 
     /// As [`Drive::flip`], with `FileNode::io` held.
     pub(crate) fn flip_locked(&self, node: u64, file: &Arc<FileNode>, error: Error) -> Result<()> {
+        // What was passed through lies in the cache file and in no record. From the flip on it is what
+        // was acknowledged, so it must be durable when the record of the flip is.
+        if !file.read().online_written.is_empty() {
+            self.flush_data(file)?;
+        }
         let mut st = file.write();
         match st.binding {
             Some(Binding::Share(..)) => {}

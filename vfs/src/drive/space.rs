@@ -5,8 +5,9 @@
 
 use std::ops::Range;
 
-use super::Drive;
+use super::{Drive, now};
 use crate::error::{Error, Result};
+use crate::share::SetAttr;
 
 /// Zeros are written in pieces of this many bytes.
 const ZEROS: usize = 1 << 20;
@@ -26,9 +27,20 @@ impl Drive {
         let more = range.end.saturating_sub(range.start.max(size));
         self.check_space(more, more, super::room::For::Write)?;
         if range.end > size && !keep_size {
-            self.truncate_handle(handle, range.end)?;
+            self.truncate_handle(handle, range.end)
+        } else {
+            // As local file systems do.
+            self.modified(h.node)
         }
-        Ok(())
+    }
+
+    /// A change that changes no byte: its time is that of a change all the same.
+    pub(crate) fn modified(&self, node: u64) -> Result<()> {
+        let set = SetAttr {
+            mtime: Some(now()),
+            ..SetAttr::default()
+        };
+        self.set_attr(node, &set).map(drop)
     }
 
     /// Makes `range` read as zeros; beyond the file's end only where it may grow.
@@ -51,8 +63,11 @@ impl Drive {
             at += n;
         }
         if range.end > size && !keep_size {
-            self.truncate_handle(handle, range.end)?;
+            self.truncate_handle(handle, range.end)
+        } else if range.start >= end {
+            self.modified(h.node)
+        } else {
+            Ok(())
         }
-        Ok(())
     }
 }

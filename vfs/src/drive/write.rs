@@ -11,7 +11,6 @@ use crate::error::{Error, Result};
 use crate::file::{Binding, FileNode, FileState};
 use crate::journal::MAX_PAYLOAD;
 use crate::journal::record::{MetaRecord, Record};
-use crate::share::SetAttr;
 
 impl Drive {
     /// Writes all of `data`.
@@ -145,6 +144,11 @@ impl Drive {
         let file = &h.file;
         file.check()?;
         let _io = file.io.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.may_ask() {
+            // Not tried, so nothing is in doubt.
+            let offline = Error::Link("the drive is offline".to_owned());
+            return self.flip_locked(h.node, file, offline).map(|()| false);
+        }
         let range = offset..offset + data.len() as u64;
         let share_file = {
             let mut st = file.write();
@@ -173,14 +177,10 @@ impl Drive {
         let bytes: Arc<[u8]> = data.into();
         let len = data.len() as u64;
         let room = self.check_space(len, len, For::Copy);
-        let answer = if self.may_ask() {
-            let budget = self.stall_budget();
-            self.link.call_for("write", budget, &file.doubt, move |_| {
-                share_file.write_all_at(offset, &bytes)
-            })
-        } else {
-            Err(Error::Link("the drive is offline".to_owned()))
-        };
+        let budget = self.stall_budget();
+        let answer = self.link.call_for("write", budget, &file.doubt, move |_| {
+            share_file.write_all_at(offset, &bytes)
+        });
         match answer {
             Ok(()) => {
                 let mut st = file.write();
@@ -287,11 +287,7 @@ impl Drive {
             if cached {
                 if !self.truncate_cached(&h.file, size)? {
                     // Nothing to cut, but a change all the same.
-                    let set = SetAttr {
-                        mtime: Some(now()),
-                        ..SetAttr::default()
-                    };
-                    self.set_attr(h.node, &set)?;
+                    self.modified(h.node)?;
                 }
                 return Ok(());
             }
@@ -331,6 +327,11 @@ impl Drive {
         let file = &h.file;
         file.check()?;
         let _io = file.io.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.may_ask() {
+            // Not tried, so nothing is in doubt.
+            let offline = Error::Link("the drive is offline".to_owned());
+            return self.flip_locked(h.node, file, offline).map(|()| false);
+        }
         let (share_file, old) = {
             let mut st = file.write();
             let share_file = match &st.binding {
@@ -345,15 +346,12 @@ impl Drive {
             st.note_online_truncate(size, lsn);
             (share_file, st.size)
         };
-        let answer = if self.may_ask() {
-            let budget = self.stall_budget();
-            self.link
-                .call_for("truncate", budget, &file.doubt, move |_| {
-                    share_file.set_len(size)
-                })
-        } else {
-            Err(Error::Link("the drive is offline".to_owned()))
-        };
+        let budget = self.stall_budget();
+        let answer = self
+            .link
+            .call_for("truncate", budget, &file.doubt, move |_| {
+                share_file.set_len(size)
+            });
         match answer {
             Ok(()) => {
                 let mut st = file.write();

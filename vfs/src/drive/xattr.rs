@@ -43,7 +43,8 @@ fn waiting(tree: &Tree, id: u64) -> Waiting<'_> {
 
 /// Where the share keeps a node's attributes.
 enum At {
-    Share(String),
+    /// There, or under its later name.
+    Share(String, Option<String>),
     /// It was made here: the share has none.
     Nowhere,
     /// The share must not be asked.
@@ -55,7 +56,7 @@ impl Drive {
         tree.node(id)?;
         Ok(match tree.share_path(id) {
             None => At::Nowhere,
-            Some(path) if self.may_ask() => At::Share(path),
+            Some(path) if self.may_ask() => At::Share(path, tree.later_place(id)),
             Some(_) => At::Unknown(tree.path(id)),
         })
     }
@@ -78,10 +79,9 @@ impl Drive {
         match at {
             At::Nowhere => Err(none()),
             At::Unknown(path) => Err(Error::NotCached(path)),
-            At::Share(path) => {
-                let (at, name) = (path.clone(), name.to_owned());
-                self.link
-                    .call(&path, move |share| share.get_xattr(&at, &name))?
+            At::Share(path, later) => {
+                let name = name.to_owned();
+                self.ask_either(path, later, move |share, at| share.get_xattr(at, &name))?
                     .ok_or_else(none)
             }
         }
@@ -96,9 +96,8 @@ impl Drive {
         let there = match at {
             At::Nowhere => Vec::new(),
             At::Unknown(path) => return Err(Error::NotCached(path)),
-            At::Share(path) => {
-                let at = path.clone();
-                match self.link.call(&path, move |share| share.list_xattr(&at)) {
+            At::Share(path, later) => {
+                match self.ask_either(path, later, |share, at| share.list_xattr(at)) {
                     Err(Error::Unsupported(_)) => Vec::new(),
                     other => other?,
                 }

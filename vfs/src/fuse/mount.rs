@@ -144,6 +144,13 @@ pub fn mount(
         reads: reads.clone(),
         passthrough: options.passthrough,
     };
+    if let Some(at) = mountpoint
+        .canonicalize()
+        .ok()
+        .and_then(|at| at.to_str().map(str::to_owned))
+    {
+        drive.set_mounted(&at);
+    }
     let session = fuser::spawn_mount(frontend, mountpoint, &config)?;
     let notifier = session.notifier();
     drive.on_change(Some(Box::new(move |node| {

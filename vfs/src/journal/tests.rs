@@ -246,3 +246,45 @@ fn waiters_share_a_flush_and_direct_files_go_first() {
     j.sync(last).unwrap();
     assert_eq!(store.syncs.load(Ordering::SeqCst), before);
 }
+
+/// The head of a later segment may be all that says what was flushed. Where a gap takes that
+/// segment, the journal says it again before anything relies on it.
+#[test]
+fn what_a_lost_segment_said_is_said_again() {
+    let store = MemStore::default();
+    let (j, _) = open(&store, 300).unwrap();
+    let lsns: Vec<u64> = (0..6).map(|i| put(&j, i, &[i as u8; 60])).collect();
+    drop(j);
+    let (j, _) = open(&store, 300).unwrap();
+    let flushed: Vec<u64> = (0..3).map(|i| put(&j, i, &[7; 60])).collect();
+    j.sync(flushed[0]).unwrap();
+    let seqs = store.list().unwrap();
+    // One more segment, whose head says what is flushed; then the record before it is lost.
+    let last = *seqs.last().unwrap();
+    let begun = (0..9).map(|i| put(&j, i, &[8; 60])).last().unwrap();
+    assert!(begun > flushed[2] && store.list().unwrap().len() > seqs.len());
+    drop(j);
+    let whole = store.bytes(last).unwrap();
+    let at = whole
+        .windows(60)
+        .rposition(|w| w == [8; 60] || w == [7; 60]);
+    let mut bytes = whole.clone();
+    bytes[at.unwrap()] ^= 1;
+    store.put(last, bytes);
+
+    let sure = |store: &MemStore| {
+        let mut through = 0;
+        let j = Journal::open(Arc::new(store.clone()), 300, 0, 0, |lsn, _, sure| {
+            if sure {
+                through = lsn;
+            }
+            Ok(true)
+        });
+        (j.unwrap(), through)
+    };
+    let (j, first) = sure(&store);
+    assert!(first >= flushed[0] && first >= *lsns.last().unwrap());
+    j.mark().unwrap();
+    drop(j);
+    assert!(sure(&store).1 >= first);
+}

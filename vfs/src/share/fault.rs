@@ -81,7 +81,7 @@ impl FaultControl {
         self.plan().calls
     }
 
-    /// Calls that hang right now.
+    /// Calls that hang right now, or go on after having hung.
     #[must_use]
     pub fn hanging(&self) -> u64 {
         self.plan().hanging
@@ -123,8 +123,17 @@ impl FaultControl {
                 Err(kind.into())
             }
             Some(Fault::Hang) => {
-                self.hang(plan);
-                work()
+                let since = plan.released;
+                plan.hanging += 1;
+                let plan = self
+                    .0
+                    .1
+                    .wait_while(plan, |p| p.released == since)
+                    .unwrap_or_else(PoisonError::into_inner);
+                drop(plan);
+                let done = work();
+                self.plan().hanging -= 1;
+                done
             }
             Some(Fault::HangAfter) => {
                 drop(plan);

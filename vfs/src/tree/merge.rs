@@ -205,7 +205,7 @@ impl Tree {
     }
 
     /// Forgets a subtree that the share no longer has. Cache files go with the next checkpoint.
-    fn drop_subtree(&mut self, id: u64) {
+    pub(super) fn drop_subtree(&mut self, id: u64) {
         let mut stack = vec![id];
         while let Some(at) = stack.pop() {
             if let Some(n) = self.nodes.get(&at) {

@@ -6,7 +6,7 @@
 pub mod skip;
 pub mod smbd;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -71,7 +71,7 @@ impl Rig {
         Drive::open(self.config(state)).unwrap()
     }
 
-    pub fn share_file(&self, path: &str) -> std::path::PathBuf {
+    pub fn share_file(&self, path: &str) -> PathBuf {
         self.tmp.path().join("share").join(path)
     }
 
@@ -112,6 +112,19 @@ pub fn fuse_missing() -> bool {
     }
     skip::skipped("fuse", "no /dev/fuse");
     true
+}
+
+/// A program, from the path or from where cargo installs.
+pub fn installed(program: &str) -> Option<PathBuf> {
+    let cargo = std::env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")))
+        .map(|c| c.join("bin"));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(cargo)
+        .map(|dir| dir.join(program))
+        .find(|p| p.is_file())
 }
 
 pub fn pattern(len: usize, seed: u8) -> Vec<u8> {
