@@ -1,6 +1,7 @@
-//! The N-th call fails, for every N of a scripted run: on the share, on the cache files, on the
-//! journal; as a disk or server error, a full disk, a refusal, or by hanging. Never a wrong byte,
-//! never a flush acknowledged and lost, and on the share's side never a wait beyond the budget.
+//! The N-th call fails, for every N of a scripted run, online, cached, offline and on the way back:
+//! on the share, on the cache files, on the journal; as a disk or server error, a full disk, a
+//! refusal, or by hanging. Never a wrong byte, never a flush acknowledged and lost, nothing that
+//! never reaches the share, and on the share's side never a wait beyond the budget.
 //!
 //! A local disk that hangs makes programs wait, as any local disk does, and loses nothing of what
 //! it took when it goes on.
@@ -16,7 +17,7 @@ use common::{Rig, pattern};
 use vfs::disk::RealDisk;
 use vfs::disk::fault::FaultDisk;
 use vfs::share::fault::{Fault, FaultControl};
-use vfs::{Drive, ROOT, State};
+use vfs::{Drive, PushOutcome, ROOT, State};
 
 const BUDGET: Duration = Duration::from_millis(150);
 /// For what the test itself takes on a busy machine.
@@ -116,7 +117,65 @@ fn script(d: &Drive, files: &mut [May], slowest: &mut Duration) {
     }
 }
 
-fn run(state: State, at: Where, n: u64, fault: Fault) -> bool {
+/// Back online after the script: what waited is brought over, and the files are used once more, by
+/// whoever finds them clean through the share. Everything may fail.
+fn come_back(d: &Drive, files: &mut [May], slowest: &mut Duration) {
+    d.set_state(State::Online);
+    let _ = d.reintegrate("D", "H");
+    for may in files.iter_mut() {
+        let _ = d.push_opaque(may.path, "D", "H");
+        let began = Instant::now();
+        let opened = d.find(may.path).and_then(|n| d.open_file(n, true, true));
+        *slowest = (*slowest).max(began.elapsed());
+        let Ok(h) = opened.map(|o| o.handle) else {
+            continue;
+        };
+        let began = Instant::now();
+        let bytes = pattern(700, 99);
+        let mut new = may.last().clone();
+        new[3000..3700].copy_from_slice(&bytes);
+        let done = d.write(h, 3000, &bytes).is_ok();
+        let before = (!done).then(|| may.last().clone());
+        may.states.push(new);
+        if d.fsync(h).is_ok() && done {
+            may.states.drain(..may.states.len() - 1);
+        }
+        may.states.extend(before);
+        if let (true, Ok(read)) = (done, d.read(h, 3000, 700)) {
+            assert!(read == bytes, "{}: a wrong byte", may.path);
+        }
+        let _ = d.release(h);
+        *slowest = (*slowest).max(began.elapsed());
+    }
+}
+
+/// What waits reaches the share once nothing fails any more: as the drive shows it, and nobody's
+/// change is taken for another's.
+fn all_arrives(d: &Drive, rig: &Rig, files: &[May], context: &str) {
+    let began = Instant::now();
+    loop {
+        let mut clean = d.reintegrate("D", "H").is_ok();
+        for may in files {
+            match d.push_opaque(may.path, "D", "H") {
+                Ok(PushOutcome::Clean | PushOutcome::Pushed(_)) => {}
+                Ok(PushOutcome::Conflict(at)) => panic!("{context}: {} became {at}", may.path),
+                Err(_) => clean = false,
+            }
+        }
+        if clean && d.status().unsynced_bytes == 0 {
+            break;
+        }
+        assert!(began.elapsed() < 4 * SLACK, "{context}: {:?}", d.status());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    for may in files {
+        let shown = common::read_all(d, may.path).unwrap_or_else(|e| panic!("{context}: {e}"));
+        assert!(shown == rig.get(may.path), "{context}: {}", may.path);
+        assert!(may.states.contains(&shown), "{context}: {}", may.path);
+    }
+}
+
+fn run(state: State, back: bool, at: Where, n: u64, fault: Fault) -> bool {
     let mut rig = Rig::new();
     rig.budget = BUDGET;
     let mut files = vec![
@@ -136,7 +195,11 @@ fn run(state: State, at: Where, n: u64, fault: Fault) -> bool {
     c.direct_append = 4000;
     c.pins = Some(vec!["**".into()]);
     let d = Drive::open(c).unwrap();
-    d.fill().unwrap();
+    // Nothing fails yet, but a busy machine may take longer than the budget.
+    let began = Instant::now();
+    while let Err(e) = d.fill() {
+        assert!(began.elapsed() < SLACK, "{e}");
+    }
     d.set_state(state);
     let control: &FaultControl = match at {
         Where::Share => &rig.faults,
@@ -148,7 +211,12 @@ fn run(state: State, at: Where, n: u64, fault: Fault) -> bool {
     control.at(n, fault);
     let mut slowest = Duration::ZERO;
     std::thread::scope(|s| {
-        let worker = s.spawn(|| script(&d, &mut files, &mut slowest));
+        let worker = s.spawn(|| {
+            script(&d, &mut files, &mut slowest);
+            if back {
+                come_back(&d, &mut files, &mut slowest);
+            }
+        });
         if fault == Fault::Hang && at != Where::Share {
             while control.hanging() == 0 && !worker.is_finished() {
                 std::thread::sleep(Duration::from_millis(1));
@@ -196,14 +264,22 @@ fn run(state: State, at: Where, n: u64, fault: Fault) -> bool {
             why.collect::<Vec<_>>()
         );
     }
+    all_arrives(&d, &rig, &files, &context);
     met
 }
 
 fn sweep(state: State, at: Where) {
-    let step: u64 = std::env::var("VFS_FAULT_STEP")
-        .ok()
-        .and_then(|s| s.parse().ok())
-        .unwrap_or(1);
+    sweep_by(1, state, false, at);
+}
+
+/// From `state` and back online. Fewer calls of each kind, for these scripts are longer.
+fn sweep_back(state: State, at: Where) {
+    sweep_by(3, state, true, at);
+}
+
+fn sweep_by(step: u64, state: State, back: bool, at: Where) {
+    let set = std::env::var("VFS_FAULT_STEP").ok();
+    let step = set.and_then(|s| s.parse().ok()).unwrap_or(step);
     let faults = [
         Fault::Errno(5),
         Fault::Fail(ErrorKind::StorageFull),
@@ -214,13 +290,14 @@ fn sweep(state: State, at: Where) {
     for (i, fault) in faults.into_iter().enumerate() {
         // Each kind of failure begins elsewhere, so that small numbers of runs meet every call.
         let mut n = 1 + i as u64 % step;
-        while run(state, at, n, fault) {
+        while run(state, back, at, n, fault) {
             n += step;
             runs += 1;
         }
         assert!(n > step, "no call was met");
     }
-    println!("{state:?}, {at:?}: {runs} calls failed, one a run, every {step}th");
+    let way = if back { " and back" } else { "" };
+    println!("{state:?}{way}, {at:?}: {runs} calls failed, one a run, every {step}th");
 }
 
 #[test]
@@ -238,6 +315,22 @@ fn cache_calls_fail() {
 fn journal_calls_fail() {
     sweep(State::Online, Where::Journal);
     sweep(State::Offline, Where::Journal);
+}
+
+#[test]
+fn share_calls_fail_on_the_way_back() {
+    sweep_back(State::Cached, Where::Share);
+    sweep_back(State::Offline, Where::Share);
+}
+
+#[test]
+fn cache_calls_fail_on_the_way_back() {
+    sweep_back(State::Offline, Where::Cache);
+}
+
+#[test]
+fn journal_calls_fail_on_the_way_back() {
+    sweep_back(State::Offline, Where::Journal);
 }
 
 /// The first flush that fails is the last: that file takes no more writes and says why, others go
