@@ -283,7 +283,7 @@ impl Journal {
             return Err(Error::Invalid("journal has no segment"));
         };
         file.write_all_at(a.pos, frame)
-            .map_err(|e| Error::from_io("writing the journal", e))?;
+            .map_err(|e| failed("writing the journal", e))?;
         a.pos += padded;
         a.bytes += padded;
         a.next_lsn += 1;
@@ -299,7 +299,7 @@ impl Journal {
         let file = self
             .store
             .create(seq, cap)
-            .map_err(|e| Error::from_io(context, e))?;
+            .map_err(|e| failed(context, e))?;
         let head = Head {
             version: VERSION,
             seq,
@@ -308,7 +308,7 @@ impl Journal {
         };
         if let Err(e) = file.write_all_at(0, &head.encode()) {
             let _ = self.store.remove(seq);
-            return Err(Error::from_io(context, e));
+            return Err(failed(context, e));
         }
         a.full.extend(a.current.replace(file));
         a.names = true;
@@ -493,6 +493,18 @@ impl Journal {
         if let Err(e) = self.store.prepare(self.segment_len) {
             tracing::debug!(error = %e, "no spare journal segment");
         }
+    }
+}
+
+/// An append that failed. Whatever the disk says, it must not pass for the share's answer about a
+/// name, as "refused" or "not there" would.
+fn failed(context: &str, e: io::Error) -> Error {
+    match e.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::from_io(context, e),
+        _ => Error::Io {
+            context: context.to_owned(),
+            source: e,
+        },
     }
 }
 

@@ -157,7 +157,10 @@ impl Drive {
         match outcome {
             // Nothing can be said about the rest either.
             Err(e) if e.is_link() => Err(e),
-            Err(e @ (Error::Poisoned(_) | Error::Io { .. } | Error::Busy(_))) => Err(e),
+            // Nor is this the share's refusal of this one change; a full disk, here or there, passes.
+            Err(
+                e @ (Error::Poisoned(_) | Error::Io { .. } | Error::Busy(_) | Error::NoSpace(_)),
+            ) => Err(e),
             Err(e) => Ok(O::Dropped(e.to_string())),
             other => other,
         }
