@@ -92,11 +92,11 @@ fn a_drive_over_smb_works_and_outlives_its_server() {
     );
     assert!(server.run());
     within_a_minute(|| {
-        machine.run(&["sync", "now", &mnt]);
+        machine.run(&["sync", "now", "--drive", &mnt]);
         fs::read(there("meanwhile.txt")).is_ok_and(|t| t == b"written without a server")
     });
     assert_eq!(fs::read(at("old.txt")).unwrap(), b"from the share");
-    let status = machine.run(&["status", &mnt]);
+    let status = machine.run(&["status", "--drive", &mnt]);
     let status = machine::stdout(&status);
     assert!(
         status.contains(&share) && !status.contains(PASSWORD),

@@ -259,15 +259,21 @@ impl Tree {
         Some(join(&self.share_path(*parent)?, &below.join("/")))
     }
 
-    /// The modification time that the first waiting change sets, if it is one of this node: the share
-    /// may have it already.
-    pub fn later_mtime(&self, id: u64) -> Option<i64> {
-        match &self.pending.front()?.op {
-            TreeOp::SetAttr {
-                id: set_of, set, ..
-            } if *set_of == id => set.mtime,
-            _ => None,
-        }
+    /// Whether the first waiting change gives this node this modification time: the share may have it
+    /// already. Of a file that was written since, that is the time of the last write.
+    pub fn may_have_mtime(&self, id: u64, mtime: i64) -> bool {
+        let Some(TreeOp::SetAttr { id: of, set, ctime }) = self.pending.front().map(|p| &p.op)
+        else {
+            return false;
+        };
+        let written = || {
+            let file = self.nodes.get(&id).and_then(|n| n.file.as_ref());
+            file.is_some_and(|f| {
+                let changed = f.read().changed;
+                changed > *ctime && changed == mtime
+            })
+        };
+        *of == id && set.mtime.is_some_and(|asked| asked == mtime || written())
     }
 
     /// Path on the share of a name in a directory, if nothing else of ours owns that place.

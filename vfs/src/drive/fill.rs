@@ -123,7 +123,7 @@ impl Drive {
                 return Err(e);
             }
         };
-        let later = self.tree().later_mtime(node);
+        let timed = self.tree().may_have_mtime(node, attr.mtime);
         // Asked before the file is locked, for all that came: it may take making room.
         let room = self.check_space(buf.len() as u64, buf.len() as u64, For::Copy);
         let mut st = file.write();
@@ -134,7 +134,7 @@ impl Drive {
             attr.file_id == stamp.file_id
         } else {
             (attr.size, attr.file_id) == (stamp.size, stamp.file_id)
-                && (attr.mtime == stamp.mtime || Some(attr.mtime) == later)
+                && (attr.mtime == stamp.mtime || timed)
         };
         if !same {
             st.share_changed = true;

@@ -122,7 +122,7 @@ impl Drive {
             }
             _ => false,
         };
-        if !unchanged && self.tree().later_mtime(node) == Some(stamp.mtime) {
+        if !unchanged && self.tree().may_have_mtime(node, stamp.mtime) {
             // Perhaps our own time, there already: its waiting change tells, first.
             return Err(Error::NotCached(path.to_owned()));
         }
