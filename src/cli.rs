@@ -33,7 +33,7 @@ pub struct Cli {
 #[derive(Subcommand)]
 pub enum Command {
     /// Mount a drive over a share
-    Mount(MountArgs),
+    Mount(Box<MountArgs>),
     /// Unmount a drive: waits until everything is synced, unless told --now
     Unmount(UnmountArgs),
     /// Show or set how a drive uses the link to its share

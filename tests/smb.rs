@@ -1,4 +1,5 @@
 //! A drive over a share on an SMB server, as a user mounts it: the program, smbd and FUSE.
+#![allow(clippy::unwrap_used)]
 
 #[path = "support/machine.rs"]
 mod machine;

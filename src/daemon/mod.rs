@@ -355,7 +355,7 @@ mod tests {
                 at("state"),
             ];
             match Cli::parse_from(line).command {
-                Command::Mount(args) => args,
+                Command::Mount(args) => *args,
                 _ => unreachable!(),
             }
         }
