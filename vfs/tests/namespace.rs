@@ -340,7 +340,7 @@ fn every_share_call_may_fail_under_names() {
         for n in 1.. {
             let mut rig = Rig::new();
             if fault == Fault::Hang {
-                rig.budget = Duration::from_millis(60);
+                rig.budget = Duration::from_millis(150);
             }
             rig.put("old/keep.txt", b"keep");
             rig.put("old/drop.txt", b"drop");
@@ -377,6 +377,8 @@ fn every_share_call_may_fail_under_names() {
             while rig.faults.hanging() > 0 {
                 std::thread::yield_now();
             }
+            // A machine that is busy is not a share that hangs.
+            rig.budget = Duration::from_secs(10);
             let d = rig.drive(State::Online);
             all_done(&d);
             d.push_opaque("old/h", "D", "H").unwrap();
@@ -437,7 +439,7 @@ fn a_hung_share_keeps_no_name_waiting_longer_than_the_budget() {
         return; // No symbolic links, no extended attributes.
     }
     let mut rig = Rig::new();
-    rig.budget = Duration::from_millis(100);
+    rig.budget = Duration::from_millis(500);
     rig.put("m.pst", &pattern(5000, 1));
     rig.put("n.txt", b"n");
     let d = rig.drive(State::Online);
@@ -467,6 +469,7 @@ fn a_hung_share_keeps_no_name_waiting_longer_than_the_budget() {
         std::thread::yield_now();
     }
     drop(d);
+    rig.budget = Duration::from_secs(10);
     let d = rig.drive(State::Online);
     all_done(&d);
     assert_eq!(on_share(&rig), ["l", "m.pst", "made/", "o.txt"]);
