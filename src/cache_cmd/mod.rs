@@ -71,7 +71,8 @@ fn locate(at: &CacheAt) -> Result<PathBuf, UserError> {
 
 /// Opens the cache in this state directory.
 fn open(state_dir: &Path) -> Result<Inspection, vfs::Error> {
-    let patterns = Patterns::read(state_dir);
+    // They only say what is shown as a container here.
+    let patterns = Patterns::read(state_dir).unwrap_or_default();
     Inspection::open(&state_dir.join("drive"), patterns.monitor, patterns.pin)
 }
 

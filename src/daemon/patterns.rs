@@ -23,13 +23,18 @@ pub struct Patterns {
 const FILE: &str = "patterns.json";
 
 impl Patterns {
-    /// What the drive with this state directory uses; the default where nothing is known.
-    #[must_use]
-    pub fn read(state_dir: &Path) -> Self {
-        fs::read(state_dir.join(FILE))
-            .ok()
-            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
-            .unwrap_or_default()
+    /// What the drive with this state directory uses; the default where nothing was ever given.
+    ///
+    /// # Errors
+    /// What was given cannot be read: guessing would take containers for opaque files.
+    pub fn read(state_dir: &Path) -> Result<Self, UserError> {
+        let at = state_dir.join(FILE);
+        let failed = |e: io::Error| UserError::file("read the drive's patterns in", &at, &e);
+        match fs::read(&at) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| failed(e.into())),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(e) => Err(failed(e)),
+        }
     }
 
     /// These patterns where they are given, else those of before; kept for the next time.
@@ -37,7 +42,7 @@ impl Patterns {
     /// # Errors
     /// They cannot be kept.
     pub fn settle(self, state_dir: &Path) -> Result<Self, UserError> {
-        let before = Self::read(state_dir);
+        let before = Self::read(state_dir)?;
         let now = Self {
             monitor: self.monitor.or(before.monitor.clone()),
             pin: self.pin.or(before.pin.clone()),
@@ -83,5 +88,13 @@ mod tests {
             settle(given(Some("*.c"), None)),
             given(Some("*.c"), Some("*.b"))
         );
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_not_taken_for_the_default() {
+        let temp = tempfile::tempdir().unwrap();
+        fs::write(temp.path().join(FILE), b"{\"monitor\":[\"*.a\"").unwrap();
+        assert!(Patterns::read(temp.path()).is_err());
+        assert!(Patterns::default().settle(temp.path()).is_err());
     }
 }
