@@ -155,6 +155,10 @@ fn export(
     if let Some(parent) = at.parent() {
         make_dir(parent).map_err(words)?;
     }
+    if let Kind::Special(_) = known.kind {
+        // A pipe, a socket or a device holds nothing.
+        return Ok(None);
+    }
     if known.kind == Kind::Symlink {
         let target = known.target.as_deref().ok_or("its target is not known")?;
         std::os::unix::fs::symlink(target, &at).map_err(words)?;

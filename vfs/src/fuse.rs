@@ -31,7 +31,7 @@ use self::backing::Backings;
 use self::dirs::OpenDirs;
 use self::groups::is_member;
 use self::lanes::Lanes;
-use self::translate::{empty, entry, file_attr, file_type, nanos, report, sized};
+use self::translate::{empty, entry, file_attr, file_type, made_by_mknod, nanos, report, sized};
 use crate::drive::{Drive, XattrMode, now};
 use crate::error::Error;
 use crate::share::SetAttr;
@@ -193,7 +193,6 @@ impl Filesystem for Frontend {
         });
     }
 
-    /// Regular files only: devices, pipes and sockets have no meaning across a share.
     fn mknod(
         &self,
         req: &Request,
@@ -201,19 +200,21 @@ impl Filesystem for Frontend {
         name: &OsStr,
         mode: u32,
         umask: u32,
-        _: u32,
+        rdev: u32,
         reply: ReplyEntry,
     ) {
-        const KIND: u32 = 0o170_000;
-        const REGULAR: u32 = 0o100_000;
         let (name, owner) = (name!(name, reply), Some((req.uid(), req.gid())));
-        if ![0, REGULAR].contains(&(mode & KIND)) {
-            return reply.error(Errno::EPERM);
-        }
+        let Ok(what) = made_by_mknod(mode, rdev) else {
+            return reply.error(Errno::EINVAL);
+        };
+        let mode = mode & !umask;
         self.spawn(move |d| {
-            let made = d
-                .create(parent.0, &name, mode & !umask, owner)
-                .and_then(|(node, opened)| d.release(opened.handle).map(|()| node));
+            let made = match what {
+                Some(what) => d.make_special(parent.0, &name, what, mode, owner),
+                None => d
+                    .create(parent.0, &name, mode, owner)
+                    .and_then(|(node, opened)| d.release(opened.handle).map(|()| node)),
+            };
             entry(reply, "mknod", made);
         });
     }

@@ -39,7 +39,7 @@ pub use drive::{
 };
 pub use epoch::{EpochValidator, Verdict};
 pub use error::{Error, Result};
-pub use share::{Attr, Kind, SetAttr, Share, ShareFile, Stamp, Statfs};
+pub use share::{Attr, Kind, SetAttr, Share, ShareFile, Special, Stamp, Statfs};
 pub use snapshot::Snapshot;
 pub use tree::ROOT;
 

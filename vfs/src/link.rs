@@ -219,6 +219,12 @@ impl Link {
         }
     }
 
+    /// Whether the share holds special files.
+    #[must_use]
+    pub fn has_special(&self) -> bool {
+        self.share.has_special()
+    }
+
     /// Which names the share can hold.
     #[must_use]
     pub fn names(&self) -> Names {

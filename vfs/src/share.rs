@@ -25,6 +25,22 @@ pub enum Kind {
     Dir,
     /// A symbolic link. The drive never follows it; frontends may show it.
     Symlink,
+    /// A pipe, a socket or a device: a name with no content, which the system of whoever opens it
+    /// gives its meaning.
+    Special(Special),
+}
+
+/// Kinds of special files; numbers of devices as major and minor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub enum Special {
+    /// A named pipe.
+    Fifo,
+    /// A socket.
+    Socket,
+    /// A character device.
+    Char(u32, u32),
+    /// A block device.
+    Block(u32, u32),
 }
 
 /// Attributes of a file, directory or link.
@@ -136,6 +152,16 @@ pub trait Share: Send + Sync {
         let _ = (path, target);
         Err(io::ErrorKind::Unsupported.into())
     }
+    /// Whether the share holds special files; answered from memory.
+    fn has_special(&self) -> bool {
+        false
+    }
+    /// Makes a special file with just this mode. A share without them answers
+    /// [`io::ErrorKind::Unsupported`].
+    fn make_special(&self, path: &str, what: Special, mode: u32) -> io::Result<()> {
+        let _ = (path, what, mode);
+        Err(io::ErrorKind::Unsupported.into())
+    }
     /// Names of the extended attributes that programs may set (`user.` and what follows).
     fn list_xattr(&self, path: &str) -> io::Result<Vec<String>> {
         let _ = path;
@@ -234,6 +260,12 @@ impl<S: Share + ?Sized> Share for std::sync::Arc<S> {
     }
     fn symlink(&self, path: &str, target: &str) -> io::Result<()> {
         (**self).symlink(path, target)
+    }
+    fn has_special(&self) -> bool {
+        (**self).has_special()
+    }
+    fn make_special(&self, path: &str, what: Special, mode: u32) -> io::Result<()> {
+        (**self).make_special(path, what, mode)
     }
     fn list_xattr(&self, path: &str) -> io::Result<Vec<String>> {
         (**self).list_xattr(path)

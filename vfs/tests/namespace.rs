@@ -5,11 +5,12 @@
 mod common;
 
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use common::{Rig, open_rw, pattern, put_file, read_all};
 use vfs::share::fault::Fault;
-use vfs::{Drive, Error, Kind, ROOT, ReintegratedOutcome, SetAttr, State, XattrMode};
+use vfs::{Drive, Error, Kind, ROOT, ReintegratedOutcome, SetAttr, Special, State, XattrMode};
 
 fn all_done(d: &Drive) -> Vec<String> {
     let report = d.reintegrate("D", "H").unwrap();
@@ -102,6 +103,54 @@ fn links_are_made_and_shown_but_never_out_of_the_share() {
     std::fs::remove_file(rig.share_file("b")).unwrap();
     std::os::unix::fs::symlink("d", rig.share_file("b")).unwrap();
     assert_eq!(d.readlink(d.find("b").unwrap()).unwrap(), "d");
+}
+
+#[test]
+fn pipes_and_sockets_wait_for_the_share_too() {
+    let rig = Rig::new();
+    let d = rig.drive(State::Online);
+    if common::over_smb() {
+        let made = d.make_special(ROOT, "p", Special::Fifo, 0o600, None);
+        assert!(matches!(made, Err(Error::NotPermitted(_))), "{made:?}");
+        return;
+    }
+    let is_fifo = |path: &str| {
+        let meta = std::fs::symlink_metadata(rig.share_file(path)).unwrap();
+        std::os::unix::fs::FileTypeExt::is_fifo(&meta.file_type())
+    };
+    // One that was there is seen, and has no content to open.
+    std::os::unix::net::UnixListener::bind(rig.share_file("there")).unwrap();
+    let there = d.find("there").unwrap();
+    assert_eq!(
+        d.getattr(there).unwrap().attr.kind,
+        Kind::Special(Special::Socket)
+    );
+    assert!(matches!(
+        d.open_file(there, true, false),
+        Err(Error::Invalid(_))
+    ));
+    d.make_special(ROOT, "now", Special::Fifo, 0o622, None)
+        .unwrap();
+    assert!(is_fifo("now"));
+    // Offline: made, shown and moved, brought there later; also over a restart.
+    d.set_state(State::Offline);
+    d.make_special(ROOT, "later", Special::Fifo, 0o640, None)
+        .unwrap();
+    d.rename(ROOT, "later", ROOT, "moved", true).unwrap();
+    d.unlink(ROOT, "there").unwrap();
+    drop(d);
+    let d = rig.drive(State::Offline);
+    let moved = d.getattr(d.find("moved").unwrap()).unwrap().attr;
+    assert_eq!(
+        (moved.kind, moved.mode),
+        (Kind::Special(Special::Fifo), 0o640)
+    );
+    d.set_state(State::Online);
+    assert_eq!(all_done(&d).len(), 2);
+    assert!(is_fifo("moved"));
+    let mode = std::fs::metadata(rig.share_file("moved")).unwrap().mode();
+    assert_eq!(mode & 0o777, 0o640);
+    assert!(!rig.share_file("there").exists());
 }
 
 #[test]

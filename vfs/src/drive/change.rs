@@ -385,7 +385,7 @@ fn without_privileges(set: &SetAttr, attr: &crate::share::Attr) -> SetAttr {
     let mut set = *set;
     if set.mode.is_none()
         && (set.uid.is_some() || set.gid.is_some())
-        && attr.kind == Kind::File
+        && attr.kind != Kind::Dir
         && cleared(attr.mode, true) != attr.mode
     {
         set.mode = Some(cleared(attr.mode, true));

@@ -35,6 +35,7 @@ impl Drive {
         match tree.node(node)?.attr.kind {
             Kind::File => {}
             Kind::Dir => return Err(Error::IsDir(tree.path(node))),
+            Kind::Special(_) => return Err(Error::Invalid("a special file has no content")),
             Kind::Symlink => return Err(Error::Invalid("a symbolic link has no content")),
         }
         self.adopt(&mut tree, node)?;

@@ -1,4 +1,4 @@
-//! Making names: files, directories, symbolic links.
+//! Making names: files, directories, symbolic links, special files.
 //!
 //! Online, and while no earlier change waits, the thing is made on the share first and here after;
 //! otherwise it is journaled, made here, and queued for [`Drive::reintegrate`].
@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::file::{Binding, FileNode, FileState};
 use crate::journal::record::{MetaRecord, NodeRecord, TreeOp};
 use crate::path::{check_new_name, link_stays_inside};
-use crate::share::{Attr, Kind, SetAttr, Share};
+use crate::share::{Attr, Kind, SetAttr, Share, Special};
 use crate::tree::Tree;
 
 /// Set-group-ID: on a directory, what is made in it gets its group.
@@ -246,6 +246,38 @@ impl Drive {
         let making = self.making(parent, Kind::Dir, mode, owner)?;
         let (made, reach) = self.make_there(parent, name, move |share, path| {
             share.mkdir(path, making.mode)?;
+            making.give(share, path);
+            share.stat(path)
+        })?;
+        let attr = made.unwrap_or_else(|| making.attr(0));
+        let mut tree = self.tree_mut();
+        let id = self.create_node(&mut tree, parent, name, attr, None, reach)?;
+        attr_of(&tree, id)
+    }
+
+    /// Makes a pipe, a socket or a device, for programs that use the drive; nothing of it crosses
+    /// the share but its name. Who may make devices is the frontend's to know.
+    ///
+    /// # Errors
+    /// As [`Drive::create`]; [`Error::NotPermitted`] where the share holds none.
+    pub fn make_special(
+        &self,
+        parent: u64,
+        name: &str,
+        what: Special,
+        mode: u32,
+        owner: Option<(u32, u32)>,
+    ) -> Result<NodeAttr> {
+        check_new_name(name, self.link.names())?;
+        if !self.link.has_special() {
+            return Err(Error::NotPermitted(
+                "the share holds no pipes, sockets and devices".to_owned(),
+            ));
+        }
+        self.absent(parent, name)?;
+        let making = self.making(parent, Kind::Special(what), mode, owner)?;
+        let (made, reach) = self.make_there(parent, name, move |share, path| {
+            share.make_special(path, what, making.mode)?;
             making.give(share, path);
             share.stat(path)
         })?;

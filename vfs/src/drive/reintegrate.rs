@@ -268,6 +268,7 @@ impl Drive {
                 let made = match kind {
                     Kind::Dir => share.mkdir(&path, mode).map(|()| None),
                     Kind::Symlink => share.symlink(&path, &target).map(|()| None),
+                    Kind::Special(what) => share.make_special(&path, what, mode).map(|()| None),
                     Kind::File => share.create(&path, mode).map(Some),
                 };
                 let file = match made {
@@ -276,21 +277,21 @@ impl Drive {
                         file
                     }
                     Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
-                        // Perhaps ours, made without an answer: a directory, an empty file, or
-                        // the same link is as good as new.
+                        // Perhaps ours, made without an answer: a directory, an empty file,
+                        // the same link or the same device is as good as new.
                         let there = share.stat(&path)?;
                         let other = there.kind != kind
                             || match kind {
                                 Kind::File => there.size > 0,
                                 Kind::Symlink => share.read_link(&path)? != target,
-                                Kind::Dir => false,
+                                Kind::Dir | Kind::Special(_) => false,
                             };
                         if other {
                             return Ok((there, None, false));
                         }
                         match kind {
                             Kind::File => Some(share.open(&path, true)?),
-                            Kind::Dir | Kind::Symlink => None,
+                            Kind::Dir | Kind::Symlink | Kind::Special(_) => None,
                         }
                     }
                     Err(e) => return Err(e),

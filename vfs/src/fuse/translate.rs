@@ -7,7 +7,7 @@ use fuser::{Errno, FileAttr, FileType, INodeNo, ReplyEmpty, ReplyEntry, ReplyXat
 use super::TTL;
 use crate::drive::NodeAttr;
 use crate::error::Error;
-use crate::share::Kind;
+use crate::share::{Kind, Special};
 
 /// The answer to an application for each error of ours: the one place where they meet.
 fn errno(e: &Error) -> Errno {
@@ -69,6 +69,37 @@ pub(super) fn file_type(kind: Kind) -> FileType {
         Kind::File => FileType::RegularFile,
         Kind::Dir => FileType::Directory,
         Kind::Symlink => FileType::Symlink,
+        Kind::Special(Special::Fifo) => FileType::NamedPipe,
+        Kind::Special(Special::Socket) => FileType::Socket,
+        Kind::Special(Special::Char(..)) => FileType::CharDevice,
+        Kind::Special(Special::Block(..)) => FileType::BlockDevice,
+    }
+}
+
+/// What mknod(2) is to make of a mode and a device number; `None`: a regular file.
+pub(super) fn made_by_mknod(mode: u32, rdev: u32) -> Result<Option<Special>, Errno> {
+    let (major, minor) = (
+        (rdev >> 8) & 0xFFF,
+        (rdev & 0xFF) | ((rdev >> 12) & 0xF_FF00),
+    );
+    match mode & 0o170_000 {
+        0 | 0o100_000 => Ok(None),
+        0o010_000 => Ok(Some(Special::Fifo)),
+        0o140_000 => Ok(Some(Special::Socket)),
+        0o020_000 => Ok(Some(Special::Char(major, minor))),
+        0o060_000 => Ok(Some(Special::Block(major, minor))),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+/// The device number in the 32 bits of the protocol: as Linux packs it, 12 for the major and 20 for
+/// the minor number.
+fn rdev(kind: Kind) -> u32 {
+    match kind {
+        Kind::Special(Special::Char(major, minor) | Special::Block(major, minor)) => {
+            (minor & 0xFF) | ((major & 0xFFF) << 8) | ((minor & 0xF_FF00) << 12)
+        }
+        _ => 0,
     }
 }
 
@@ -87,7 +118,7 @@ pub(super) fn file_attr(n: &NodeAttr) -> FileAttr {
         nlink: n.links,
         uid: a.uid,
         gid: a.gid,
-        rdev: 0,
+        rdev: rdev(a.kind),
         blksize: 4096,
         flags: 0,
     }

@@ -8,6 +8,8 @@
 
 use std::fs::File;
 use std::io;
+#[cfg(target_os = "linux")]
+use std::os::fd::AsRawFd;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -15,7 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, Uid};
 
-use super::{Attr, Entry, Kind, SetAttr, Share, ShareFile, Statfs};
+use super::{Attr, Entry, Kind, SetAttr, Share, ShareFile, Special, Statfs};
 use crate::path::{Names, split};
 
 /// A share that is a local directory.
@@ -195,14 +197,41 @@ fn walk(root: &OwnedFd, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
     Ok(rustix::fs::openat(&at, last, flags, Mode::empty())?)
 }
 
+/// Major and minor number of a device.
+fn device(st: &rustix::fs::Stat) -> (u32, u32) {
+    #[cfg(target_os = "linux")]
+    return (rustix::fs::major(st.st_rdev), rustix::fs::minor(st.st_rdev));
+    #[cfg(not(target_os = "linux"))]
+    return ((st.st_rdev as u32) >> 24, (st.st_rdev as u32) & 0x00FF_FFFF);
+}
+
+/// Changes the mode of what cannot be opened for it: no permission, or opening would act, as on a
+/// device. Not of a symbolic link, which has none.
+fn chmod_unopened(root: &OwnedFd, path: &str, mode: Mode) -> io::Result<()> {
+    let fd = beneath(root, path, PATH_ONLY)?;
+    let st = rustix::fs::fstat(&fd)?;
+    if FileType::from_raw_mode(st.st_mode) == FileType::Symlink {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    #[cfg(target_os = "linux")]
+    rustix::fs::chmod(format!("/proc/self/fd/{}", fd.as_raw_fd()), mode)?;
+    #[cfg(not(target_os = "linux"))]
+    rustix::fs::fchmod(&fd, mode)?;
+    Ok(())
+}
+
 #[allow(clippy::unnecessary_cast, clippy::cast_lossless)] // Widths differ by platform.
 fn attr_of(st: &rustix::fs::Stat) -> io::Result<Attr> {
     let nanos = |s: i64, n: i64| s.saturating_mul(1_000_000_000).saturating_add(n);
+    let (major, minor) = device(st);
     let kind = match FileType::from_raw_mode(st.st_mode) {
         FileType::RegularFile => Kind::File,
         FileType::Directory => Kind::Dir,
         FileType::Symlink => Kind::Symlink,
-        // Devices, sockets and pipes have no meaning across a share.
+        FileType::Fifo => Kind::Special(Special::Fifo),
+        FileType::Socket => Kind::Special(Special::Socket),
+        FileType::CharacterDevice => Kind::Special(Special::Char(major, minor)),
+        FileType::BlockDevice => Kind::Special(Special::Block(major, minor)),
         _ => return Err(io::ErrorKind::Unsupported.into()),
     };
     Ok(Attr {
@@ -269,6 +298,34 @@ impl Share for DirShare {
         Ok(rustix::fs::symlinkat(target, &dir, name)?)
     }
 
+    /// File systems of Windows hold none.
+    fn has_special(&self) -> bool {
+        cfg!(target_os = "linux") && self.names == Names::Any
+    }
+
+    #[cfg(target_os = "linux")]
+    fn make_special(&self, path: &str, what: Special, mode: u32) -> io::Result<()> {
+        let (dir, name) = self.parent(path)?;
+        let (kind, device) = match what {
+            Special::Fifo => (FileType::Fifo, 0),
+            Special::Socket => (FileType::Socket, 0),
+            Special::Char(major, minor) => {
+                (FileType::CharacterDevice, rustix::fs::makedev(major, minor))
+            }
+            Special::Block(major, minor) => {
+                (FileType::BlockDevice, rustix::fs::makedev(major, minor))
+            }
+        };
+        let mode = Mode::from_raw_mode(mode & 0o7777);
+        rustix::fs::mknodat(&dir, name, kind, mode, device)?;
+        // The process's own umask is not the application's.
+        let st = rustix::fs::statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        if Mode::from_raw_mode(st.st_mode) == mode {
+            return Ok(());
+        }
+        chmod_unopened(&*self.root()?, path, mode)
+    }
+
     fn list_xattr(&self, path: &str) -> io::Result<Vec<String>> {
         let Some(fd) = for_xattr(&*self.root()?, path)? else {
             return Ok(Vec::new());
@@ -327,10 +384,11 @@ impl Share for DirShare {
         // NONBLOCK: opening a pipe that was put there must not hang; no effect on files.
         let fd = beneath(&root, path, access | OFlags::NONBLOCK)?;
         let file = DirFile(File::from(fd));
-        if file.stat()?.kind == Kind::Dir {
-            return Err(io::ErrorKind::IsADirectory.into());
+        match file.stat()?.kind {
+            Kind::File => Ok(Box::new(file)),
+            Kind::Dir => Err(io::ErrorKind::IsADirectory.into()),
+            Kind::Symlink | Kind::Special(_) => Err(io::ErrorKind::Unsupported.into()),
         }
-        Ok(Box::new(file))
     }
 
     fn create(&self, path: &str, mode: u32) -> io::Result<Box<dyn ShareFile>> {
@@ -389,17 +447,17 @@ impl Share for DirShare {
         if let Some(mode) = set.mode {
             // `chmod` without following links is missing on many kernels: open, then change.
             let root = self.root()?;
-            let fd = beneath(&root, path, OFlags::RDONLY | OFlags::NONBLOCK);
             let mode = Mode::from_raw_mode((mode & 0o7777) as _);
-            match fd {
-                Ok(fd) => rustix::fs::fchmod(&fd, mode)?,
-                Err(_) => {
-                    let st = rustix::fs::statat(&dir, name, link)?;
-                    if FileType::from_raw_mode(st.st_mode) == FileType::Symlink {
-                        return Err(io::ErrorKind::Unsupported.into());
-                    }
-                    rustix::fs::chmodat(&dir, name, mode, AtFlags::empty())?;
+            let st = rustix::fs::statat(&dir, name, link)?;
+            let opened = match FileType::from_raw_mode(st.st_mode) {
+                FileType::RegularFile | FileType::Directory => {
+                    beneath(&root, path, OFlags::RDONLY | OFlags::NONBLOCK).ok()
                 }
+                _ => None,
+            };
+            match opened {
+                Some(fd) => rustix::fs::fchmod(&fd, mode)?,
+                None => chmod_unopened(&root, path, mode)?,
             }
         }
         if set.atime.is_some() || set.mtime.is_some() {

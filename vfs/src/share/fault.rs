@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use crate::path::Names;
 
-use super::{Attr, Entry, SetAttr, Share, ShareFile, Statfs};
+use super::{Attr, Entry, SetAttr, Share, ShareFile, Special, Statfs};
 
 /// What a chosen call does instead of its work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -196,6 +196,13 @@ impl<S: Share> Share for FaultShare<S> {
     }
     fn symlink(&self, path: &str, target: &str) -> io::Result<()> {
         self.control.run(path, || self.inner.symlink(path, target))
+    }
+    fn has_special(&self) -> bool {
+        self.inner.has_special()
+    }
+    fn make_special(&self, path: &str, what: Special, mode: u32) -> io::Result<()> {
+        self.control
+            .run(path, || self.inner.make_special(path, what, mode))
     }
     fn list_xattr(&self, path: &str) -> io::Result<Vec<String>> {
         self.control.run(path, || self.inner.list_xattr(path))

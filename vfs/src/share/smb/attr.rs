@@ -41,8 +41,8 @@ fn attr(facts: &Facts, kind: Kind) -> Attr {
     let mode = match kind {
         Kind::Dir => 0o700,
         Kind::Symlink => 0o777,
-        Kind::File if read_only => 0o400,
-        Kind::File => 0o600,
+        _ if read_only => 0o400,
+        _ => 0o600,
     };
     let (uid, gid) = crate::own_ids();
     Attr {
