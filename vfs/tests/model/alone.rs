@@ -471,6 +471,7 @@ impl World {
                 }
                 Kind::Symlink => d.readlink(e.id).map(String::into_bytes),
                 Kind::File => crate::common::read_all(d, &path),
+                Kind::Special(_) => panic!("{path}: none is made here"),
             };
             match own {
                 Ok(own) => {
