@@ -11,6 +11,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -52,6 +53,7 @@ pub struct Registration {
     listener: UnixListener,
     socket: PathBuf,
     lock_path: PathBuf,
+    withdrawn: AtomicBool,
     /// Locked while this lives.
     _lock: File,
 }
@@ -136,6 +138,7 @@ impl Registry {
             listener,
             socket,
             lock_path,
+            withdrawn: AtomicBool::new(false),
             _lock: lock,
         })
     }
@@ -239,13 +242,23 @@ impl Registration {
     pub fn socket(&self) -> &Path {
         &self.socket
     }
+
+    /// Takes the drive off the list, for whoever knows its end before the last thread that holds this is
+    /// gone.
+    pub fn withdraw(&self) {
+        if self.withdrawn.swap(true, Ordering::SeqCst) {
+            // What is there now may be a successor's.
+            return;
+        }
+        // Under the lock, so that no successor's files are removed.
+        let _ = fs::remove_file(&self.socket);
+        let _ = fs::remove_file(&self.lock_path);
+    }
 }
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        // Under the lock, so that no successor's files are removed.
-        let _ = fs::remove_file(&self.socket);
-        let _ = fs::remove_file(&self.lock_path);
+        self.withdraw();
     }
 }
 

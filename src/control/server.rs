@@ -120,6 +120,8 @@ impl Drop for Server {
         let _ = ended.wait_timeout_while(guard, patience, |()| {
             self.shared.open.load(Ordering::SeqCst) > 0
         });
+        // A thread that has just answered may hold the registration a moment longer.
+        self.shared.registration.withdraw();
     }
 }
 
