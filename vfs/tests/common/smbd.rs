@@ -1,9 +1,13 @@
 //! An SMB server of a test's own: Debian's smbd on a free port of the loopback, with a directory
 //! of the test as its share, run by whoever runs the test. It is a process group, so that it can
 //! be killed, stopped and continued whole, and is killed when dropped.
+//!
+//! That it is up is proven by a logon with a password that no other server has: a connection alone could be
+//! answered by another test's server, and one to a free port of the range that connections leave from even by
+//! itself.
 
 use std::io::Write;
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -14,12 +18,11 @@ use vfs::share::smb::{Password, SmbAddress, SmbConfig, SmbShare};
 
 use super::skip;
 
-pub const PASSWORD: &str = "s3cret pass";
-
 pub struct Smbd {
     dir: tempfile::TempDir,
     port: u16,
     user: String,
+    password: String,
     child: Option<Child>,
 }
 
@@ -38,9 +41,23 @@ fn user() -> Option<String> {
     line.split(':').next().map(str::to_owned)
 }
 
+/// A number that no other server of this machine's tests has drawn yet, as good as surely.
+fn random() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    std::hash::RandomState::new().build_hasher().finish()
+}
+
+/// A free port below those that connections leave from: nothing takes it while its server restarts.
 fn free_port() -> u16 {
-    let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    socket.local_addr().unwrap().port()
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok();
+    let first = range.and_then(|r| r.split_whitespace().next()?.parse().ok());
+    let below = first.filter(|f| *f > 20_000).unwrap_or(32_768u64);
+    loop {
+        let port = u16::try_from(10_000 + random() % (below - 10_000)).unwrap();
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// What differs between the servers of the tests.
@@ -79,6 +96,7 @@ impl Smbd {
             share = options.share,
         );
         std::fs::write(dir.path().join("smb.conf"), conf).unwrap();
+        let password = format!("s3cret {:016x}", random());
         let mut add = Command::new(pdbedit)
             .arg("-s")
             .arg(dir.path().join("smb.conf"))
@@ -88,7 +106,7 @@ impl Smbd {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let twice = format!("{PASSWORD}\n{PASSWORD}\n");
+        let twice = format!("{password}\n{password}\n");
         let mut stdin = add.stdin.take().unwrap();
         stdin.write_all(twice.as_bytes()).unwrap();
         drop(stdin);
@@ -98,19 +116,28 @@ impl Smbd {
             dir,
             port: 0,
             user,
+            password,
             child: None,
         };
+        let mut last = String::new();
         for _ in 0..5 {
             server.port = free_port();
-            if server.run() {
-                return Some(server);
+            match server.launch() {
+                Ok(()) => return Some(server),
+                Err(e) => last = e,
             }
         }
-        panic!("smbd does not start: {}", server.log());
+        panic!("smbd does not start: {last}\n{}", server.log());
     }
 
-    /// Starts the server on its port; whether it answers.
-    pub fn run(&mut self) -> bool {
+    /// Starts the server anew on its port.
+    pub fn run(&mut self) {
+        if let Err(e) = self.launch() {
+            panic!("smbd does not start again: {e}\n{}", self.log());
+        }
+    }
+
+    fn launch(&mut self) -> Result<(), String> {
         self.kill();
         let log = std::fs::File::options()
             .create(true)
@@ -130,17 +157,23 @@ impl Smbd {
             .unwrap();
         self.child = Some(child);
         let end = Instant::now() + Duration::from_secs(60);
-        while Instant::now() < end {
-            if TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_ok() {
-                return true;
-            }
+        loop {
+            // Of its own: a client that was refused once may wait before it tries again.
+            let answer = SmbShare::new(self.config("share")).and_then(|share| share.connect());
             let child = self.child.as_mut().unwrap();
-            if child.try_wait().unwrap().is_some() {
-                return false;
+            if let Some(status) = child.try_wait().unwrap() {
+                return Err(format!("it ended: {status}"));
             }
-            std::thread::sleep(Duration::from_millis(20));
+            match answer {
+                Ok(()) => return Ok(()),
+                Err(e) if Instant::now() > end => return Err(e.to_string()),
+                Err(_) => std::thread::sleep(Duration::from_millis(20)),
+            }
         }
-        false
+    }
+
+    pub fn password(&self) -> &str {
+        &self.password
     }
 
     pub fn log(&self) -> String {
@@ -179,7 +212,7 @@ impl Smbd {
     }
 
     pub fn config(&self, share: &str) -> SmbConfig {
-        SmbConfig::new(self.address(share), Password::new(PASSWORD.to_owned()))
+        SmbConfig::new(self.address(share), Password::new(self.password.clone()))
     }
 
     pub fn share(&self) -> SmbShare {
