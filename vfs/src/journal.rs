@@ -34,7 +34,7 @@ use storage::WriteAt;
 use crate::error::{Error, Result};
 use frame::{FRAME, HEADER, Head, Seal};
 use record::Record;
-pub use recovery::{Lost, Start};
+pub use recovery::{Lost, Recovered, Start};
 use store::JournalStore;
 
 /// Version of the segments written. All up to it are read; newer ones are refused, never dropped.
@@ -81,6 +81,36 @@ struct Sync {
     poison: Option<String>,
 }
 
+/// The bytes of a write record, where they lie in the journal. They can be read as long as this is held,
+/// also once the record was released.
+#[derive(Clone)]
+pub struct Payload {
+    segment: Arc<dyn WriteAt>,
+    at: u64,
+}
+
+impl Payload {
+    /// Bytes that lie in `segment` from `at` on.
+    #[must_use]
+    pub fn new(segment: Arc<dyn WriteAt>, at: u64) -> Self {
+        Self { segment, at }
+    }
+
+    /// Fills `buf` from the byte `skip` on.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub fn read(&self, skip: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.segment.read_exact_at(self.at + skip, buf)
+    }
+}
+
+impl std::fmt::Debug for Payload {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Payload at {}", self.at)
+    }
+}
+
 fn relock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     // Every critical section leaves its data consistent at each step that can panic.
     m.lock().unwrap_or_else(PoisonError::into_inner)
@@ -103,12 +133,29 @@ impl Journal {
     /// # Errors
     /// [`Error::Poisoned`], [`Error::NoSpace`], what the store says. On error nothing was appended.
     pub fn append(&self, record: &Record<'_>) -> Result<u64> {
-        let durable = self.check()?;
-        let mut a = relock(&self.append);
-        let mut frame = std::mem::take(&mut a.frame);
-        let done = self.append_frame(&mut a, &mut frame, record, durable);
-        a.frame = frame;
-        done
+        self.append_with(record, |_| ()).map(|(lsn, _, ())| lsn)
+    }
+
+    /// Appends the record of a write; its bytes can be read from the journal from now on.
+    ///
+    /// # Errors
+    /// As [`Journal::append`].
+    pub fn append_write(
+        &self,
+        file: u64,
+        offset: u64,
+        time: i64,
+        data: &[u8],
+    ) -> Result<(u64, Payload)> {
+        let record = Record::Write {
+            file,
+            offset,
+            time,
+            data,
+        };
+        let (lsn, end, segment) = self.append_with(&record, |a| a.current.clone())?;
+        let segment = segment.ok_or(Error::Invalid("journal has no segment"))?;
+        Ok((lsn, Payload::new(segment, end - data.len() as u64)))
     }
 
     /// Like [`Journal::append`] for bytes written directly to a cache file: the file is flushed
@@ -122,15 +169,27 @@ impl Journal {
         id: u64,
         file: &Arc<dyn WriteAt>,
     ) -> Result<u64> {
+        self.append_with(record, |a| {
+            a.direct.insert(id, file.clone());
+        })
+        .map(|(lsn, _, ())| lsn)
+    }
+
+    /// Appends, and does `then` before another can. Returns the LSN and where the record's body ends in its
+    /// segment.
+    fn append_with<T>(
+        &self,
+        record: &Record<'_>,
+        then: impl FnOnce(&mut Append) -> T,
+    ) -> Result<(u64, u64, T)> {
         let durable = self.check()?;
         let mut a = relock(&self.append);
         let mut frame = std::mem::take(&mut a.frame);
         let done = self.append_frame(&mut a, &mut frame, record, durable);
         a.frame = frame;
-        if done.is_ok() {
-            a.direct.insert(id, file.clone());
-        }
-        done
+        let (lsn, end) = done?;
+        let then = then(&mut a);
+        Ok((lsn, end, then))
     }
 
     fn append_frame(
@@ -139,7 +198,7 @@ impl Journal {
         frame: &mut Vec<u8>,
         record: &Record<'_>,
         durable: u64,
-    ) -> Result<u64> {
+    ) -> Result<(u64, u64)> {
         frame.clear();
         frame.resize(FRAME as usize, 0);
         record.encode(frame);
@@ -162,10 +221,11 @@ impl Journal {
         };
         file.write_all_at(a.pos, frame)
             .map_err(|e| failed("writing the journal", e))?;
+        let end = a.pos + FRAME + body;
         a.pos += padded;
         a.bytes += padded;
         a.next_lsn += 1;
-        Ok(lsn)
+        Ok((lsn, end))
     }
 
     fn roll(&self, a: &mut Append, need: u64) -> Result<()> {

@@ -1,4 +1,5 @@
-//! Journaled bytes that are not in the cache file yet: `Overlay` use (c) of DESIGN 3.
+//! Journaled bytes that are not in the cache file yet: `Overlay` use (c) of DESIGN 3. They are read from the
+//! journal: what waits takes no memory but for its places.
 //!
 //! Every extent knows the LSN of its record, so that a checkpoint takes only what is durable, and
 //! drops only what it wrote. A truncation is kept as a `cut`: bytes of the cache file at or past
@@ -6,24 +7,21 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
 
-use storage::ReadAt;
+use storage::{ReadAt, WriteAt};
+
+use crate::journal::Payload;
+
+/// Most bytes that a checkpoint writes at once.
+const RUN: u64 = 1 << 20;
 
 #[derive(Debug, Clone)]
 struct Extent {
-    bytes: Arc<[u8]>,
-    start: usize,
-    len: usize,
+    payload: Payload,
+    /// Where in the payload it begins.
+    start: u64,
+    len: u64,
     lsn: u64,
-}
-
-impl Extent {
-    fn get(&self) -> &[u8] {
-        self.bytes
-            .get(self.start..self.start + self.len)
-            .unwrap_or(&[])
-    }
 }
 
 /// The overlay of one file.
@@ -49,9 +47,30 @@ impl Batch {
         self.cut.is_none() && self.extents.is_empty()
     }
 
-    /// (offset, bytes) in ascending order.
-    pub fn writes(&self) -> impl Iterator<Item = (u64, &[u8])> {
-        self.extents.iter().map(|(at, e)| (*at, e.get()))
+    /// Copies the bytes to the cache file, in ascending order; what adjoins goes at once.
+    ///
+    /// # Errors
+    /// What the journal or the cache file says.
+    pub fn write_to(&self, file: &dyn WriteAt) -> io::Result<()> {
+        let (mut run, mut from) = (Vec::new(), 0);
+        for (at, e) in &self.extents {
+            let have = run.len() as u64;
+            if have > 0 && (from + have != *at || have + e.len > RUN) {
+                file.write_all_at(from, &run)?;
+                run.clear();
+            }
+            if run.is_empty() {
+                from = *at;
+            }
+            let have = run.len();
+            run.resize(have + e.len as usize, 0);
+            e.payload
+                .read(e.start, run.get_mut(have..).unwrap_or_default())?;
+        }
+        if run.is_empty() {
+            return Ok(());
+        }
+        file.write_all_at(from, &run)
     }
 }
 
@@ -76,27 +95,27 @@ impl Unwritten {
                 .extents
                 .iter()
                 .next_back()
-                .is_some_and(|(s, e)| s + e.len as u64 > at)
+                .is_some_and(|(s, e)| s + e.len > at)
     }
 
     fn clear_range(&mut self, start: u64, end: u64) {
         // The only extent that begins before `start` and may reach into the range.
         if let Some((&at, e)) = self.extents.range_mut(..start).next_back() {
-            let stop = at + e.len as u64;
+            let stop = at + e.len;
             if stop > start {
-                let keep = (start - at) as usize;
+                let keep = start - at;
                 let tail = (stop > end).then(|| {
-                    let skip = (end - at) as usize;
+                    let skip = end - at;
                     Extent {
                         start: e.start + skip,
                         len: e.len - skip,
                         ..e.clone()
                     }
                 });
-                self.bytes -= (e.len - keep) as u64;
+                self.bytes -= e.len - keep;
                 e.len = keep;
                 if let Some(tail) = tail {
-                    self.bytes += tail.len as u64;
+                    self.bytes += tail.len;
                     self.extents.insert(end, tail);
                 }
             }
@@ -105,32 +124,32 @@ impl Unwritten {
             let Some(e) = self.extents.remove(&at) else {
                 break;
             };
-            self.bytes -= e.len as u64;
-            let stop = at + e.len as u64;
+            self.bytes -= e.len;
+            let stop = at + e.len;
             if stop > end {
-                let skip = (end - at) as usize;
+                let skip = end - at;
                 let tail = Extent {
                     start: e.start + skip,
                     len: e.len - skip,
                     ..e
                 };
-                self.bytes += tail.len as u64;
+                self.bytes += tail.len;
                 self.extents.insert(end, tail);
             }
         }
     }
 
-    /// Lays `data` over the file.
-    pub fn write(&mut self, offset: u64, data: &[u8], lsn: u64) {
-        if data.is_empty() {
+    /// Lays `len` bytes over the file, which the journal holds.
+    pub fn write(&mut self, offset: u64, len: u64, payload: Payload, lsn: u64) {
+        if len == 0 {
             return;
         }
-        self.clear_range(offset, offset + data.len() as u64);
-        self.bytes += data.len() as u64;
+        self.clear_range(offset, offset + len);
+        self.bytes += len;
         let extent = Extent {
-            bytes: data.into(),
+            payload,
             start: 0,
-            len: data.len(),
+            len,
             lsn,
         };
         self.extents.insert(offset, extent);
@@ -158,7 +177,7 @@ impl Unwritten {
             .map_or(offset, |(&s, _)| s);
         let mut at = offset;
         for (&start, e) in self.extents.range(from..end) {
-            let stop = start + e.len as u64;
+            let stop = start + e.len;
             if stop <= at {
                 continue;
             }
@@ -167,14 +186,8 @@ impl Unwritten {
                 at = start;
             }
             let upto = stop.min(end);
-            let from = e
-                .get()
-                .get((at - start) as usize..(upto - start) as usize)
-                .unwrap_or(&[]);
-            let to = slice(buf, offset, at, upto);
-            if to.len() == from.len() {
-                to.copy_from_slice(from);
-            }
+            e.payload
+                .read(e.start + (at - start), slice(buf, offset, at, upto))?;
             at = upto;
         }
         if at < end {
@@ -226,18 +239,15 @@ impl Unwritten {
         // A later truncation still masks the cache file from its cut on: what lies behind it must
         // go on being read from here.
         let mask = self.cut.map_or(u64::MAX, |c| c.0);
-        for (at, e) in batch
-            .extents
-            .iter()
-            .filter(|(at, e)| at + e.len as u64 <= mask)
-        {
+        for (at, e) in batch.extents.iter().filter(|(at, e)| at + e.len <= mask) {
             // Overwritten or cut meanwhile: the remains are kept, they are written next time.
-            let same = self.extents.get(at).is_some_and(|x| {
-                x.lsn == e.lsn && x.len == e.len && Arc::ptr_eq(&x.bytes, &e.bytes)
-            });
+            let same = self
+                .extents
+                .get(at)
+                .is_some_and(|x| (x.lsn, x.start, x.len) == (e.lsn, e.start, e.len));
             if same {
                 self.extents.remove(at);
-                self.bytes -= e.len as u64;
+                self.bytes -= e.len;
             }
         }
     }
@@ -250,6 +260,8 @@ fn slice(buf: &mut [u8], base: u64, from: u64, to: u64) -> &mut [u8] {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use proptest::prelude::*;
     use storage::{MemStorage, WriteAt};
 
@@ -287,7 +299,8 @@ mod tests {
                 lsn += 1;
                 match op {
                     Op::Write(o, d) => {
-                        over.write(o, &d, lsn);
+                        let payload = Payload::new(Arc::new(MemStorage::from(d.clone())), 0);
+                        over.write(o, d.len() as u64, payload, lsn);
                         let end = o as usize + d.len();
                         if model.len() < end { model.resize(end, 0); }
                         model[o as usize..end].copy_from_slice(&d);
@@ -301,20 +314,20 @@ mod tests {
                         if let Some((c, _)) = b.cut && base.len().unwrap() > c {
                             base.set_len(c).unwrap();
                         }
-                        for (o, d) in b.writes() { base.write_all_at(o, d).unwrap(); }
+                        b.write_to(&base).unwrap();
                     },
                     Op::Finish => if let Some(b) = batch.take() {
                         if let Some((c, _)) = b.cut && base.len().unwrap() > c {
                             base.set_len(c).unwrap();
                         }
-                        for (o, d) in b.writes() { base.write_all_at(o, d).unwrap(); }
+                        b.write_to(&base).unwrap();
                         over.written(&b);
                     },
                 }
                 let mut got = vec![9; model.len()];
                 over.read(&base, 0, &mut got).unwrap();
                 prop_assert_eq!(&got, &model);
-                let sum: u64 = over.extents.values().map(|e| e.len as u64).sum();
+                let sum: u64 = over.extents.values().map(|e| e.len).sum();
                 prop_assert_eq!(sum, over.bytes());
             }
         }

@@ -145,10 +145,7 @@ impl Drive {
             {
                 file.data.set_len(cut)?;
             }
-            for (offset, data) in job.batch.writes() {
-                file.data.write_all_at(offset, data)?;
-            }
-            Ok(())
+            job.batch.write_to(&*file.data)
         };
         run().map_err(|e| Error::from_io("writing a cache file", e))?;
         self.flush_data(file)?;

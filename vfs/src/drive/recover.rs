@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::file::{FileNode, FileState};
 use crate::journal::record::{MetaRecord, Record, TreeOp};
 use crate::journal::store::DirStore;
-use crate::journal::{Journal, Start};
+use crate::journal::{Journal, Recovered, Start};
 use crate::link::{InDoubt, Link};
 use crate::path::Patterns;
 use crate::share::{Attr, Kind};
@@ -55,7 +55,7 @@ impl Drive {
                 unbroken: recovery.same_boot,
                 salvage,
             },
-            |lsn, record, sure| recovery.replay(lsn, record, sure),
+            |lsn, record, how| recovery.replay(lsn, record, how),
         )?;
         journal.continue_after(meta.known);
         recovery.keep_direct()?;
@@ -231,7 +231,7 @@ impl<'a> Recovery<'a> {
     }
 
     /// `sure`: the record was flushed. `false`: it was not, and bytes beside it did not survive.
-    fn replay(&mut self, lsn: u64, record: Record<'_>, sure: bool) -> Result<bool> {
+    fn replay(&mut self, lsn: u64, record: Record<'_>, how: Recovered<'_>) -> Result<bool> {
         match record {
             Record::Write {
                 file,
@@ -242,7 +242,8 @@ impl<'a> Recovery<'a> {
                 if let Some(f) = self.file(file)? {
                     let mut st = f.write();
                     if lsn > self.data_lsn.max(st.data_lsn) {
-                        st.unwritten.write(offset, data, lsn);
+                        let len = data.len() as u64;
+                        st.unwritten.write(offset, len, how.payload(len), lsn);
                     }
                     if lsn > st.lsn {
                         st.note_write(offset..offset + data.len() as u64, time, lsn);
@@ -258,7 +259,7 @@ impl<'a> Recovery<'a> {
             }) => {
                 if let Some(f) = self.file(file)? {
                     let mut st = f.write();
-                    let done = sure || lsn <= self.data_lsn.max(st.data_lsn);
+                    let done = how.sure || lsn <= self.data_lsn.max(st.data_lsn);
                     if !done && !is_there(&*f.data, offset, len, crc)? {
                         return Ok(false);
                     }

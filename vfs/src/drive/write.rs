@@ -118,15 +118,9 @@ impl Drive {
             return Ok(());
         }
         file.save_before(st, range.clone());
-        let record = Record::Write {
-            file: file.id,
-            offset,
-            time,
-            data,
-        };
-        let lsn = self.journal.append(&record)?;
+        let (lsn, payload) = self.journal.append_write(file.id, offset, time, data)?;
         let before = st.unwritten.bytes();
-        st.unwritten.write(offset, data, lsn);
+        st.unwritten.write(offset, data.len() as u64, payload, lsn);
         self.unwritten
             .fetch_add(st.unwritten.bytes(), Ordering::SeqCst);
         self.sub_unwritten(before);

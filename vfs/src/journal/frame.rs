@@ -142,6 +142,8 @@ pub(super) struct Frame<'a> {
     /// All through this LSN was durable when the record was made.
     pub durable: u64,
     pub body: &'a [u8],
+    /// Where the body ends.
+    pub body_end: u64,
     /// Where the next one begins.
     pub end: u64,
 }
@@ -230,6 +232,7 @@ fn frame_at<'a>(
         lsn,
         durable,
         body,
+        body_end: pos + begin + len,
         end: pos + (begin + len).next_multiple_of(8),
     })
 }

@@ -22,7 +22,7 @@ use storage::WriteAt;
 use super::frame::{self, FRAME, Frame, Frames, HEADER, Head};
 use super::record::Record;
 use super::store::{self, JournalStore};
-use super::{Append, Journal, Sync, VERSION};
+use super::{Append, Journal, Payload, Sync, VERSION};
 use crate::error::{Error, Result};
 
 /// How a journal is opened.
@@ -38,6 +38,23 @@ pub struct Start {
     /// Damage is stepped over and noted ([`Journal::lost`]) instead of being refused. For looking into a
     /// journal, never for going on with it.
     pub salvage: bool,
+}
+
+/// What is known of a record that is replayed.
+#[derive(Clone, Copy)]
+pub struct Recovered<'a> {
+    /// It is known to have been flushed.
+    pub sure: bool,
+    segment: &'a Arc<dyn WriteAt>,
+    body_end: u64,
+}
+
+impl Recovered<'_> {
+    /// Where the bytes of a write of this length lie, which end its record.
+    #[must_use]
+    pub fn payload(&self, len: u64) -> Payload {
+        Payload::new(self.segment.clone(), self.body_end - len)
+    }
 }
 
 /// Records that cannot be read although they had been kept.
@@ -88,7 +105,7 @@ struct Reading {
 impl Journal {
     /// Opens the journal in `store`, handing every record that is needed in order to `replay`.
     ///
-    /// `replay` is told whether the record is known to have been flushed. If it is not, `replay` may
+    /// `replay` is told whether the record is known to have been flushed ([`Recovered`]). If it is not, `replay` may
     /// find that bytes written beside the journal did not survive, and answer `false`: the journal
     /// ends before that record.
     ///
@@ -98,7 +115,7 @@ impl Journal {
         store: Arc<dyn JournalStore>,
         segment_len: u64,
         start: Start,
-        mut replay: impl FnMut(u64, Record<'_>, bool) -> Result<bool>,
+        mut replay: impl FnMut(u64, Record<'_>, Recovered<'_>) -> Result<bool>,
     ) -> Result<Self> {
         let seqs = store
             .list()
@@ -246,7 +263,7 @@ impl Reading {
     fn replay(
         &mut self,
         heads: &[Head],
-        replay: &mut impl FnMut(u64, Record<'_>, bool) -> Result<bool>,
+        replay: &mut impl FnMut(u64, Record<'_>, Recovered<'_>) -> Result<bool>,
     ) -> Result<()> {
         for (at, head) in heads.iter().enumerate() {
             // The first may begin earlier than what is needed, never later.
@@ -285,8 +302,9 @@ impl Reading {
         &mut self,
         head: &Head,
         later: Option<&Head>,
-        replay: &mut impl FnMut(u64, Record<'_>, bool) -> Result<bool>,
+        replay: &mut impl FnMut(u64, Record<'_>, Recovered<'_>) -> Result<bool>,
     ) -> Result<bool> {
+        let segment = self.open(head.seq)?;
         let bytes = self.read_all(head.seq)?;
         let mut frames = Frames::new(&bytes, head);
         loop {
@@ -325,8 +343,12 @@ impl Reading {
                 self.marked = self.marked.max(through);
             }
             self.next = Some(frame.lsn + 1);
-            if frame.lsn > self.start.after && !replay(frame.lsn, record, frame.lsn <= self.known)?
-            {
+            let how = Recovered {
+                sure: frame.lsn <= self.known,
+                segment: &segment,
+                body_end: frame.body_end,
+            };
+            if frame.lsn > self.start.after && !replay(frame.lsn, record, how)? {
                 if self.start.salvage {
                     self.lose(head, &frame);
                     continue;

@@ -307,8 +307,8 @@ fn what_a_lost_segment_said_is_said_again() {
             Arc::new(store.clone()),
             300,
             Start::default(),
-            |lsn, _, sure| {
-                if sure {
+            |lsn, _, how| {
+                if how.sure {
                     through = lsn;
                 }
                 Ok(true)
