@@ -126,7 +126,11 @@ impl Drive {
         };
         let Some(snapshot) = snapshot else {
             if expected == Some(stamp) {
-                return self.push_partial(node, &file, &at, share_file, stamp);
+                match self.push_partial(node, &file, &at, share_file, stamp) {
+                    // It changed while it was being completed, or is not what it was taken for.
+                    Err(Error::ShareChanged(_)) => {}
+                    done => return done,
+                }
             }
             if self.tree().may_have_mtime(node, stamp.mtime) {
                 return Err(Error::NotCached(path.to_owned()));

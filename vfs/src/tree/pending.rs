@@ -25,9 +25,17 @@ pub(crate) enum Held {
 impl Tree {
     /// Path on the share once a waiting change was made there that is a rename of the node or of a
     /// directory above it: the first such one that the share may have. (Of all waiting changes only one
-    /// may have been made without being known: each is recorded before the next is tried.)
+    /// may have been made without being known, for each is recorded before the next is tried: the first
+    /// that is not held, or one that was left without an answer.)
     pub fn later_place(&self, id: u64) -> Option<String> {
-        let mut moves = self.pending.iter().filter_map(|p| match &p.op {
+        let mut free = self
+            .pending
+            .iter()
+            .filter(|p| !self.held.contains_key(&p.lsn));
+        let first = free.next().map_or(0, |p| p.lsn);
+        let through = self.doubted.max(first);
+        let asked = self.pending.iter().take_while(|p| p.lsn <= through);
+        let mut moves = asked.filter_map(|p| match &p.op {
             TreeOp::Rename {
                 id, parent, name, ..
             } if !self.held.contains_key(&p.lsn) => Some((*id, *parent, name)),
