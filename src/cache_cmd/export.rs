@@ -43,7 +43,11 @@ struct Summary {
 }
 
 pub(super) fn run(args: &ExportArgs, out: &mut Output) -> Outcome {
-    let (_, inspection) = super::inspect(&args.at)?;
+    let dir = super::locate(&args.at)?;
+    let (inspection, lost) = super::salvage(&dir).map_err(|e| super::not_opened(&dir, &e))?;
+    for fault in &lost {
+        super::verify::show_fault(fault, out)?;
+    }
     let names = inspection.names();
     let chosen = choose(&names, args)?;
     make_dir(&args.to).map_err(|e| UserError::file("make the directory", &args.to, &e))?;
@@ -99,6 +103,18 @@ pub(super) fn run(args: &ExportArgs, out: &mut Output) -> Outcome {
             count(summary.refused)
         ))
     })?;
+    if !lost.is_empty() {
+        return Err(UserError::new(
+            "journal-damaged",
+            format!(
+                "the journal of the cache in {} is damaged in {} places: files may lack changes",
+                dir.display(),
+                count(lost.len() as u64)
+            ),
+            "look at what was taken out before you rely on it (`pstsyncd pst check` for PSTs), and keep \
+             the cache until then",
+        ));
+    }
     if summary.refused == 0 {
         return Ok(ExitStatus::Synced);
     }

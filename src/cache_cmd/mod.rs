@@ -11,7 +11,7 @@ mod verify;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use vfs::inspect::Inspection;
+use vfs::inspect::{Fault, Inspection};
 
 use crate::cli::{CacheAt, CacheCommand};
 use crate::control::registry::absolute;
@@ -74,6 +74,21 @@ fn open(state_dir: &Path) -> Result<Inspection, vfs::Error> {
     // They only say what is shown as a container here.
     let patterns = Patterns::read(state_dir).unwrap_or_default();
     Inspection::open(&state_dir.join("drive"), patterns.monitor, patterns.pin)
+}
+
+/// Opens it also where its journal is damaged: what can be read of it is read, and what cannot is listed.
+fn salvage(state_dir: &Path) -> Result<(Inspection, Vec<Fault>), vfs::Error> {
+    match open(state_dir) {
+        Ok(inspection) => Ok((inspection, Vec::new())),
+        Err(vfs::Error::Damaged { .. }) => {
+            let patterns = Patterns::read(state_dir).unwrap_or_default();
+            let dir = state_dir.join("drive");
+            let inspection = Inspection::salvage(&dir, patterns.monitor, patterns.pin)?;
+            let lost = inspection.lost();
+            Ok((inspection, lost))
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Why a cache does not open, for people.

@@ -47,8 +47,8 @@ pub(super) fn run(at: &CacheAt, against: Option<&Path>, out: &mut Output) -> Out
     let share = against
         .map(|dir| DirShare::open(dir).map_err(|e| UserError::file("open the share", dir, &e)))
         .transpose()?;
-    let inspection = match super::open(&dir) {
-        Ok(inspection) => inspection,
+    let (inspection, mut faults) = match super::salvage(&dir) {
+        Ok(opened) => opened,
         Err(vfs::Error::Damaged { file, offset, what }) => {
             let finding = Finding {
                 code: "cache-damaged",
@@ -66,7 +66,7 @@ pub(super) fn run(at: &CacheAt, against: Option<&Path>, out: &mut Output) -> Out
         }
         Err(error) => return Err(super::not_opened(&dir, &error)),
     };
-    let mut faults = inspection.faults();
+    faults.extend(inspection.faults());
     let mut summary = Summary {
         cache: dir.display().to_string(),
         files: 0,
@@ -81,20 +81,8 @@ pub(super) fn run(at: &CacheAt, against: Option<&Path>, out: &mut Output) -> Out
             .compare(share, &mut faults)
             .map_err(|e| UserError::file("compare with the share", against.unwrap_or(&dir), &e))?;
     }
-    for Fault {
-        code,
-        path,
-        offset,
-        what,
-    } in &faults
-    {
-        let finding = Finding {
-            code,
-            path,
-            offset: *offset,
-            detail: what,
-        };
-        show(&finding, out)?;
+    for fault in &faults {
+        show_fault(fault, out)?;
     }
     summary.findings = faults.len() as u64;
     out.result(&serde_json::json!({ "summary": summary }), |out| {
@@ -186,6 +174,16 @@ fn trouble(reader: Arc<dyn ReadAt>) -> Option<(u64, String)> {
             first.code
         ),
     ))
+}
+
+pub(super) fn show_fault(fault: &Fault, out: &mut Output) -> Result<(), UserError> {
+    let finding = Finding {
+        code: fault.code,
+        path: &fault.path,
+        offset: fault.offset,
+        detail: &fault.what,
+    };
+    show(&finding, out)
 }
 
 fn show(finding: &Finding<'_>, out: &mut Output) -> Result<(), UserError> {

@@ -146,7 +146,7 @@ impl Auto {
             next_try,
             waits_for: waits_for.map(str::to_owned),
             last_failure: state.schedule.failure().map(|(path, why)| match path {
-                "" => why.to_owned(),
+                "" | "/" => why.to_owned(),
                 path if why.contains(path) => why.to_owned(),
                 path => format!("{path}: {why}"),
             }),

@@ -1,5 +1,6 @@
 //! The drive itself: vfs over the share, cache and journal, and the sync engine beside it.
 
+mod refused;
 mod work;
 
 use std::fs;
@@ -255,8 +256,14 @@ impl Mounted {
     }
 
     /// Brings changes of files and folders to the share.
-    fn reintegrate(&self, progress: &dyn Progress) -> Result<(), UserError> {
-        match self.drive.reintegrate(&today(), &host()) {
+    /// `again`: also what the share refused before.
+    fn reintegrate(&self, again: bool, progress: &dyn Progress) -> Result<(), UserError> {
+        let done = if again {
+            self.drive.reintegrate(&today(), &host())
+        } else {
+            self.drive.reintegrate_new(&today(), &host())
+        };
+        match done {
             Ok(done) => done.iter().for_each(|r| log_reintegrated(r, progress)),
             Err(vfs::Error::Link(why)) => {
                 return Err(UserError::new(
@@ -313,6 +320,7 @@ impl DriveControl for Mounted {
             verified_at: None,
             note: None,
         }));
+        refused::show(&status.refused, &mut files);
         for path in &status.refusing {
             if files.iter().any(|f| f.path == *path) {
                 continue;
@@ -376,7 +384,7 @@ impl DriveControl for Mounted {
             .with_exit(ExitStatus::Offline));
         }
         // First the tree, so that every file has its place on the share.
-        self.reintegrate(progress)?;
+        self.reintegrate(true, progress)?;
         let mut waiting = self.waiting();
         let mut opaque = self.waiting_opaque();
         if let Some(path) = path {
@@ -394,6 +402,9 @@ impl DriveControl for Mounted {
         }
         for file in &opaque {
             report.files.push(self.syncer.push(file));
+        }
+        for refused in self.drive.refused_changes() {
+            report.files.push(refused::report(&refused));
         }
         // Whatever went wrong is said first, should the list be cut.
         report
@@ -502,6 +513,11 @@ fn log_reintegrated(done: &Reintegrated, progress: &dyn Progress) {
         }
         ReintegratedOutcome::Dropped(why) => {
             format!("{}: not possible on the share any more ({why})", done.what)
+        }
+        ReintegratedOutcome::Refused(why) => {
+            let text = format!("{}: refused, and kept ({why})", done.what);
+            tracing::warn!(text, "the share refuses a change");
+            return progress.event(Event::Note { text });
         }
     };
     tracing::warn!(text, "changed on both sides");

@@ -127,8 +127,13 @@ impl Syncer {
         if container.in_doubt {
             return Err(Failure::InDoubt);
         }
-        let snapshot = self.moment(path, progress)?;
         let drive = &self.drive;
+        if !container.fully_cached
+            && let Some(outcome) = drive.part_ways(path, &today(), &host())?
+        {
+            return Ok(push_report(container, &outcome));
+        }
+        let snapshot = self.moment(path, progress)?;
         if container.attached && is_physical(container) {
             let outcome = drive.push_epoch(path, snapshot, &today(), &host())?;
             return Ok(push_report(container, &outcome));
@@ -375,6 +380,20 @@ fn push_report(file: &ContainerStatus, outcome: &PushOutcome) -> FileReport {
         PushOutcome::Pushed(bytes) => FileReport {
             outcome: FileOutcome::Synced,
             shipped_bytes: *bytes,
+            ..report
+        },
+        PushOutcome::Partial { kept_as, missing } => FileReport {
+            outcome: FileOutcome::Conflict,
+            error: Some(UserError::new(
+                "changed-on-both-sides",
+                format!(
+                    "{} was changed on the share too, and {missing} bytes of yours were not here; what was \
+                     is kept as {kept_as}",
+                    file.path
+                ),
+                "take what you need from it; the ranges that are missing are listed beside it, in the file \
+                 that ends with .holes",
+            )),
             ..report
         },
         PushOutcome::Conflict(kept_as) => FileReport {

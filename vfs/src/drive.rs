@@ -8,12 +8,15 @@
 //! No lock that another file's operation needs is held across a share call or a flush (R11).
 
 mod ahead;
+mod beside;
+mod bring_rename;
 mod change;
 mod checkpoint;
 mod content;
 mod crawl;
 mod desk;
 mod fill;
+mod held;
 mod make;
 mod names;
 mod optimise;
@@ -56,6 +59,7 @@ pub use ahead::AheadCount;
 pub use content::Opened;
 pub use crawl::TreeStatus;
 pub use desk::{ContainerStatus, DriveStatus, Exclusive};
+pub use held::RefusedChange;
 pub use names::{DirEntry, NodeAttr};
 pub use push::PushOutcome;
 pub use reintegrate::{Reintegrated, ReintegratedOutcome};

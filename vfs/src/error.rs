@@ -101,6 +101,15 @@ pub enum Error {
     /// Another process, or another host, uses this state directory.
     #[error("the state directory is in use: {0}")]
     Locked(String),
+    /// The share answered, and refuses, for a reason that has no kind of its own here (a read-only file
+    /// system, a name it does not take). Frontends hand the system's answer on.
+    #[error("the share refuses: {context}: {source}")]
+    Refused {
+        /// What was being done, with the path.
+        context: String,
+        /// The share's answer.
+        source: io::Error,
+    },
     /// Anything else the operating system said.
     #[error("{context}: {source}")]
     Io {
@@ -193,7 +202,44 @@ impl Error {
         if is_link_error(&e) {
             Error::Link(format!("{}: {e}", context.into()))
         } else {
-            Self::from_io(context, e)
+            match Self::from_io(context, e) {
+                Error::Io { context, source } => Error::Refused { context, source },
+                known => known,
+            }
+        }
+    }
+
+    /// Whether the share said no to a change, and may say so for long: somebody has to do something
+    /// about it.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Error::Refused { .. }
+            | Error::Access(_)
+            | Error::NotPermitted(_)
+            | Error::Unsupported(_)
+            | Error::TooLarge(_)
+            | Error::Invalid(_)
+            | Error::BadName(_)
+            | Error::ForbiddenName(_)
+            | Error::NameTooLong
+            | Error::NotFound(_)
+            | Error::Exists(_)
+            | Error::NotDir(_)
+            | Error::IsDir(_)
+            | Error::NotEmpty(_)
+            | Error::NoAttribute(_) => true,
+            Error::BadHandle
+            | Error::NoSpace(_)
+            | Error::Busy(_)
+            | Error::NotCached(_)
+            | Error::Link(_)
+            | Error::ShareChanged(_)
+            | Error::Poisoned(_)
+            | Error::Damaged { .. }
+            | Error::Newer { .. }
+            | Error::Locked(_)
+            | Error::Io { .. } => false,
         }
     }
 

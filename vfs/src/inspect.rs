@@ -94,6 +94,29 @@ impl Inspection {
         containers: Option<Vec<String>>,
         pins: Option<Vec<String>>,
     ) -> Result<Self> {
+        Self::open_as(dir, containers, pins, false)
+    }
+
+    /// As [`Inspection::open`], for a cache whose journal is damaged: what can be read of it is taken, and
+    /// [`Inspection::lost`] says what cannot. What a lost change concerned is not known; a file may lack it
+    /// and have later ones.
+    ///
+    /// # Errors
+    /// As [`Inspection::open`].
+    pub fn salvage(
+        dir: &Path,
+        containers: Option<Vec<String>>,
+        pins: Option<Vec<String>>,
+    ) -> Result<Self> {
+        Self::open_as(dir, containers, pins, true)
+    }
+
+    fn open_as(
+        dir: &Path,
+        containers: Option<Vec<String>>,
+        pins: Option<Vec<String>>,
+        salvage: bool,
+    ) -> Result<Self> {
         let name = dir.display().to_string();
         let disk = ReadOnlyDisk::open(dir).map_err(|e| Error::from_io(name.clone(), e))?;
         if !dir.join("journal").is_dir() {
@@ -108,7 +131,7 @@ impl Inspection {
         config.disk = Some(Arc::new(disk));
         config.background = false;
         Ok(Self {
-            drive: Drive::open(config)?,
+            drive: Drive::open_as(config, salvage)?,
             dir: dir.to_owned(),
         })
     }
@@ -164,6 +187,33 @@ impl Inspection {
     #[must_use]
     pub fn journal_bytes(&self) -> u64 {
         self.drive.status().journal_bytes
+    }
+
+    /// Changes in the journal that cannot be read, where they are to be stepped over.
+    #[must_use]
+    pub fn lost(&self) -> Vec<Fault> {
+        let fault = |lost: &crate::journal::Lost| {
+            let what = match lost.last {
+                Some(last) if last > lost.first => {
+                    format!("changes {} to {last} cannot be read", lost.first)
+                }
+                Some(_) => format!("change {} cannot be read", lost.first),
+                None => "the head of this part of the journal cannot be read".to_owned(),
+            };
+            let seems = lost.write.map_or_else(String::new, |(file, offset, len)| {
+                let tree = self.drive.tree();
+                let of = tree.nodes.get(&file).map(|_| tree.path(file));
+                let of = of.unwrap_or_else(|| format!("file {file}"));
+                format!(" (the first seems to be a write of {len} bytes at {offset} of {of})")
+            });
+            Fault {
+                code: "journal-damaged",
+                path: format!("journal/{}", lost.file),
+                offset: lost.offset,
+                what: what + &seems,
+            }
+        };
+        self.drive.journal.lost().iter().map(fault).collect()
     }
 
     /// What is here of a file.

@@ -7,8 +7,9 @@
 
 mod children;
 mod merge;
+mod pending;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,10 +17,11 @@ use crate::cache::Meta;
 use crate::error::{Error, Result};
 use crate::file::FileNode;
 use crate::journal::record::{NodeRecord, TreeOp};
-use crate::path::{Names, join};
+use crate::path::{Names, conflict_names, join};
 use crate::share::{Attr, Kind};
 
 use self::children::Children;
+pub(crate) use self::pending::{Held, Pending};
 
 /// Number of the root.
 pub const ROOT: u64 = 1;
@@ -51,13 +53,6 @@ pub(crate) struct Node {
     pub file: Option<Arc<FileNode>>,
 }
 
-/// A change that waits for the share.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Pending {
-    pub lsn: u64,
-    pub op: TreeOp,
-}
-
 pub(crate) struct Tree {
     /// Which names are one.
     pub names: Names,
@@ -68,8 +63,14 @@ pub(crate) struct Tree {
     /// Pending changes through this LSN may have reached the share without its answer: they stay as
     /// they are.
     pub tried: u64,
+    /// Pending changes through this LSN may have been asked for without an answer. (Of those that are
+    /// merely marked as tried, only one can have been.)
+    pub doubted: u64,
     /// The next pending change is such a one.
     pub unsure: bool,
+    /// Of the pending changes those, by LSN, that the share refused or that wait behind such a one: it has
+    /// none of them. Known since this drive was opened.
+    pub held: BTreeMap<u64, Held>,
     /// LSN of the last record whose effect is in here.
     pub lsn: u64,
     /// Owner of a place on the share, where that is not its place here.
@@ -105,7 +106,9 @@ impl Tree {
             next_id: ROOT + 1,
             pending: VecDeque::new(),
             tried: 0,
+            doubted: 0,
             unsure: false,
+            held: BTreeMap::new(),
             lsn: 0,
             places: HashMap::new(),
             doomed: Vec::new(),
@@ -231,51 +234,6 @@ impl Tree {
         Some(names.join("/"))
     }
 
-    /// Path on the share once the first waiting change was made there, if that is a rename of the
-    /// node or of a directory above it. (Of the waiting changes only the first may have been made:
-    /// each is recorded before the next.)
-    pub fn later_place(&self, id: u64) -> Option<String> {
-        let TreeOp::Rename {
-            id: moved,
-            parent,
-            name,
-            ..
-        } = &self.pending.front()?.op
-        else {
-            return None;
-        };
-        let mut below = Vec::new();
-        let mut at = id;
-        while at != *moved {
-            let (up, name) = self.nodes.get(&at)?.share.as_ref()?;
-            below.push(name.as_str());
-            at = *up;
-            if at == ROOT || below.len() > MAX_DEPTH {
-                return None;
-            }
-        }
-        below.push(name.as_str());
-        below.reverse();
-        Some(join(&self.share_path(*parent)?, &below.join("/")))
-    }
-
-    /// Whether the first waiting change gives this node this modification time: the share may have it
-    /// already. Of a file that was written since, that is the time of the last write.
-    pub fn may_have_mtime(&self, id: u64, mtime: i64) -> bool {
-        let Some(TreeOp::SetAttr { id: of, set, ctime }) = self.pending.front().map(|p| &p.op)
-        else {
-            return false;
-        };
-        let written = || {
-            let file = self.nodes.get(&id).and_then(|n| n.file.as_ref());
-            file.is_some_and(|f| {
-                let changed = f.read().changed;
-                changed > *ctime && changed == mtime
-            })
-        };
-        *of == id && set.mtime.is_some_and(|asked| asked == mtime || written())
-    }
-
     /// Path on the share of a name in a directory, if nothing else of ours owns that place.
     pub fn share_place(&self, parent: u64, name: &str) -> Option<String> {
         if self.claimed(parent, name) {
@@ -302,6 +260,16 @@ impl Tree {
         };
         self.owned(parent, name)
             || (self.child(parent, name).is_none() && self.pending.iter().any(waits))
+    }
+
+    /// The node that lies at a place on the share, as far as is known.
+    pub fn lies_at(&self, parent: u64, name: &str) -> Option<u64> {
+        if let Some(id) = self.places.get(&(parent, name.to_owned())) {
+            return Some(*id);
+        }
+        let id = self.child(parent, name)?;
+        let share = self.nodes.get(&id)?.share.as_ref()?;
+        (share.0 == parent && self.names.same(&share.1, name)).then_some(id)
     }
 
     /// Whether a place on the share is that of a node which is elsewhere, or nowhere, here.
@@ -398,11 +366,38 @@ impl Tree {
         };
         // What had the name is gone: removed by others, which no record says. After a crash it would be
         // a second node of the same name, and hide the first at some later time.
-        let old = dir.children.get(name, Names::Any);
+        let old = dir.children.get(name, Names::Any).filter(|old| *old != id);
         dir.children.insert(name, id, names);
-        if let Some(old) = old.filter(|old| *old != id) {
-            self.drop_subtree(old);
+        match old {
+            Some(old) if self.holds_local(old) => self.step_aside(old),
+            Some(old) => self.drop_subtree(old),
+            None => {}
         }
+    }
+
+    /// A node whose name became another's, and which holds what the share does not have (R4): it takes a
+    /// name that is free.
+    fn step_aside(&mut self, id: u64) {
+        let Some((parent, name)) = self.nodes.get(&id).map(|n| (n.parent, n.name.clone())) else {
+            return;
+        };
+        let free = conflict_names(&name, "recovered", "here")
+            .find(|n| self.child(parent, n).is_none())
+            .unwrap_or(format!("{name} {id}"));
+        tracing::error!(
+            name,
+            free,
+            "two files of one name: the older one is kept beside"
+        );
+        let names = self.names;
+        if let Some(dir) = self.nodes.get_mut(&parent) {
+            dir.children.insert(&free, id, names);
+        }
+        let share = self.nodes.get_mut(&id).and_then(|node| {
+            node.name = free;
+            node.share.clone()
+        });
+        self.set_place(id, share);
     }
 
     fn unlink_name(&mut self, parent: u64, name: &str, id: u64) {
@@ -559,24 +554,12 @@ impl Tree {
         if pending {
             if std::mem::take(&mut self.unsure) {
                 self.tried = lsn;
+                self.doubted = lsn;
             }
             self.pending.push_back(Pending {
                 lsn,
                 op: op.clone(),
             });
-        }
-        self.lsn = lsn;
-    }
-
-    /// Pending changes became fewer, or others, to the same end.
-    pub fn replace_pending(&mut self, gone: &[u64], instead: &[(u64, TreeOp)], lsn: u64) {
-        let gone: std::collections::HashSet<u64> = gone.iter().copied().collect();
-        let mut instead: HashMap<u64, TreeOp> = instead.iter().cloned().collect();
-        self.pending.retain(|p| !gone.contains(&p.lsn));
-        for p in &mut self.pending {
-            if let Some(op) = instead.remove(&p.lsn) {
-                p.op = op;
-            }
         }
         self.lsn = lsn;
     }
@@ -596,27 +579,69 @@ impl Tree {
             node.fresh = None;
         }
     }
+}
 
-    /// Whether a node waits for the share in some change (its attributes are ours then).
-    pub fn is_pending(&self, id: u64) -> bool {
-        self.pending.iter().any(|p| p.op.node() == id)
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::StateDir;
+    use crate::disk::RealDisk;
+    use crate::file::FileState;
+
+    fn record(id: u64, name: &str) -> NodeRecord {
+        NodeRecord {
+            id,
+            parent: ROOT,
+            name: name.to_owned(),
+            attr: Attr {
+                kind: Kind::File,
+                size: 0,
+                mtime: 0,
+                atime: 0,
+                ctime: 0,
+                mode: 0o644,
+                uid: 0,
+                gid: 0,
+                file_id: 0,
+            },
+            share: Some((ROOT, name.to_owned())),
+            linked: true,
+            known: false,
+            target: None,
+        }
     }
 
-    /// Whether the node, or a directory above it, waits for the share: its place there is in doubt.
-    pub fn place_in_doubt(&self, id: u64) -> bool {
-        if self.pending.is_empty() {
-            return false;
-        }
-        let mut at = id;
-        for _ in 0..MAX_DEPTH {
-            if self.is_pending(at) {
-                return true;
+    /// However it comes about that two nodes have one name: the older one's unsynced bytes stay, and can
+    /// be found.
+    #[test]
+    fn a_name_never_takes_unsynced_bytes_with_it() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = StateDir::open(Arc::new(RealDisk::open(tmp.path()).unwrap()), None).unwrap();
+        for dirty in [false, true] {
+            let mut tree = Tree::new(Attr {
+                kind: Kind::Dir,
+                ..record(1, "").attr
+            });
+            for id in [2, 3] {
+                tree.insert(record(id, "a.txt"));
+                let file = FileNode::new(id, dir.data(id).unwrap(), FileState::new());
+                if dirty {
+                    file.write().note_write(0..5, 1, 1);
+                }
+                if let Some(node) = tree.nodes.get_mut(&id) {
+                    node.file = Some(Arc::new(file));
+                }
             }
-            match self.nodes.get(&at) {
-                Some(n) if at != ROOT => at = n.parent,
-                _ => return false,
+            tree.relink();
+            assert_eq!(tree.child(ROOT, "a.txt"), Some(3));
+            let aside = tree.child(ROOT, "a (conflict recovered here).txt");
+            assert_eq!(aside, dirty.then_some(2));
+            assert_eq!(tree.nodes.contains_key(&2), dirty);
+            assert_eq!(tree.take_doomed().is_empty(), dirty);
+            if dirty {
+                assert_eq!(tree.path(2), "a (conflict recovered here).txt");
+                assert_eq!(tree.share_path(2).as_deref(), Some("a.txt"));
             }
         }
-        true
     }
 }

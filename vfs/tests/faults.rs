@@ -158,7 +158,9 @@ fn all_arrives(d: &Drive, rig: &Rig, files: &[May], context: &str) {
         for may in files {
             match d.push_opaque(may.path, "D", "H") {
                 Ok(PushOutcome::Clean | PushOutcome::Pushed(_)) => {}
-                Ok(PushOutcome::Conflict(at)) => panic!("{context}: {} became {at}", may.path),
+                Ok(PushOutcome::Conflict(at) | PushOutcome::Partial { kept_as: at, .. }) => {
+                    panic!("{context}: {} became {at}", may.path)
+                }
                 Err(_) => clean = false,
             }
         }

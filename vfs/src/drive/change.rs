@@ -209,7 +209,11 @@ impl Drive {
             if dir && tree.is_above(from.id, new_parent) {
                 return Err(Error::Invalid("a directory cannot move into itself"));
             }
-            if self.must_queue(&tree) {
+            let node = tree.node(from.id)?;
+            let dirty = node.file.as_ref().is_some_and(|f| f.read().is_dirty());
+            // What replaces another has its content on the share before it does, so it goes by the queue.
+            let content_first = to.is_some() && dirty && !self.is_container(&tree.path(from.id));
+            if self.must_queue(&tree) || content_first {
                 None
             } else {
                 tree.share_path(from.id)

@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use storage::{ReadAt, WriteAt};
+use storage::{RangeSet, ReadAt, WriteAt};
 
-use super::{Drive, State};
+use super::{Drive, RefusedChange, State};
 use crate::epoch::Verdict;
 use crate::error::{Error, Result};
 use crate::file::{Binding, FileNode};
@@ -79,6 +79,8 @@ pub struct DriveStatus {
     pub unsynced_bytes: u64,
     /// Changes of the tree that the share has not seen.
     pub pending_changes: usize,
+    /// Of these, the ones that the share refuses. The others wait behind one of them, or were not tried.
+    pub refused: Vec<RefusedChange>,
     /// Open handles.
     pub open_handles: usize,
     /// Why nothing can be promised any more, if so.
@@ -204,6 +206,7 @@ impl Drive {
             unwritten_bytes: self.unwritten.load(Ordering::SeqCst),
             unsynced_bytes,
             pending_changes: self.tree().pending.len(),
+            refused: self.refused_changes(),
             open_handles: self.open_handles(),
             poisoned: self.journal.poisoned(),
             dirty_opaque,
@@ -227,12 +230,31 @@ impl Drive {
     }
 
     pub(crate) fn snapshot_of(&self, path: &str, file: &Arc<FileNode>) -> Result<Snapshot> {
+        self.snapshot_as(path, file, true).map(|s| s.0)
+    }
+
+    /// As [`Drive::snapshot`], of a file that may be here in part: with the ranges that are here, the only
+    /// ones that may be read.
+    pub(crate) fn snapshot_held(
+        &self,
+        path: &str,
+        file: &Arc<FileNode>,
+    ) -> Result<(Snapshot, RangeSet)> {
+        self.snapshot_as(path, file, false)
+    }
+
+    fn snapshot_as(
+        &self,
+        path: &str,
+        file: &Arc<FileNode>,
+        whole: bool,
+    ) -> Result<(Snapshot, RangeSet)> {
         // A pass-through write in flight belongs to either side of the epoch, not to both.
         let _io = file.io.lock().unwrap_or_else(PoisonError::into_inner);
-        let (snapshot, teed) = {
+        let (snapshot, held, teed) = {
             let mut st = file.write();
             let size = st.size;
-            if !st.valid.contains_range(0..size) {
+            if whole && !st.valid.contains_range(0..size) {
                 return Err(Error::NotCached(path.to_owned()));
             }
             if st.exclusive {
@@ -257,7 +279,7 @@ impl Drive {
                 write_count: st.write_count,
                 flipped: st.flipped,
             };
-            (snapshot, !st.online_written.is_empty())
+            (snapshot, st.valid.clone(), !st.online_written.is_empty())
         };
         if teed {
             file.data.sync().map_err(|e| {
@@ -266,7 +288,7 @@ impl Drive {
             })?;
         }
         self.journal.sync(snapshot.epoch)?;
-        Ok(snapshot)
+        Ok((snapshot, held))
     }
 
     /// A snapshot that the validator found consistent, or why this moment is none.

@@ -433,7 +433,13 @@ fn either<T>(
     ask: impl Fn(&dyn Share, &str) -> std::io::Result<T>,
 ) -> std::io::Result<T> {
     match (ask(share, path), later) {
-        (Err(e), Some(later)) if e.kind() == std::io::ErrorKind::NotFound => ask(share, later),
+        (Err(e), Some(later)) if e.kind() == std::io::ErrorKind::NotFound => {
+            match ask(share, later) {
+                // What would be above it there is something else still.
+                Err(l) if l.kind() == std::io::ErrorKind::NotADirectory => Err(e),
+                answer => answer,
+            }
+        }
         (answer, _) => answer,
     }
 }

@@ -5,15 +5,15 @@
 //! overwritten: both are kept, ours under a name that says so (R9).
 
 use std::io;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use storage::{RangeSet, ReadAt};
 
 use super::{Drive, State};
 use crate::error::{Error, Result};
 use crate::file::FileNode;
-use crate::journal::record::{MetaRecord, TreeOp};
-use crate::path::conflict_names;
+use crate::journal::record::MetaRecord;
+use crate::link::hold;
 use crate::share::{SetAttr, Share, ShareFile, Stamp};
 use crate::snapshot::Snapshot;
 
@@ -26,6 +26,14 @@ pub enum PushOutcome {
     Pushed(u64),
     /// Someone else had changed the share's file: ours is kept beside it under this path.
     Conflict(String),
+    /// Someone else had changed or removed the share's file, and what is here of ours is only part of it:
+    /// that part is kept on the share, with zeros in its holes, and a list of these beside it.
+    Partial {
+        /// Its path on the drive; the list's ends with `.holes`.
+        kept_as: String,
+        /// Bytes that are missing.
+        missing: u64,
+    },
 }
 
 /// Bytes per share call.
@@ -86,9 +94,15 @@ impl Drive {
             ));
         }
         let Some(at) = self.tree().share_path(node) else {
-            return Err(Error::NotCached(path.to_owned()));
+            return Err(match self.refused_making(node) {
+                Some(why) => Error::Refused {
+                    context: path.to_owned(),
+                    source: io::Error::other(why),
+                },
+                None => Error::NotCached(path.to_owned()),
+            });
         };
-        let there = match self.open_on_share(&at, true) {
+        let there = match self.open_for_push(node, &at) {
             Ok((share_file, stamp, _)) => Some((share_file, stamp)),
             // Perhaps under its later name there already: its waiting change tells, first.
             Err(Error::NotFound(_)) if self.tree().place_in_doubt(node) => {
@@ -106,11 +120,24 @@ impl Drive {
             (st.stamp, st.flipped, st.push)
         };
         let snapshot = match epoch.map_or_else(|| self.snapshot_of(path, &file), Ok) {
-            Ok(s) => s,
-            Err(Error::NotCached(_)) => {
-                return self.push_partial(node, &file, &at, share_file, stamp);
-            }
+            Ok(s) => Some(s),
+            Err(Error::NotCached(_)) => None,
             Err(e) => return Err(e),
+        };
+        let Some(snapshot) = snapshot else {
+            if expected == Some(stamp) {
+                match self.push_partial(node, &file, &at, share_file, stamp) {
+                    // It changed while it was being completed, or is not what it was taken for.
+                    Err(Error::ShareChanged(_)) => {}
+                    done => return done,
+                }
+            }
+            if self.tree().may_have_mtime(node, stamp.mtime) {
+                return Err(Error::NotCached(path.to_owned()));
+            }
+            // What is missing here was in a file that is no more.
+            file.write().share_changed = true;
+            return self.push_beside(node, &file, path, date, host, &at);
         };
         // Our own hand was there without an answer: then the bytes themselves must tell whether
         // another's was too.
@@ -132,6 +159,68 @@ impl Drive {
         }
         let written = self.push_ranges(node, &file, &at, share_file, &snapshot, stamp.file_id)?;
         Ok(PushOutcome::Pushed(written))
+    }
+
+    /// Where a container is here only in part, was changed here, and the share's file is another by now: what
+    /// is here is kept beside it, as of an opaque file. `None`: it is not so, and nothing was done.
+    ///
+    /// # Errors
+    /// As [`Drive::push_opaque`].
+    pub fn part_ways(&self, path: &str, date: &str, host: &str) -> Result<Option<PushOutcome>> {
+        let node = self.find(path)?;
+        let file = self.file(node)?;
+        let expected = {
+            let st = file.read();
+            if !st.attached || !st.is_dirty() || st.valid.contains_range(0..st.size) {
+                return Ok(None);
+            }
+            st.stamp
+        };
+        let at = self.tree().share_path(node);
+        let same = match at.map(|at| self.share_stamp(&at)) {
+            Some(Ok(there)) => expected == Some(there),
+            Some(Err(Error::NotFound(_))) => false,
+            Some(Err(e)) => return Err(e),
+            None => true,
+        };
+        if same {
+            return Ok(None);
+        }
+        self.push(path, None, date, host).map(Some)
+    }
+
+    /// Opens the share's file for writing; also one that its mode, as it was set here, keeps from being
+    /// written: the mode forbids it to programs, and these have written before.
+    fn open_for_push(&self, node: u64, at: &str) -> Result<(Arc<dyn ShareFile>, Stamp, bool)> {
+        const OWNER_WRITES: u32 = 0o200;
+        let refused = match self.open_on_share(at, true) {
+            Err(e @ (Error::Access(_) | Error::NotPermitted(_))) => e,
+            answer => return answer,
+        };
+        let mode = self.tree().node(node)?.attr.mode;
+        if mode & OWNER_WRITES != 0 {
+            return Err(refused);
+        }
+        let path = at.to_owned();
+        let opened = self.change(at, move |share| {
+            let mode = share.stat(&path)?.mode;
+            let stamp = share.stamp(&path)?;
+            let set = |mode| {
+                let set = SetAttr {
+                    mode: Some(mode),
+                    ..SetAttr::default()
+                };
+                share.set_attr(&path, &set)
+            };
+            set(mode | OWNER_WRITES)?;
+            let file = share.open(&path, true);
+            set(mode)?;
+            Ok((hold(file?), stamp, true))
+        });
+        match opened {
+            Err(e) if e.is_refusal() => Err(refused),
+            other => other,
+        }
     }
 
     /// Whether the share's file equals the snapshot wherever nothing of ours is unsynced.
@@ -163,7 +252,7 @@ impl Drive {
         Ok(true)
     }
 
-    fn read_share(&self, f: &Arc<dyn ShareFile>, at: u64, n: usize) -> Result<Vec<u8>> {
+    pub(super) fn read_share(&self, f: &Arc<dyn ShareFile>, at: u64, n: usize) -> Result<Vec<u8>> {
         let f = f.clone();
         self.link.call("reading back", move |_| {
             let mut buf = vec![0; n];
@@ -256,7 +345,7 @@ impl Drive {
         Ok(written)
     }
 
-    fn call(
+    pub(super) fn call(
         &self,
         file: &FileNode,
         context: &str,
@@ -300,124 +389,15 @@ impl Drive {
             }
         }
     }
-
-    /// Keeps both: our whole file goes to the share under a conflict name (or its own, if that is
-    /// free), and our node moves there; the other's file shows under the old name.
-    fn push_beside(
-        &self,
-        node: u64,
-        file: &Arc<FileNode>,
-        path: &str,
-        date: &str,
-        host: &str,
-        at: &str,
-    ) -> Result<PushOutcome> {
-        // Handles stay with the file they opened (R1) and our node takes another name: an
-        // application would not find what it saves next.
-        let _open = file.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if file.read().opens > 0 {
-            return Err(Error::Busy(
-                "changed on both sides: kept apart once it is closed",
-            ));
-        }
-        let snapshot = self.snapshot_of(path, file)?;
-        let (parent, name, share_parent) = {
-            let tree = self.tree();
-            let n = tree.node(node)?;
-            let share_parent = n.share.as_ref().map_or(n.parent, |s| s.0);
-            (n.parent, n.name.clone(), share_parent)
-        };
-        let dir = crate::path::split(at).map_or("", |s| s.0).to_owned();
-        let mode = self.tree().node(node)?.attr.mode;
-        let mut free = None;
-        for candidate in conflict_names(&name, date, host) {
-            let place = crate::path::join(&dir, &candidate);
-            let path = place.clone();
-            let made = self.link.call(&place, move |share| {
-                share.create(&path, mode).map(crate::link::hold)
-            });
-            match made {
-                Ok(f) => {
-                    free = Some((candidate, f));
-                    break;
-                }
-                Err(Error::Exists(_)) => {}
-                Err(e) => return Err(e),
-            }
-        }
-        let Some((new_name, made)) = free else {
-            return Err(Error::Exists(path.to_owned()));
-        };
-        let place = crate::path::join(&dir, &new_name);
-        let len = snapshot
-            .reader
-            .len()
-            .map_err(|e| Error::from_io("reading a snapshot", e))?;
-        let whole: RangeSet = std::iter::once(0..len).collect();
-        for (start, bytes) in pieces(&*snapshot.reader, &whole) {
-            let bytes: Arc<[u8]> = bytes?.into();
-            if is_zero(&bytes) {
-                continue;
-            }
-            let f = made.clone();
-            self.call(file, &place, move || f.write_all_at(start, &bytes))?;
-        }
-        let f = made.clone();
-        self.call(file, &place, move || {
-            f.set_len(len)?;
-            f.sync()
-        })?;
-        for (start, bytes) in pieces(&*snapshot.reader, &whole) {
-            let bytes = bytes?;
-            if self.read_share(&made, start, bytes.len())? != bytes {
-                return Err(Error::Link(format!("{place}: the share did not keep it")));
-            }
-        }
-        let stamp = self.link.call(&place, move |_| made.stamp())?;
-        {
-            let mut tree = self.tree_mut();
-            if new_name != name {
-                let op = TreeOp::Rename {
-                    id: node,
-                    parent,
-                    name: new_name.clone(),
-                    replaced: None,
-                };
-                let lsn = self.log(MetaRecord::Tree {
-                    op: op.clone(),
-                    pending: false,
-                })?;
-                tree.apply(&op, false, lsn);
-            }
-            let share = Some((share_parent, new_name.clone()));
-            let lsn = self.log(MetaRecord::Placed {
-                id: node,
-                share: share.clone(),
-                attr: None,
-            })?;
-            tree.place(node, share);
-            tree.lsn = lsn;
-            // The other's file shows at the next look.
-            if let Some(dir) = tree.nodes.get_mut(&parent) {
-                dir.listed = None;
-            }
-        }
-        self.pushed(node, file, snapshot.epoch, stamp)?;
-        Ok(if new_name == name {
-            PushOutcome::Pushed(len)
-        } else {
-            PushOutcome::Conflict(self.tree().path(node))
-        })
-    }
 }
 
 /// Zeros past the end of a file need not be sent: a file that is made longer has them.
-fn is_zero(bytes: &[u8]) -> bool {
+pub(super) fn is_zero(bytes: &[u8]) -> bool {
     bytes.iter().all(|b| *b == 0)
 }
 
 /// The bytes of a set, in steps.
-fn pieces<'a>(
+pub(super) fn pieces<'a>(
     reader: &'a dyn ReadAt,
     set: &'a RangeSet,
 ) -> impl Iterator<Item = (u64, Result<Vec<u8>>)> + 'a {

@@ -188,13 +188,14 @@ impl<'a> Recovery<'a> {
             file_id: 0,
         };
         let mut tree = Tree::load(meta, root);
-        tree.relink();
         for m in &meta.files {
             if let Some(node) = tree.nodes.get_mut(&m.id) {
                 let file = FileNode::new(m.id, dir.data(m.id)?, FileState::load(m));
                 node.file = Some(Arc::new(file));
             }
         }
+        // Not before it is known what the files hold.
+        tree.relink();
         Ok(Self {
             dir,
             data_lsn: meta.data_lsn,
@@ -296,7 +297,7 @@ impl<'a> Recovery<'a> {
             }
             M::TreeDone { lsn: done } => {
                 if lsn > self.tree.lsn {
-                    self.tree.pending.retain(|p| p.lsn != done);
+                    self.tree.settled(done);
                     self.tree.lsn = lsn;
                 }
                 return Ok(());
@@ -497,6 +498,7 @@ impl<'a> Recovery<'a> {
             total += st.unwritten.bytes();
         }
         let mut tree = self.tree;
+        tree.doubted = tree.tried;
         correct_attributes(&mut tree);
         let gone: Vec<u64> = tree
             .nodes

@@ -2,18 +2,20 @@
 //!
 //! In order, one at a time, each recorded as done before the next: a crash or a lost link stops
 //! anywhere and the rest goes on later. A change may have reached the share without its answer, so
-//! each is idempotent. Nothing of another's is lost: a file that changed there is not removed, and
+//! each is idempotent. One that the share refuses stays in the queue, with what needs it (see
+//! [`super::held`]). Nothing of another's is lost: a file that changed there is not removed, and
 //! a name that was taken there gets ours beside it (R3, R9).
 
 use std::sync::{Arc, PoisonError};
 
+use super::held::Behind;
 use super::make::give;
 use super::{Drive, State};
 use crate::error::{Error, Result};
 use crate::journal::record::{MetaRecord, NodeRecord, TreeOp};
 use crate::path::{conflict_names, join};
 use crate::share::{Attr, Kind, Stamp};
-use crate::tree::Pending;
+use crate::tree::{Held, Pending};
 
 /// What became of one waiting change.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,8 +26,11 @@ pub enum ReintegratedOutcome {
     RenamedTo(String),
     /// Not removed there, because it was changed there meanwhile; it shows here again.
     KeptThere,
-    /// It cannot be done there any more, for this reason; ours stays as it is here.
+    /// It means nothing there any more, for this reason: what it was about is gone, or the share keeps no
+    /// such attributes (or time). No content and no name of ours is lost by that.
     Dropped(String),
+    /// The share refuses it, for this reason: it stays as it is here, and waits.
+    Refused(String),
 }
 
 /// One waiting change and what became of it.
@@ -56,6 +61,19 @@ impl Drive {
     /// still take effect; [`Error::Link`] when the link fails: what is done stays done,
     /// the rest still waits.
     pub fn reintegrate(&self, date: &str, host: &str) -> Result<Vec<Reintegrated>> {
+        self.reintegrate_as(date, host, true)
+    }
+
+    /// As [`Drive::reintegrate`], but what the share refused before is not asked for again, unless it
+    /// became another change.
+    ///
+    /// # Errors
+    /// As [`Drive::reintegrate`].
+    pub fn reintegrate_new(&self, date: &str, host: &str) -> Result<Vec<Reintegrated>> {
+        self.reintegrate_as(date, host, false)
+    }
+
+    fn reintegrate_as(&self, date: &str, host: &str, again: bool) -> Result<Vec<Reintegrated>> {
         let _one = self
             .reintegrating
             .lock()
@@ -64,6 +82,26 @@ impl Drive {
         if self.state() != State::Offline {
             self.shorten()?;
         }
+        self.bring_all(date, host, again, &mut report)?;
+        // What was refused is known not to be there: with what came after it, it may be nothing, or
+        // something else. Each round leaves fewer changes.
+        while !self.tree().held.is_empty() && self.shorten()? {
+            self.bring_all(date, host, false, &mut report)?;
+        }
+        self.sync_all()?;
+        Ok(report)
+    }
+
+    /// All waiting changes once.
+    fn bring_all(
+        &self,
+        date: &str,
+        host: &str,
+        again: bool,
+        report: &mut Vec<Reintegrated>,
+    ) -> Result<()> {
+        let mut behind = Behind::default();
+        let mut at = 0;
         loop {
             if self.tree_doubt.count() > 0 {
                 return Err(Error::Busy(
@@ -73,22 +111,60 @@ impl Drive {
             if self.state() == State::Offline {
                 return Err(Error::NotCached("the drive is offline".to_owned()));
             }
-            let (next, what) = {
-                let tree = self.tree();
-                match tree.pending.front() {
-                    Some(p) => (p.clone(), describe(&tree, &p.op)),
-                    None => break,
+            let (next, what, tries) = {
+                let mut tree = self.tree_mut();
+                let Some(next) = tree.next_pending(at).cloned() else {
+                    return Ok(());
+                };
+                at = next.lsn;
+                let held = tree.held.get(&next.lsn);
+                let tries = match held {
+                    Some(Held::Refused { tries, .. }) => *tries,
+                    _ => 0,
+                };
+                let waits = behind.holds(&tree, &next.op);
+                if waits || (tries > 0 && !again) {
+                    behind.add(&tree, &next.op);
+                    if waits {
+                        tree.held.insert(next.lsn, Held::Behind);
+                    }
+                    continue;
                 }
+                let what = describe(&tree, &next.op);
+                (next, what, tries)
             };
             // What is brought over is durable here, and so is what was brought before: a power cut
             // leaves one change in doubt, and what is done again never meets its own later changes.
             self.sync_all()?;
-            let outcome = self.bring(&next, date, host)?;
-            self.done(&next)?;
+            // From here on the share may have it.
+            self.tree_mut().held.remove(&next.lsn);
+            let outcome = match self.bring(&next, date, host) {
+                Ok(outcome) => outcome,
+                Err(e) => {
+                    let mut tree = self.tree_mut();
+                    tree.doubted = tree.doubted.max(next.lsn);
+                    return Err(e);
+                }
+            };
+            let outcome = match outcome {
+                ReintegratedOutcome::Refused(why) if only_times(&next.op) && tries >= PATIENCE => {
+                    ReintegratedOutcome::Dropped(why)
+                }
+                outcome => outcome,
+            };
+            if let ReintegratedOutcome::Refused(why) = &outcome {
+                let mut tree = self.tree_mut();
+                behind.add(&tree, &next.op);
+                let held = Held::Refused {
+                    why: why.clone(),
+                    tries: tries.saturating_add(1),
+                };
+                tree.held.insert(next.lsn, held);
+            } else {
+                self.done(&next)?;
+            }
             report.push(Reintegrated { what, outcome });
         }
-        self.sync_all()?;
-        Ok(report)
     }
 
     fn bring(&self, next: &Pending, date: &str, host: &str) -> Result<ReintegratedOutcome> {
@@ -101,7 +177,10 @@ impl Drive {
                 parent,
                 name,
                 replaced,
-            } => self.bring_rename(*id, *parent, name, *replaced, date, host),
+            } => {
+                let doubted = next.lsn <= self.tree().doubted;
+                self.bring_rename((*id, doubted), (*parent, name), *replaced, date, host)
+            }
             TreeOp::SetXattr { id, name, value } => {
                 let Some(at) = self.tree().share_path(*id) else {
                     return Ok(O::Done);
@@ -155,13 +234,15 @@ impl Drive {
             }
         };
         match outcome {
-            // Nothing can be said about the rest either.
-            Err(e) if e.is_link() => Err(e),
-            // Nor is this the share's refusal of this one change; a full disk, here or there, passes.
-            Err(
-                e @ (Error::Poisoned(_) | Error::Io { .. } | Error::Busy(_) | Error::NoSpace(_)),
-            ) => Err(e),
-            Err(e) => Ok(O::Dropped(e.to_string())),
+            // What it was about is gone there, or the share keeps nothing of the kind.
+            Err(e @ (Error::NotFound(_) | Error::Unsupported(_) | Error::NoAttribute(_)))
+                if next.op.makes().is_none() =>
+            {
+                Ok(O::Dropped(e.to_string()))
+            }
+            Err(e) if e.is_refusal() => Ok(O::Refused(e.to_string())),
+            // The link: nothing can be said about the rest either. A full disk, here or there, and what is
+            // in use pass.
             other => other,
         }
     }
@@ -170,7 +251,7 @@ impl Drive {
     fn done(&self, next: &Pending) -> Result<()> {
         let mut tree = self.tree_mut();
         let lsn = self.log(MetaRecord::TreeDone { lsn: next.lsn })?;
-        tree.pending.retain(|p| p.lsn != next.lsn);
+        tree.settled(next.lsn);
         tree.lsn = lsn;
         let ids: Vec<u64> = match &next.op {
             TreeOp::Remove { id } => vec![*id],
@@ -185,7 +266,12 @@ impl Drive {
         Ok(())
     }
 
-    fn placed(&self, id: u64, share: Option<(u64, String)>, attr: Option<Attr>) -> Result<()> {
+    pub(super) fn placed(
+        &self,
+        id: u64,
+        share: Option<(u64, String)>,
+        attr: Option<Attr>,
+    ) -> Result<()> {
         let mut tree = self.tree_mut();
         let lsn = self.log(MetaRecord::Placed {
             id,
@@ -200,7 +286,7 @@ impl Drive {
 
     /// Gives our node another name here, because the share has something else under its own (`place`).
     /// If by now it is called otherwise here, a later change brings that over.
-    fn rename_here(&self, id: u64, place: (u64, &str), name: &str) -> Result<()> {
+    pub(super) fn rename_here(&self, id: u64, place: (u64, &str), name: &str) -> Result<()> {
         let mut tree = self.tree_mut();
         let node = tree.node(id)?;
         if !node.linked || (node.parent, node.name.as_str()) != place {
@@ -255,13 +341,17 @@ impl Drive {
             tree.share_path(record.parent)
         };
         let Some(dir) = dir else {
-            return Ok(O::Dropped("its directory is not on the share".to_owned()));
+            return Ok(O::Refused("its directory is not on the share".to_owned()));
         };
         // Also what was removed here again: it may have been made there without an answer, and
         // its removal, next in the queue, needs to know it.
         let (kind, mode) = (record.attr.kind, record.attr.mode);
         let owner = (record.attr.uid, record.attr.gid);
         for name in conflict_names(&record.name, date, host) {
+            // An empty file there may be ours as well, and another: two would share one place.
+            if self.tree().lies_at(record.parent, &name).is_some() {
+                continue;
+            }
             let place = join(&dir, &name);
             let (path, target) = (place.clone(), record.target.clone().unwrap_or_default());
             let answer: Result<(Attr, Option<Stamp>, bool)> = self.change(&place, move |share| {
@@ -290,7 +380,7 @@ impl Drive {
                             return Ok((there, None, false));
                         }
                         match kind {
-                            Kind::File => Some(share.open(&path, true)?),
+                            Kind::File => Some(share.open(&path, false)?),
                             Kind::Dir | Kind::Symlink | Kind::Special(_) => None,
                         }
                     }
@@ -323,7 +413,7 @@ impl Drive {
             self.rename_here(id, (record.parent, &record.name), &name)?;
             return Ok(O::RenamedTo(place));
         }
-        Ok(O::Dropped("no free name on the share".to_owned()))
+        Ok(O::Refused("no free name on the share".to_owned()))
     }
 
     /// The share has an empty file of this name, which is ours: whatever it holds here is dirty.
@@ -339,7 +429,7 @@ impl Drive {
     }
 
     /// Whether the share's file is still the one that was removed or replaced here.
-    fn known_there(&self, id: u64, at: &str) -> Result<Option<bool>> {
+    pub(super) fn known_there(&self, id: u64, at: &str) -> Result<Option<bool>> {
         let (attr, stamp, ours_maybe) = {
             let tree = self.tree();
             let node = tree.node(id)?;
@@ -378,7 +468,7 @@ impl Drive {
         }
     }
 
-    fn bring_removal(&self, id: u64) -> Result<ReintegratedOutcome> {
+    pub(super) fn bring_removal(&self, id: u64) -> Result<ReintegratedOutcome> {
         use ReintegratedOutcome as O;
         let (at, kind) = {
             let tree = self.tree();
@@ -415,137 +505,18 @@ impl Drive {
         self.placed(id, None, None)?;
         Ok(O::Done)
     }
-
-    fn bring_rename(
-        &self,
-        id: u64,
-        parent: u64,
-        name: &str,
-        replaced: Option<u64>,
-        date: &str,
-        host: &str,
-    ) -> Result<ReintegratedOutcome> {
-        use ReintegratedOutcome as O;
-        if replaced.is_some() {
-            self.fill_first(id, date, host)?;
-        }
-        let (from, dir, old) = {
-            let tree = self.tree();
-            let old = replaced.and_then(|r| Some((r, tree.share_path(r)?)));
-            (tree.share_path(id), tree.share_path(parent), old)
-        };
-        let Some(from) = from else {
-            return Ok(O::Dropped("it is not on the share".to_owned()));
-        };
-        let Some(dir) = dir else {
-            return Ok(O::Dropped(
-                "its new directory is not on the share".to_owned(),
-            ));
-        };
-        if from == join(&dir, name) {
-            // Brought over before, and only that it was done is not known any more.
-            if let Some((old_id, _)) = old {
-                self.placed(old_id, None, None)?;
-            }
-            return Ok(O::Done);
-        }
-        let mut replace = false;
-        if let Some((old_id, old_at)) = &old {
-            // Replaced only if it is what we saw when we replaced it.
-            match self.known_there(*old_id, old_at)? {
-                Some(true) if *old_at == join(&dir, name) => replace = true,
-                Some(true) => {
-                    self.bring_removal(*old_id)?;
-                }
-                _ => self.placed(*old_id, None, None)?,
-            }
-        }
-        for new_name in conflict_names(name, date, host) {
-            let to = join(&dir, &new_name);
-            let (a, b) = (from.clone(), to.clone());
-            let own = new_name == name;
-            let respelled = self.link.names().same(&from, &to);
-            let over = (replace && own) || respelled;
-            match self.change(&from, move |share| share.rename(&a, &b, over)) {
-                Ok(()) => {}
-                Err(Error::NotFound(_)) => {
-                    // Renamed without an answer, or gone.
-                    let at = to.clone();
-                    match self.change(&to, move |share| share.stat(&at)) {
-                        Ok(_) => {}
-                        Err(Error::NotFound(_)) => {
-                            // Others removed it. It counts as lying where it was to go: what was
-                            // changed here is kept under that name, and the rest is as the share has
-                            // it, at the next look. Its old place may be another's by then.
-                            if let Some((old_id, _)) = &old {
-                                self.placed(*old_id, None, None)?;
-                            }
-                            self.placed(id, Some((parent, name.to_owned())), None)?;
-                            return Ok(O::Dropped("it is no longer on the share".to_owned()));
-                        }
-                        Err(e) => return Err(e),
-                    }
-                }
-                Err(Error::Exists(_) | Error::NotEmpty(_) | Error::IsDir(_) | Error::NotDir(_)) => {
-                    continue;
-                }
-                Err(e) => return Err(e),
-            }
-            if let Some((old_id, _)) = &old
-                && over
-                && !respelled
-            {
-                self.placed(*old_id, None, None)?;
-            }
-            self.placed(id, Some((parent, new_name.clone())), None)?;
-            if own {
-                return Ok(O::Done);
-            }
-            self.rename_here(id, (parent, name), &new_name)?;
-            return Ok(O::RenamedTo(to));
-        }
-        Ok(O::Dropped("no free name on the share".to_owned()))
-    }
 }
 
-impl Drive {
-    /// A file that is about to replace another on the share gets its content there first: else,
-    /// should the link die in between, others would find an empty one in the place of a good one.
-    /// (Containers reach the share at an epoch only, which is not for here to find.)
-    fn fill_first(&self, id: u64, date: &str, host: &str) -> Result<()> {
-        let path = self.tree().path(id);
-        let (file, from) = {
-            let tree = self.tree();
-            (tree.node(id)?.file.clone(), tree.share_path(id))
-        };
-        let (Some(file), Some(from)) = (file, from) else {
-            return Ok(());
-        };
-        let (dirty, ours) = {
-            let st = file.read();
-            (st.is_dirty(), st.stamp)
-        };
-        if !dirty || self.is_container(&path) || self.find(&path).ok() != Some(id) {
-            return Ok(());
-        }
-        match self.share_stamp(&from) {
-            Ok(there) if Some(there) == ours => {}
-            // It replaced the other already, without an answer; or it is not ours any more.
-            Ok(_) | Err(Error::NotFound(_)) => return Ok(()),
-            Err(e) => return Err(e),
-        }
-        match self.push_opaque(&path, date, host) {
-            Err(e) if e.is_link() => Err(e),
-            Err(error) => {
-                tracing::info!(path, %error, "its content follows later");
-                Ok(())
-            }
-            Ok(_) => Ok(()),
-        }
-    }
+/// How often a change of times alone is asked for in vain before it is given up.
+const PATIENCE: u32 = 20;
+
+/// Whether a change is of times alone: a nicety, which many shares refuse for files of others.
+fn only_times(op: &TreeOp) -> bool {
+    matches!(op, TreeOp::SetAttr { set, .. }
+        if set.mode.is_none() && set.uid.is_none() && set.gid.is_none())
 }
 
-fn describe(tree: &crate::tree::Tree, op: &TreeOp) -> String {
+pub(super) fn describe(tree: &crate::tree::Tree, op: &TreeOp) -> String {
     match op {
         TreeOp::Create(r) => format!("create {}", join(&tree.path(r.parent), &r.name)),
         TreeOp::Remove { id } => format!("remove {}", tree.path(*id)),
@@ -556,7 +527,7 @@ fn describe(tree: &crate::tree::Tree, op: &TreeOp) -> String {
             format!("rename {from} to {}", join(&tree.path(*parent), name))
         }
         TreeOp::SetAttr { id, .. } | TreeOp::SetXattr { id, .. } => {
-            format!("attributes of {}", tree.path(*id))
+            format!("set attributes of {}", tree.path(*id))
         }
     }
 }

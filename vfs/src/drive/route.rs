@@ -46,11 +46,24 @@ impl Drive {
         match self.open_there(node, write && state == State::Online) {
             Ok((share_file, stamp, writable)) => {
                 if ours {
-                    // Dirty and not whole: holes are filled only from the file they belong to.
+                    // Dirty and not whole: holes are filled only from the file they belong to. Where that is
+                    // no more, the next sync keeps what is here beside the other's; a program that had it
+                    // open meanwhile would only keep it from doing so.
+                    let known = {
+                        let st = file.read();
+                        (st.stamp, st.push.map(|p| p.1))
+                    };
+                    let same = known.0 == Some(stamp) || known.1 == Some(stamp.file_id);
+                    if !same && !self.tree().may_have_mtime(node, stamp.mtime) {
+                        file.write().share_changed = true;
+                        return Err(Error::ShareChanged(path));
+                    }
                     return Ok(Binding::Cache);
                 }
                 self.settle(file, stamp)?;
-                if state == State::Online {
+                // With a change of its names or attributes waiting, what is written now comes after that: by
+                // the journal, which knows the order.
+                if state == State::Online && !in_doubt {
                     self.settle_direct(file)?;
                     // Journaled bytes that still wait for a checkpoint must not hide what will be
                     // copied into the cache file beside them.

@@ -11,14 +11,15 @@ use crate::tree::{Pending, Tree};
 
 impl Drive {
     /// Drops waiting changes that cancel each other, and marks the rest as tried: what the share
-    /// may have seen is never dropped again.
-    pub(super) fn shorten(&self) -> Result<()> {
+    /// may have seen is never dropped again. Returns whether there was anything to shorten.
+    pub(super) fn shorten(&self) -> Result<bool> {
         let mut tree = self.tree_mut();
         let Some(through) = tree.pending.back().map(|p| p.lsn) else {
-            return Ok(());
+            return Ok(false);
         };
         let plan = plan(&tree);
-        if !plan.is_empty() {
+        let shorter = !plan.is_empty();
+        if shorter {
             let gone: HashSet<u64> = plan.gone.iter().copied().collect();
             let dropped = tree.pending.iter().filter(|p| gone.contains(&p.lsn));
             let touched: Vec<u64> = dropped.map(|p| p.op.node()).collect();
@@ -34,14 +35,15 @@ impl Drive {
             }
         }
         if tree.tried >= through {
-            return Ok(());
+            return Ok(shorter);
         }
         let lsn = self.log(MetaRecord::Tried { through })?;
         tree.tried = through;
         tree.lsn = lsn;
         drop(tree);
         // Before the share sees any of them.
-        self.journal.sync(lsn)
+        self.journal.sync(lsn)?;
+        Ok(shorter)
     }
 }
 
@@ -50,18 +52,24 @@ impl Drive {
 const PLANNED: usize = 20_000;
 const LONGEST: usize = 2 << 20;
 
-/// How the part of the queue that the share has not seen becomes shorter.
+/// How the part of the queue that the share has not seen becomes shorter. What it refused it has not: so a
+/// file whose making it refused can be given another name here, or removed again.
 fn plan(tree: &Tree) -> Plan {
-    let log = tree.pending.iter().filter(|p| p.lsn > tree.tried);
+    let tried = if tree.all_tried_are_held() {
+        0
+    } else {
+        tree.tried
+    };
+    let log = tree.pending.iter().filter(|p| p.lsn > tried);
     let log: Vec<&Pending> = log.take(PLANNED).collect();
     // Where a node lies after what was tried: unknown here, unless nothing of that touched it.
-    let tried = |id: u64| {
-        let mut earlier = tree.pending.iter().take_while(|p| p.lsn <= tree.tried);
+    let touched = |id: u64| {
+        let mut earlier = tree.pending.iter().take_while(|p| p.lsn <= tried);
         earlier.any(|p| p.op.node() == id)
     };
     let origin = |id: u64| {
         let node = tree.nodes.get(&id)?;
-        let place = node.share.clone().filter(|_| !tried(id))?;
+        let place = node.share.clone().filter(|_| !touched(id))?;
         Some((place, node.attr.kind))
     };
     let plan = optimise(log.into_iter().map(|p| (p.lsn, &p.op)), tree.names, &origin);

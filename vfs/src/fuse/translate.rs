@@ -35,7 +35,9 @@ fn errno(e: &Error) -> Errno {
         | Error::Damaged { .. }
         | Error::Newer { .. }
         | Error::Locked(_) => Errno::EIO,
-        Error::Io { source, .. } => source.raw_os_error().map_or(Errno::EIO, Errno::from_i32),
+        Error::Io { source, .. } | Error::Refused { source, .. } => {
+            source.raw_os_error().map_or(Errno::EIO, Errno::from_i32)
+        }
     }
 }
 

@@ -190,7 +190,7 @@ impl Tree {
     }
 
     /// Whether the subtree holds anything that exists only here, or is open.
-    fn holds_local(&self, id: u64) -> bool {
+    pub(super) fn holds_local(&self, id: u64) -> bool {
         let mut stack = vec![id];
         while let Some(at) = stack.pop() {
             let Some(n) = self.nodes.get(&at) else {

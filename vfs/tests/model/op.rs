@@ -154,6 +154,10 @@ pub enum Op {
         n: u64,
     },
     Heal,
+    /// A sync whose `n`-th share call is refused.
+    Refuse {
+        n: u64,
+    },
     /// The state directory's volume is full for one operation.
     Tight,
     Fill,
@@ -179,7 +183,7 @@ pub enum Op {
 }
 
 fn world(rng: &mut Rng) -> Op {
-    match rng.next(44) {
+    match rng.next(46) {
         0..12 => Op::State([State::Online, State::Cached, State::Offline][rng.index(3)]),
         12..17 => Op::Checkpoint,
         17..21 => Op::Kill,
@@ -198,6 +202,9 @@ fn world(rng: &mut Rng) -> Op {
         34..36 => Op::Heal,
         36..38 => Op::Tight,
         38 => Op::Fill,
+        39..41 => Op::Refuse {
+            n: 1 + rng.next(12),
+        },
         _ => Op::Sync,
     }
 }

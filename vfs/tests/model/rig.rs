@@ -146,11 +146,23 @@ impl Rig {
                 self.faults.at(*n, Fault::Hang);
             }
             Op::Heal => self.heal(),
+            Op::Refuse { n } => self.refuse(*n),
             Op::Tight => self.room.store(0, Ordering::SeqCst),
             Op::Fill => drop(self.d().fill()),
             _ => return false,
         }
         true
+    }
+
+    /// A sync that meets a refusal. What it leaves waits; nothing of it is lost, or becomes another's.
+    pub fn refuse(&mut self, n: u64) {
+        const EACCES: i32 = 13;
+        if self.d().state() != State::Online || self.faulty || self.faults.hanging() > 0 {
+            return;
+        }
+        self.faults.at(n, Fault::Errno(EACCES));
+        let _ = self.sync();
+        self.faults.heal();
     }
 
     /// After an operation: there is room again.

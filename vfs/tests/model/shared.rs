@@ -6,6 +6,9 @@
 //! content and changed it, or removed its name while the share was there. In the end every content in
 //! `kept` lies on the share, under its name or beside it; the drive shows what the share has.
 //! All that the drive ever shows is somebody's whole content.
+//!
+//! Where files are here in parts (a third of the worlds), what was changed here and there may be kept as a
+//! part, with a list of its holes: it must be that of a kept content, with the mark that makes it so.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -29,12 +32,8 @@ struct World {
 
 impl World {
     fn new(seed: u64) -> Self {
-        let mut rig = Rig::new(seed);
-        // Of a file that is here in parts, and changed here and there, ours cannot be made whole again
-        // (`ESTALE`): no world of this kind.
-        rig.whole = true;
         let mut w = Self {
-            rig,
+            rig: Rig::new(seed),
             next: 0,
             kept: BTreeSet::new(),
             ever: BTreeSet::new(),
@@ -316,7 +315,8 @@ impl World {
     }
 
     fn step(&mut self, op: &Op) {
-        if self.rig.happens(op) {
+        let refuse = matches!(op, Op::Refuse { .. });
+        if !refuse && self.rig.happens(op) {
             return;
         }
         match *op {
@@ -334,6 +334,11 @@ impl World {
                 self.rig.kill();
             }
             Op::Sync => drop(self.sync()),
+            Op::Refuse { n } => {
+                self.rig.refuse(n);
+                self.half = true;
+                self.sync();
+            }
             _ => self.theirs(op),
         }
     }
@@ -364,6 +369,13 @@ impl World {
             }
         }
         for content in &self.kept {
+            if !self.rig.whole
+                && there
+                    .iter()
+                    .any(|(name, part)| is_part(&there, name, part, content))
+            {
+                continue;
+            }
             let head = &content[..content.len().min(40)];
             assert!(
                 there.values().any(|d| d == content),
@@ -395,6 +407,27 @@ impl World {
         }
         assert_eq!(here.len(), there.len(), "{:?}", here.keys());
     }
+}
+
+/// Whether this is what was here of that content, as the list beside it says, and all that made it
+/// another's: its mark.
+fn is_part(there: &BTreeMap<String, Vec<u8>>, name: &str, part: &[u8], content: &[u8]) -> bool {
+    if !name.ends_with(".partial") || part.len() != content.len() {
+        return false;
+    }
+    let list = there.get(&format!("{name}.holes"));
+    let list = list.map(|l| String::from_utf8(l.clone()).unwrap());
+    let mut masked = content.to_vec();
+    for line in list
+        .iter()
+        .flat_map(|l| l.lines())
+        .filter(|l| !l.starts_with('#'))
+    {
+        let (from, to) = line.split_once(' ').unwrap();
+        masked[from.parse().unwrap()..to.parse().unwrap()].fill(0);
+    }
+    let marks = |data: &[u8]| data.windows(9).any(|w| w == b"<content ");
+    part == masked && (marks(part) || !marks(content))
 }
 
 pub fn run(seed: u64, ops: &[Op]) {
