@@ -3,6 +3,8 @@
 
 #[path = "support/machine.rs"]
 mod machine;
+#[path = "support/port.rs"]
+mod port;
 #[path = "support/skip.rs"]
 mod skip;
 #[allow(dead_code)] // Some of it is for the tests of the share itself.
@@ -15,7 +17,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use machine::Machine;
-use smbd::{Options, PASSWORD, Smbd};
+use smbd::{Options, Smbd};
 
 fn password_file(machine: &Machine, text: &str) -> String {
     let path = machine.path("password");
@@ -58,7 +60,7 @@ fn a_drive_over_smb_works_and_outlives_its_server() {
         return;
     };
     let share = server.address("share").to_string();
-    let password = password_file(&machine, PASSWORD);
+    let password = password_file(&machine, server.password());
     let mnt = machine.path("mnt");
     let mounted = machine.run(&[
         "mount",
@@ -100,7 +102,7 @@ fn a_drive_over_smb_works_and_outlives_its_server() {
     let status = machine.run(&["status", "--drive", &mnt]);
     let status = machine::stdout(&status);
     assert!(
-        status.contains(&share) && !status.contains(PASSWORD),
+        status.contains(&share) && !status.contains(server.password()),
         "{status}"
     );
     drop(drive);
@@ -110,8 +112,8 @@ fn a_drive_over_smb_works_and_outlives_its_server() {
     for path in logs.iter().filter(|p| !p.ends_with("password")) {
         let Ok(bytes) = fs::read(path) else { continue };
         let found = bytes
-            .windows(PASSWORD.len())
-            .any(|w| w == PASSWORD.as_bytes());
+            .windows(server.password().len())
+            .any(|w| w == server.password().as_bytes());
         assert!(!found, "the password is in {}", path.display());
     }
 }
@@ -147,7 +149,7 @@ fn a_server_that_refuses_is_said_at_once() {
     let error = machine.refused(&line, 5, "share-refused");
     assert!(error["message"].as_str().unwrap().contains("password"));
     assert!(!error.to_string().contains("wr0ng-passw0rd"));
-    let right = password_file(&machine, PASSWORD);
+    let right = password_file(&machine, server.password());
     let other = server.address("other").to_string();
     let line = ["mount", "--share", &other, "--password-file", &right, &mnt];
     let error = machine.refused(&line, 5, "share-refused");
@@ -177,7 +179,7 @@ fn a_password_may_come_by_a_descriptor() {
         .env("PSTSYNCD_RUNTIME_DIR", machine.temp.path().join("run"))
         .env("XDG_STATE_HOME", machine.temp.path().join("state"))
         .env("HOME", machine.temp.path())
-        .write_stdin(PASSWORD)
+        .write_stdin(server.password())
         .output()
         .unwrap();
     let told = String::from_utf8_lossy(&mounted.stderr).into_owned();

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used)]
 #![allow(dead_code)]
 
+#[path = "../../../tests/support/port.rs"]
+pub mod port;
 #[path = "../../../tests/support/skip.rs"]
 pub mod skip;
 pub mod smbd;

@@ -1,25 +1,34 @@
-//! An SMB server of a test's own: Debian's smbd on a free port of the loopback, with a directory
-//! of the test as its share, run by whoever runs the test. It is a process group, so that it can
-//! be killed, stopped and continued whole, and is killed when dropped.
+//! An SMB server of a test's own: Debian's smbd on a port of the loopback, with a directory of the
+//! test as its share, run by whoever runs the test. It is a process group, so that it can be killed,
+//! stopped and continued whole, and is killed when dropped.
+//!
+//! That something takes connections on the port says nothing: it may be another test's server (smbd
+//! sets SO_REUSEPORT, so that two of them can even have one port), or, for a port that the kernel
+//! hands out to clients, the connecting socket itself. So:
+//! - the port is a [`Port`], ours while the [`Smbd`] lives, also between a kill and the next run;
+//! - every server has a password of its own;
+//! - a server is up when a logon with that password on its share has succeeded.
 
+use std::collections::hash_map::RandomState;
+use std::fs::File;
+use std::hash::BuildHasher;
 use std::io::Write;
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
-use vfs::share::smb::{Password, SmbAddress, SmbConfig, SmbShare};
+use vfs::share::smb::{Password, Retry, SmbAddress, SmbConfig, SmbError, SmbShare};
 
+use super::port::Port;
 use super::skip;
-
-pub const PASSWORD: &str = "s3cret pass";
 
 pub struct Smbd {
     dir: tempfile::TempDir,
-    port: u16,
+    port: Port,
     user: String,
+    password: String,
     child: Option<Child>,
 }
 
@@ -38,9 +47,8 @@ fn user() -> Option<String> {
     line.split(':').next().map(str::to_owned)
 }
 
-fn free_port() -> u16 {
-    let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    socket.local_addr().unwrap().port()
+fn random() -> u64 {
+    RandomState::new().hash_one(std::process::id())
 }
 
 /// What differs between the servers of the tests.
@@ -88,7 +96,8 @@ impl Smbd {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let twice = format!("{PASSWORD}\n{PASSWORD}\n");
+        let password = format!("s3cret {:016x}", random());
+        let twice = format!("{password}\n{password}\n");
         let mut stdin = add.stdin.take().unwrap();
         stdin.write_all(twice.as_bytes()).unwrap();
         drop(stdin);
@@ -96,23 +105,24 @@ impl Smbd {
         assert!(added.status.success(), "{added:?}");
         let mut server = Self {
             dir,
-            port: 0,
+            port: Port::take(),
             user,
+            password,
             child: None,
         };
         for _ in 0..5 {
-            server.port = free_port();
             if server.run() {
                 return Some(server);
             }
+            server.port = Port::take();
         }
         panic!("smbd does not start: {}", server.log());
     }
 
-    /// Starts the server on its port; whether it answers.
+    /// Starts the server on its port; whether it came up.
     pub fn run(&mut self) -> bool {
         self.kill();
-        let log = std::fs::File::options()
+        let log = File::options()
             .create(true)
             .append(true)
             .open(self.dir.path().join("log"))
@@ -121,7 +131,7 @@ impl Smbd {
             .arg("-F")
             .arg("-s")
             .arg(self.dir.path().join("smb.conf"))
-            .args(["--no-process-group", "-p", &self.port.to_string()])
+            .args(["--no-process-group", "-p", &self.port.number().to_string()])
             .process_group(0)
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
@@ -131,16 +141,27 @@ impl Smbd {
         self.child = Some(child);
         let end = Instant::now() + Duration::from_secs(60);
         while Instant::now() < end {
-            if TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_ok() {
-                return true;
-            }
+            // A new one each time: they wait between attempts, and long after a refusal.
+            let logon = SmbShare::new(self.config("share")).unwrap().connect();
             let child = self.child.as_mut().unwrap();
             if child.try_wait().unwrap().is_some() {
                 return false;
             }
+            match logon {
+                Ok(()) => return true,
+                Err(e) if SmbError::of(&e).is_some_and(|e| e.retry != Retry::Never) => {}
+                // A stranger has the port: ours knows the password.
+                Err(e) if e.to_string().contains("password") => return false,
+                Err(e) => panic!("{e}\n{}", self.log()),
+            }
             std::thread::sleep(Duration::from_millis(20));
         }
         false
+    }
+
+    /// The password of the one account; no other server has it.
+    pub fn password(&self) -> &str {
+        &self.password
     }
 
     pub fn log(&self) -> String {
@@ -174,12 +195,16 @@ impl Smbd {
     }
 
     pub fn address(&self, share: &str) -> SmbAddress {
-        let text = format!("smb://{}@127.0.0.1:{}/{share}", self.user, self.port);
+        let text = format!(
+            "smb://{}@127.0.0.1:{}/{share}",
+            self.user,
+            self.port.number()
+        );
         SmbAddress::parse(&text).unwrap()
     }
 
     pub fn config(&self, share: &str) -> SmbConfig {
-        SmbConfig::new(self.address(share), Password::new(PASSWORD.to_owned()))
+        SmbConfig::new(self.address(share), Password::new(self.password.clone()))
     }
 
     pub fn share(&self) -> SmbShare {
