@@ -11,6 +11,7 @@ pub mod fault;
 pub mod smb;
 
 use std::io;
+use std::ops::Range;
 
 use bincode::{Decode, Encode};
 
@@ -155,6 +156,10 @@ pub trait Share: Send + Sync {
     fn names(&self) -> Names {
         Names::Any
     }
+    /// Whether its open files can be locked in parts ([`ShareFile::lock`]); answered from memory.
+    fn has_locks(&self) -> bool {
+        false
+    }
     /// Opens an existing file.
     fn open(&self, path: &str, write: bool) -> io::Result<Box<dyn ShareFile>>;
     /// Creates a file that must not exist, with just this mode, and opens it for reading and
@@ -201,6 +206,19 @@ pub trait ShareFile: Send + Sync {
     /// Makes everything written durable on the share.
     fn sync(&self) -> io::Result<()>;
 
+    /// Locks a part of the file against other clients of the share, at once or not at all (`false`:
+    /// another has a lock there). An exclusive lock lies over no other, not even of this handle; a
+    /// shared one may lie over what this handle has. Ends with the handle.
+    fn lock(&self, range: Range<u64>, exclusive: bool) -> io::Result<bool> {
+        let _ = (range, exclusive);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    /// Unlocks just what was locked by one call; the older of two that are alike.
+    fn unlock(&self, range: Range<u64>) -> io::Result<()> {
+        let _ = range;
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// The stamp of the open file.
     fn stamp(&self) -> io::Result<Stamp> {
         let attr = self.stat()?;
@@ -246,6 +264,9 @@ impl<S: Share + ?Sized> Share for std::sync::Arc<S> {
     }
     fn names(&self) -> Names {
         (**self).names()
+    }
+    fn has_locks(&self) -> bool {
+        (**self).has_locks()
     }
     fn open(&self, path: &str, write: bool) -> io::Result<Box<dyn ShareFile>> {
         (**self).open(path, write)

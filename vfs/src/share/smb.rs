@@ -471,6 +471,10 @@ impl Share for SmbShare {
         Names::Windows
     }
 
+    fn has_locks(&self) -> bool {
+        true
+    }
+
     fn open(&self, path: &str, write: bool) -> io::Result<Box<dyn ShareFile>> {
         let how = self.how(path, write, None);
         Ok(Box::new(self.0.wait(self.0.open(path, how))?))

@@ -33,10 +33,19 @@ pub fn over_smb() -> bool {
 
 impl Rig {
     pub fn new() -> Self {
+        Self::served(over_smb())
+    }
+
+    /// One whose share is a directory, whatever the test program.
+    pub fn bare() -> Self {
+        Self::served(false)
+    }
+
+    fn served(by_smbd: bool) -> Self {
         let tmp = tempfile::tempdir().unwrap();
         let root = tmp.path().join("share");
         std::fs::create_dir(&root).unwrap();
-        let server = over_smb()
+        let server = by_smbd
             .then(|| smbd::Smbd::start(&root, smbd::Options::default()))
             .flatten();
         let (share, faults): (Arc<dyn Share>, _) = match &server {
