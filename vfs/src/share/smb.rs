@@ -281,8 +281,12 @@ impl Inner {
         };
         if replace && done.as_ref().is_err_and(in_the_way) {
             // SMB replaces neither directories nor, on Windows, files that are open.
-            let (from, _) = self.stat(from).await?;
-            let cleared = match (from.kind, self.stat(to).await?.0.kind) {
+            let there = (self.stat(from).await, self.stat(to).await);
+            let (Ok((from, _)), Ok((target, _))) = there else {
+                // Nothing is in the way.
+                return done;
+            };
+            let cleared = match (from.kind, target.kind) {
                 (Kind::Dir, Kind::Dir) => self.rmdir(to).await,
                 (Kind::File, Kind::File) if !self.files.at(to).is_empty() => self.unlink(to).await,
                 _ => return done,
@@ -434,6 +438,14 @@ impl SmbShare {
     pub fn connect(&self) -> io::Result<()> {
         self.0
             .wait(async { self.0.sessions.live().await.map(drop) })
+    }
+
+    /// The DOS attributes of a file (MS-FSCC 2.6), of which the drive shows only "read-only".
+    ///
+    /// # Errors
+    /// What the server says.
+    pub fn dos_attributes(&self, path: &str) -> io::Result<u32> {
+        self.0.wait(self.0.stat(path)).map(|(_, bits)| bits)
     }
 
     fn how(&self, path: &str, write: bool, create: Option<u32>) -> How {

@@ -4,6 +4,7 @@
 
 #[path = "../../../tests/support/port.rs"]
 pub mod port;
+pub mod proxy;
 #[path = "../../../tests/support/skip.rs"]
 pub mod skip;
 pub mod smbd;

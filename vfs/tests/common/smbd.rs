@@ -159,6 +159,14 @@ impl Smbd {
         false
     }
 
+    pub fn port(&self) -> u16 {
+        self.port.number()
+    }
+
+    pub fn user(&self) -> &str {
+        &self.user
+    }
+
     /// The password of the one account; no other server has it.
     pub fn password(&self) -> &str {
         &self.password
