@@ -17,6 +17,7 @@ mod fill;
 mod locks;
 mod make;
 mod names;
+mod notify;
 mod optimise;
 mod passthrough;
 mod push;
@@ -221,6 +222,8 @@ pub struct Drive {
     tree_doubt: InDoubt,
     ahead: ahead::Counters,
     tell: Mutex<Option<Arc<OnChange>>>,
+    /// Listening to the share.
+    told: Mutex<notify::Told>,
     bell: Arc<Bell>,
     /// Where programs see the drive.
     mounted: OnceLock<String>,

@@ -232,6 +232,12 @@ impl Link {
         self.share.has_locks()
     }
 
+    /// Whether the share may tell of changes.
+    #[must_use]
+    pub fn may_tell(&self) -> bool {
+        self.share.may_tell()
+    }
+
     /// The stall budget.
     #[must_use]
     pub fn budget(&self) -> Duration {

@@ -123,6 +123,24 @@ pub struct Statfs {
     pub files_free: u64,
 }
 
+/// What a share told of changes since it was last asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Changed {
+    /// At these paths, or in their attributes; also changes of our own.
+    These(Vec<String>),
+    /// More than it can say.
+    Anything,
+}
+
+/// A share that tells of changes ([`Share::changes`]). It stops when dropped.
+pub trait Changes: Send {
+    /// What was told since the last call; answered from memory.
+    ///
+    /// # Errors
+    /// The share tells nothing any more; whoever wants to hear must ask for a new one.
+    fn heard(&mut self) -> io::Result<Changed>;
+}
+
 /// The remote file tree. Paths are those of [`crate::path`]. Calls are synchronous and may block.
 pub trait Share: Send + Sync {
     /// Attributes; symbolic links are not followed.
@@ -159,6 +177,14 @@ pub trait Share: Send + Sync {
     /// Whether its open files can be locked in parts ([`ShareFile::lock`]); answered from memory.
     fn has_locks(&self) -> bool {
         false
+    }
+    /// Whether it may tell of changes ([`Share::changes`]); answered from memory.
+    fn may_tell(&self) -> bool {
+        false
+    }
+    /// Begins to tell of changes. Nothing says that all changes are told of.
+    fn changes(&self) -> io::Result<Box<dyn Changes>> {
+        Err(io::ErrorKind::Unsupported.into())
     }
     /// Opens an existing file.
     fn open(&self, path: &str, write: bool) -> io::Result<Box<dyn ShareFile>>;
@@ -267,6 +293,12 @@ impl<S: Share + ?Sized> Share for std::sync::Arc<S> {
     }
     fn has_locks(&self) -> bool {
         (**self).has_locks()
+    }
+    fn may_tell(&self) -> bool {
+        (**self).may_tell()
+    }
+    fn changes(&self) -> io::Result<Box<dyn Changes>> {
+        (**self).changes()
     }
     fn open(&self, path: &str, write: bool) -> io::Result<Box<dyn ShareFile>> {
         (**self).open(path, write)

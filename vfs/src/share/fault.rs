@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use crate::path::Names;
 
-use super::{Attr, Entry, SetAttr, Share, ShareFile, Statfs};
+use super::{Attr, Changes, Entry, SetAttr, Share, ShareFile, Statfs};
 
 /// What a chosen call does instead of its work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -213,6 +213,12 @@ impl<S: Share> Share for FaultShare<S> {
     }
     fn has_locks(&self) -> bool {
         self.inner.has_locks()
+    }
+    fn may_tell(&self) -> bool {
+        self.inner.may_tell()
+    }
+    fn changes(&self) -> io::Result<Box<dyn Changes>> {
+        self.control.run("", || self.inner.changes())
     }
     fn open(&self, path: &str, write: bool) -> io::Result<Box<dyn ShareFile>> {
         self.control

@@ -21,6 +21,7 @@ mod attr;
 mod call;
 mod error;
 mod file;
+mod notify;
 mod session;
 mod wire;
 
@@ -38,7 +39,7 @@ use self::call::How;
 use self::error::Result;
 use self::file::{OpenFile, OpenFiles, SmbFile};
 use self::session::{Live, Sessions};
-use super::{Attr, Entry, Kind, SetAttr, Share, ShareFile, Statfs};
+use super::{Attr, Changes, Entry, Kind, SetAttr, Share, ShareFile, Statfs};
 use crate::path::{Names, Patterns, check_name, join, split};
 
 /// A password. It cannot be printed.
@@ -485,6 +486,14 @@ impl Share for SmbShare {
 
     fn has_locks(&self) -> bool {
         true
+    }
+
+    fn may_tell(&self) -> bool {
+        true
+    }
+
+    fn changes(&self) -> io::Result<Box<dyn Changes>> {
+        Ok(Box::new(self.0.wait(self.0.changes())?))
     }
 
     fn open(&self, path: &str, write: bool) -> io::Result<Box<dyn ShareFile>> {
