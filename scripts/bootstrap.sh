@@ -15,6 +15,7 @@ needed=(
   make:make
   fusermount3:fuse3            # mounting as an ordinary user
   smbd:samba                   # a real share in tests
+  smbclient:smbclient          # another client of it
   pffexport:pff-tools          # independent readers of PST files:
   readpst:pst-utils            #   our own must not judge our own writing
   rsync:rsync                  # compared in the demo

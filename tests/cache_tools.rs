@@ -267,7 +267,7 @@ fn unmount_waits_and_says_for_what() {
     let mail = rig.dump(&rig.on_drive());
     let again = rig.command(&["unmount", utf8(&drive)]).spawn();
     let mut again = again.expect("runs");
-    rig.restart_agent();
+    rig.start_agent();
     assert!(again.wait().expect("ends").success());
     assert!(
         mail == rig.dump(&rig.on_share()),

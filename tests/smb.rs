@@ -3,6 +3,8 @@
 
 #[path = "support/machine.rs"]
 mod machine;
+#[path = "support/port.rs"]
+mod port;
 #[path = "support/skip.rs"]
 mod skip;
 #[allow(dead_code)] // Some of it is for the tests of the share itself.
@@ -91,7 +93,7 @@ fn a_drive_over_smb_works_and_outlives_its_server() {
         fs::read(at("meanwhile.txt")).unwrap(),
         b"written without a server"
     );
-    server.run();
+    assert!(server.run());
     within_a_minute(|| {
         machine.run(&["sync", "now", "--drive", &mnt]);
         fs::read(there("meanwhile.txt")).is_ok_and(|t| t == b"written without a server")

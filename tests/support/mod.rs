@@ -11,7 +11,10 @@ use std::process::{Child, Command, Output, Stdio};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use port::Port;
+
 pub mod editor;
+pub mod port;
 pub mod readers;
 pub mod skip;
 pub mod trace;
@@ -30,6 +33,7 @@ pub fn shared(part: &str) -> Option<PathBuf> {
 pub struct Rig {
     pub home: TempDir,
     agent: Option<Child>,
+    agent_port: Port,
     mounted: Option<u32>,
     /// Whether a drive that is mounted syncs by itself: most tests say when.
     pub auto_sync: bool,
@@ -46,6 +50,7 @@ impl Rig {
         let mut rig = Self {
             home,
             agent: None,
+            agent_port: Port::take(),
             mounted: None,
             auto_sync: false,
         };
@@ -53,21 +58,11 @@ impl Rig {
         rig
     }
 
+    /// Starts the agent; always at the same place, so that a mounted drive finds it again.
     pub fn start_agent(&mut self) {
-        self.start_agent_at("127.0.0.1:0");
-    }
-
-    /// Where it was before, so that a mounted drive finds it again.
-    pub fn restart_agent(&mut self) {
-        let invitation = fs::read_to_string(self.path("agent/client.json")).expect("there");
-        let invitation: Value = serde_json::from_str(&invitation).expect("JSON");
-        let url = invitation["url"].as_str().expect("a URL");
-        self.start_agent_at(url.trim_start_matches("https://"));
-    }
-
-    fn start_agent_at(&mut self, listen: &str) {
+        let listen = format!("127.0.0.1:{}", self.agent_port.number());
         let mut child = self
-            .command(&["agent", "serve", "--json", "--listen", listen])
+            .command(&["agent", "serve", "--json", "--listen", &listen])
             .arg("--root")
             .arg(self.path("share"))
             .arg("--state-dir")

@@ -17,8 +17,10 @@ mod crawl;
 mod desk;
 mod fill;
 mod held;
+mod locks;
 mod make;
 mod names;
+mod notify;
 mod optimise;
 mod passthrough;
 mod push;
@@ -60,6 +62,8 @@ pub use content::Opened;
 pub use crawl::TreeStatus;
 pub use desk::{ContainerStatus, DriveStatus, Exclusive};
 pub use held::RefusedChange;
+pub(crate) use locks::Locks;
+pub use locks::{HeldLock, LockOwner};
 pub use names::{DirEntry, NodeAttr};
 pub use push::PushOutcome;
 pub use reintegrate::{Reintegrated, ReintegratedOutcome};
@@ -222,6 +226,8 @@ pub struct Drive {
     tree_doubt: InDoubt,
     ahead: ahead::Counters,
     tell: Mutex<Option<Arc<OnChange>>>,
+    /// Listening to the share.
+    told: Mutex<notify::Told>,
     bell: Arc<Bell>,
     /// Where programs see the drive.
     mounted: OnceLock<String>,

@@ -16,6 +16,7 @@ use std::time::Instant;
 use storage::{RangeSet, WriteAt};
 
 use crate::cache::{FileMeta, from_ranges, to_ranges};
+use crate::drive::Locks;
 use crate::error::{Error, Result};
 use crate::link::InDoubt;
 use crate::share::{ShareFile, Stamp};
@@ -479,6 +480,8 @@ pub(crate) struct FileNode {
     pub io: Mutex<()>,
     /// Orders first opens and last closes of this file.
     pub open: Mutex<()>,
+    /// Byte-range locks of programs.
+    pub locks: Locks,
     /// Calls left behind that may still change the share's file.
     pub doubt: InDoubt,
     /// Reads of the share's file that have not come back.
@@ -498,6 +501,7 @@ impl FileNode {
             st: RwLock::new(state),
             io: Mutex::default(),
             open: Mutex::default(),
+            locks: Locks::default(),
             doubt: InDoubt::default(),
             asked: InDoubt::default(),
             fetch: Mutex::default(),

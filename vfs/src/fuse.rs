@@ -8,6 +8,7 @@ mod backing;
 mod dirs;
 mod groups;
 mod lanes;
+mod locks;
 mod mount;
 mod translate;
 
@@ -21,8 +22,8 @@ use std::time::{Duration, SystemTime};
 use fuser::{
     BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
     KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite,
-    ReplyXattr, Request, TimeOrNow, WriteFlags,
+    ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLock, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 pub use mount::{MountHandle, MountOptions, mount};
@@ -31,6 +32,7 @@ use self::backing::Backings;
 use self::dirs::OpenDirs;
 use self::groups::is_member;
 use self::lanes::Lanes;
+use self::locks::Waits;
 use self::translate::{empty, entry, file_attr, file_type, made_by_mknod, nanos, report, sized};
 use crate::drive::{Drive, XattrMode, now};
 use crate::error::Error;
@@ -45,6 +47,7 @@ const MAX_IO: u32 = 1 << 20;
 struct Frontend {
     drive: Arc<Drive>,
     lanes: Lanes,
+    locks: Arc<Waits>,
     dirs: Arc<OpenDirs>,
     backings: Arc<Backings>,
     reads: Arc<AtomicU64>,
@@ -89,6 +92,11 @@ impl Filesystem for Frontend {
             InitFlags::FUSE_HANDLE_KILLPRIV_V2,
         ] {
             let _ = config.add_capabilities(flag);
+        }
+        // Where only this machine's programs lock, the kernel does it better. (`flock` stays with it in
+        // any case: which of the two kinds a lock is does not come through.)
+        if self.drive.has_share_locks() {
+            let _ = config.add_capabilities(InitFlags::FUSE_POSIX_LOCKS);
         }
         // One level for a cache on a layered file system, as containers have it.
         if self.passthrough
@@ -384,8 +392,49 @@ impl Filesystem for Frontend {
         }
     }
 
-    fn flush(&self, _: &Request, _: INodeNo, fh: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        empty(reply, "flush", self.drive.flush(fh.0));
+    fn flush(&self, _: &Request, ino: INodeNo, fh: FileHandle, by: LockOwner, reply: ReplyEmpty) {
+        if !self.drive.has_locks(fh.0, by.0) {
+            return empty(reply, "flush", self.drive.flush(fh.0));
+        }
+        let locks = self.locks.clone();
+        self.spawn_on(ino, move |d| {
+            let done = d.unlock_all(fh.0, by.0).and_then(|()| d.flush(fh.0));
+            locks.unlocked();
+            empty(reply, "flush", done);
+        });
+    }
+
+    fn getlk(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        fh: FileHandle,
+        by: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
+        reply: ReplyLock,
+    ) {
+        self.locks.test(fh, (by, pid), (start, end), typ, reply);
+    }
+
+    fn setlk(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        by: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
+        sleep: bool,
+        reply: ReplyEmpty,
+    ) {
+        let thread = sleep.then(|| req.pid());
+        self.locks
+            .set(ino, fh, (by, pid), (start, end), typ, thread, reply);
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, fh: FileHandle, _: bool, reply: ReplyEmpty) {

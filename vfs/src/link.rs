@@ -8,6 +8,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, mpsc};
 use std::time::{Duration, Instant};
@@ -229,6 +230,18 @@ impl Link {
     #[must_use]
     pub fn names(&self) -> Names {
         self.share.names()
+    }
+
+    /// Whether the share's files can be locked in parts.
+    #[must_use]
+    pub fn has_locks(&self) -> bool {
+        self.share.has_locks()
+    }
+
+    /// Whether the share may tell of changes.
+    #[must_use]
+    pub fn may_tell(&self) -> bool {
+        self.share.may_tell()
     }
 
     /// The stall budget.
@@ -490,6 +503,14 @@ impl ShareFile for Held {
 
     fn write_all_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.file()?.write_all_at(offset, data)
+    }
+
+    fn lock(&self, range: Range<u64>, exclusive: bool) -> io::Result<bool> {
+        self.file()?.lock(range, exclusive)
+    }
+
+    fn unlock(&self, range: Range<u64>) -> io::Result<()> {
+        self.file()?.unlock(range)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {

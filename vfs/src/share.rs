@@ -11,6 +11,7 @@ pub mod fault;
 pub mod smb;
 
 use std::io;
+use std::ops::Range;
 
 use bincode::{Decode, Encode};
 
@@ -138,6 +139,24 @@ pub struct Statfs {
     pub files_free: u64,
 }
 
+/// What a share told of changes since it was last asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Changed {
+    /// At these paths, or in their attributes; also changes of our own.
+    These(Vec<String>),
+    /// More than it can say.
+    Anything,
+}
+
+/// A share that tells of changes ([`Share::changes`]). It stops when dropped.
+pub trait Changes: Send {
+    /// What was told since the last call; answered from memory.
+    ///
+    /// # Errors
+    /// The share tells nothing any more; whoever wants to hear must ask for a new one.
+    fn heard(&mut self) -> io::Result<Changed>;
+}
+
 /// The remote file tree. Paths are those of [`crate::path`]. Calls are synchronous and may block.
 pub trait Share: Send + Sync {
     /// Attributes; symbolic links are not followed.
@@ -180,6 +199,18 @@ pub trait Share: Send + Sync {
     /// Which names the share can hold; answered from memory.
     fn names(&self) -> Names {
         Names::Any
+    }
+    /// Whether its open files can be locked in parts ([`ShareFile::lock`]); answered from memory.
+    fn has_locks(&self) -> bool {
+        false
+    }
+    /// Whether it may tell of changes ([`Share::changes`]); answered from memory.
+    fn may_tell(&self) -> bool {
+        false
+    }
+    /// Begins to tell of changes. Nothing says that all changes are told of.
+    fn changes(&self) -> io::Result<Box<dyn Changes>> {
+        Err(io::ErrorKind::Unsupported.into())
     }
     /// Opens an existing file.
     fn open(&self, path: &str, write: bool) -> io::Result<Box<dyn ShareFile>>;
@@ -226,6 +257,19 @@ pub trait ShareFile: Send + Sync {
     fn set_len(&self, len: u64) -> io::Result<()>;
     /// Makes everything written durable on the share.
     fn sync(&self) -> io::Result<()>;
+
+    /// Locks a part of the file against other clients of the share, at once or not at all (`false`:
+    /// another has a lock there). An exclusive lock lies over no other, not even of this handle; a
+    /// shared one may lie over what this handle has. Ends with the handle.
+    fn lock(&self, range: Range<u64>, exclusive: bool) -> io::Result<bool> {
+        let _ = (range, exclusive);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    /// Unlocks just what was locked by one call; the older of two that are alike.
+    fn unlock(&self, range: Range<u64>) -> io::Result<()> {
+        let _ = range;
+        Err(io::ErrorKind::Unsupported.into())
+    }
 
     /// The stamp of the open file.
     fn stamp(&self) -> io::Result<Stamp> {
@@ -278,6 +322,15 @@ impl<S: Share + ?Sized> Share for std::sync::Arc<S> {
     }
     fn names(&self) -> Names {
         (**self).names()
+    }
+    fn has_locks(&self) -> bool {
+        (**self).has_locks()
+    }
+    fn may_tell(&self) -> bool {
+        (**self).may_tell()
+    }
+    fn changes(&self) -> io::Result<Box<dyn Changes>> {
+        (**self).changes()
     }
     fn open(&self, path: &str, write: bool) -> io::Result<Box<dyn ShareFile>> {
         (**self).open(path, write)

@@ -9,6 +9,7 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use common::port::Port;
 use common::smbd::{Options, Smbd};
 use common::{Rig, open_rw, pattern};
 use vfs::path::Patterns;
@@ -252,7 +253,7 @@ fn open_files_outlive_a_restart_of_the_server_if_they_are_still_the_same() {
     new.set_modified(times.modified().unwrap()).unwrap();
     std::fs::rename(tmp.path().join("new"), tmp.path().join("replaced")).unwrap();
     std::fs::remove_file(tmp.path().join("gone")).unwrap();
-    server.run();
+    assert!(server.run());
 
     let mut buf = [0; 9000];
     at_last(|| same.read_at(0, &mut buf));
@@ -405,12 +406,12 @@ fn what_is_no_server_is_said() {
         assert!(!text.is_empty(), "{answer:?}");
     }
     // Nobody there; and one that takes the connection and says nothing.
-    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = socket.local_addr().unwrap().port();
-    let text = said(&connect(port), Retry::Soon, true);
+    let port = Port::take();
+    let socket = TcpListener::bind(("127.0.0.1", port.number())).unwrap();
+    let text = said(&connect(port.number()), Retry::Soon, true);
     assert!(text.contains("does not answer"), "{text}");
     drop(socket);
-    let text = said(&connect(port), Retry::Soon, true);
+    let text = said(&connect(port.number()), Retry::Soon, true);
     assert!(text.contains("refuses"), "{text}");
 }
 
@@ -483,7 +484,7 @@ fn the_drive_goes_on_from_its_cache_while_the_server_is_away() {
         if silent {
             server.resume();
         } else {
-            server.run();
+            assert!(server.run());
         }
         let end = Instant::now() + Duration::from_secs(60);
         let sent = loop {
@@ -503,4 +504,28 @@ fn the_drive_goes_on_from_its_cache_while_the_server_is_away() {
         }
         drop(drive);
     }
+}
+
+#[test]
+fn servers_start_one_beside_the_other() {
+    // By hand: `VFS_SMBD_STARTS=200`, with builds beside.
+    let starts = std::env::var("VFS_SMBD_STARTS").map_or(8, |n| n.parse::<usize>().unwrap());
+    std::thread::scope(|scope| {
+        for t in 0..4 {
+            scope.spawn(move || {
+                for n in (t..starts).step_by(4) {
+                    let tmp = tempfile::tempdir().unwrap();
+                    let Some(mut server) = server(tmp.path()) else {
+                        return;
+                    };
+                    let name = format!("made-by-{n}");
+                    server.share().create(&name, 0o600).unwrap();
+                    assert!(tmp.path().join(&name).exists(), "another server's share");
+                    server.kill();
+                    assert!(server.run());
+                    server.share().stat(&name).unwrap();
+                }
+            });
+        }
+    });
 }

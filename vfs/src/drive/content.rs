@@ -112,6 +112,7 @@ impl Drive {
                         if old_id != stamp.file_id {
                             return Err(Error::ShareChanged(share_path));
                         }
+                        self.move_locks(node, file, &new);
                         let mut st = file.write();
                         let mut old = None;
                         if matches!(st.binding, Some(Binding::Share(..))) {
@@ -188,6 +189,7 @@ impl Drive {
     pub fn release(&self, handle: u64) -> Result<()> {
         let h = self.take_handle(handle)?;
         let file = &h.file;
+        self.end_locks_of(handle, h.node, file);
         let _open = file.open.lock().unwrap_or_else(PoisonError::into_inner);
         let last = file.read().opens == 1;
         if last && !file.read().online_written.is_empty() && !file.read().unlinked {

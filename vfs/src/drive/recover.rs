@@ -108,6 +108,7 @@ impl Drive {
             tree_doubt: InDoubt::default(),
             ahead: super::ahead::Counters::default(),
             tell: Mutex::default(),
+            told: Mutex::default(),
             bell: Arc::new(Bell::default()),
             mounted: OnceLock::new(),
             listeners: Mutex::default(),
@@ -135,6 +136,12 @@ impl Drive {
                 &drive,
                 drive.attr_life.max(Duration::from_secs(1)),
                 Drive::watch_in_background,
+            )?;
+            spawn(
+                "drive-listen",
+                &drive,
+                Duration::from_millis(250),
+                Drive::listen_in_background,
             )?;
         }
         Ok(drive)

@@ -13,6 +13,7 @@ type Job = Box<dyn FnOnce() + Send>;
 const WIDTH: usize = 32;
 
 /// A pool of threads of which each file gets a part.
+#[derive(Clone)]
 pub(super) struct Lanes {
     pool: Pool,
     lanes: Arc<Mutex<HashMap<u64, Lane>>>,

@@ -11,6 +11,7 @@ use fuser::{BackgroundSession, Config, INodeNo, MountOption, SessionACL};
 use super::Frontend;
 use super::backing::Backings;
 use super::lanes::Lanes;
+use super::locks::Waits;
 use crate::drive::Drive;
 use crate::link::Pool;
 
@@ -136,9 +137,11 @@ pub fn mount(
     config.clone_fd = true;
     let backings: Arc<Backings> = Arc::default();
     let reads: Arc<AtomicU64> = Arc::default();
+    let lanes = Lanes::new(Pool::new("drive-call", MAX_CALLS));
     let frontend = Frontend {
         drive: drive.clone(),
-        lanes: Lanes::new(Pool::new("drive-call", MAX_CALLS)),
+        locks: Waits::new(drive.clone(), lanes.clone()),
+        lanes,
         dirs: Arc::default(),
         backings: backings.clone(),
         reads: reads.clone(),

@@ -1,11 +1,12 @@
 //! A share whose calls fail or hang on command: for tests of the drive and of what stands on it.
 
 use std::io;
+use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use crate::path::Names;
 
-use super::{Attr, Entry, SetAttr, Share, ShareFile, Special, Statfs};
+use super::{Attr, Changes, Entry, SetAttr, Share, ShareFile, Special, Statfs};
 
 /// What a chosen call does instead of its work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -217,6 +218,15 @@ impl<S: Share> Share for FaultShare<S> {
     fn names(&self) -> Names {
         self.inner.names()
     }
+    fn has_locks(&self) -> bool {
+        self.inner.has_locks()
+    }
+    fn may_tell(&self) -> bool {
+        self.inner.may_tell()
+    }
+    fn changes(&self) -> io::Result<Box<dyn Changes>> {
+        self.control.run("", || self.inner.changes())
+    }
     fn open(&self, path: &str, write: bool) -> io::Result<Box<dyn ShareFile>> {
         self.control
             .run(path, || self.inner.open(path, write))
@@ -283,5 +293,13 @@ impl ShareFile for FaultFile {
     }
     fn sync(&self) -> io::Result<()> {
         self.control.run(&self.path, || self.inner.sync())
+    }
+    fn lock(&self, range: Range<u64>, exclusive: bool) -> io::Result<bool> {
+        self.control
+            .run(&self.path, || self.inner.lock(range.clone(), exclusive))
+    }
+    fn unlock(&self, range: Range<u64>) -> io::Result<()> {
+        self.control
+            .run(&self.path, || self.inner.unlock(range.clone()))
     }
 }

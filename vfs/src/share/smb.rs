@@ -21,6 +21,7 @@ mod attr;
 mod call;
 mod error;
 mod file;
+mod notify;
 mod session;
 mod wire;
 
@@ -38,7 +39,7 @@ use self::call::How;
 use self::error::Result;
 use self::file::{OpenFile, OpenFiles, SmbFile};
 use self::session::{Live, Sessions};
-use super::{Attr, Entry, Kind, SetAttr, Share, ShareFile, Statfs};
+use super::{Attr, Changes, Entry, Kind, SetAttr, Share, ShareFile, Statfs};
 use crate::path::{Names, Patterns, check_name, join, split};
 
 /// A password. It cannot be printed.
@@ -281,8 +282,12 @@ impl Inner {
         };
         if replace && done.as_ref().is_err_and(in_the_way) {
             // SMB replaces neither directories nor, on Windows, files that are open.
-            let (from, _) = self.stat(from).await?;
-            let cleared = match (from.kind, self.stat(to).await?.0.kind) {
+            let there = (self.stat(from).await, self.stat(to).await);
+            let (Ok((from, _)), Ok((target, _))) = there else {
+                // Nothing is in the way.
+                return done;
+            };
+            let cleared = match (from.kind, target.kind) {
                 (Kind::Dir, Kind::Dir) => self.rmdir(to).await,
                 (Kind::File, Kind::File) if !self.files.at(to).is_empty() => self.unlink(to).await,
                 _ => return done,
@@ -436,6 +441,14 @@ impl SmbShare {
             .wait(async { self.0.sessions.live().await.map(drop) })
     }
 
+    /// The DOS attributes of a file (MS-FSCC 2.6), of which the drive shows only "read-only".
+    ///
+    /// # Errors
+    /// What the server says.
+    pub fn dos_attributes(&self, path: &str) -> io::Result<u32> {
+        self.0.wait(self.0.stat(path)).map(|(_, bits)| bits)
+    }
+
     fn how(&self, path: &str, write: bool, create: Option<u32>) -> How {
         How {
             write,
@@ -469,6 +482,18 @@ impl Share for SmbShare {
 
     fn names(&self) -> Names {
         Names::Windows
+    }
+
+    fn has_locks(&self) -> bool {
+        true
+    }
+
+    fn may_tell(&self) -> bool {
+        true
+    }
+
+    fn changes(&self) -> io::Result<Box<dyn Changes>> {
+        Ok(Box::new(self.0.wait(self.0.changes())?))
     }
 
     fn open(&self, path: &str, write: bool) -> io::Result<Box<dyn ShareFile>> {

@@ -2,6 +2,9 @@
 #![allow(clippy::unwrap_used)]
 #![allow(dead_code)]
 
+#[path = "../../../tests/support/port.rs"]
+pub mod port;
+pub mod proxy;
 #[path = "../../../tests/support/skip.rs"]
 pub mod skip;
 pub mod smbd;
@@ -31,10 +34,19 @@ pub fn over_smb() -> bool {
 
 impl Rig {
     pub fn new() -> Self {
+        Self::served(over_smb())
+    }
+
+    /// One whose share is a directory, whatever the test program.
+    pub fn bare() -> Self {
+        Self::served(false)
+    }
+
+    fn served(by_smbd: bool) -> Self {
         let tmp = tempfile::tempdir().unwrap();
         let root = tmp.path().join("share");
         std::fs::create_dir(&root).unwrap();
-        let server = over_smb()
+        let server = by_smbd
             .then(|| smbd::Smbd::start(&root, smbd::Options::default()))
             .flatten();
         let (share, faults): (Arc<dyn Share>, _) = match &server {

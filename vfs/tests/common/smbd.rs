@@ -1,26 +1,32 @@
-//! An SMB server of a test's own: Debian's smbd on a free port of the loopback, with a directory
-//! of the test as its share, run by whoever runs the test. It is a process group, so that it can
-//! be killed, stopped and continued whole, and is killed when dropped.
+//! An SMB server of a test's own: Debian's smbd on a port of the loopback, with a directory of the
+//! test as its share, run by whoever runs the test. It is a process group, so that it can be killed,
+//! stopped and continued whole, and is killed when dropped.
 //!
-//! That it is up is proven by a logon with a password that no other server has: a connection alone could be
-//! answered by another test's server, and one to a free port of the range that connections leave from even by
-//! itself.
+//! That something takes connections on the port says nothing: it may be another test's server (smbd
+//! sets SO_REUSEPORT, so that two of them can even have one port), or, for a port that the kernel
+//! hands out to clients, the connecting socket itself. So:
+//! - the port is a [`Port`], ours while the [`Smbd`] lives, also between a kill and the next run;
+//! - every server has a password of its own;
+//! - a server is up when a logon with that password on its share has succeeded.
 
+use std::collections::hash_map::RandomState;
+use std::fs::File;
+use std::hash::BuildHasher;
 use std::io::Write;
-use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
-use vfs::share::smb::{Password, SmbAddress, SmbConfig, SmbShare};
+use vfs::share::smb::{Password, Retry, SmbAddress, SmbConfig, SmbError, SmbShare};
 
+use super::port::Port;
 use super::skip;
 
 pub struct Smbd {
     dir: tempfile::TempDir,
-    port: u16,
+    port: Port,
     user: String,
     password: String,
     child: Option<Child>,
@@ -41,23 +47,8 @@ fn user() -> Option<String> {
     line.split(':').next().map(str::to_owned)
 }
 
-/// A number that no other server of this machine's tests has drawn yet, as good as surely.
 fn random() -> u64 {
-    use std::hash::{BuildHasher, Hasher};
-    std::hash::RandomState::new().build_hasher().finish()
-}
-
-/// A free port below those that connections leave from: nothing takes it while its server restarts.
-fn free_port() -> u16 {
-    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok();
-    let first = range.and_then(|r| r.split_whitespace().next()?.parse().ok());
-    let below = first.filter(|f| *f > 20_000).unwrap_or(32_768u64);
-    loop {
-        let port = u16::try_from(10_000 + random() % (below - 10_000)).unwrap();
-        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
-            return port;
-        }
-    }
+    RandomState::new().hash_one(std::process::id())
 }
 
 /// What differs between the servers of the tests.
@@ -96,7 +87,6 @@ impl Smbd {
             share = options.share,
         );
         std::fs::write(dir.path().join("smb.conf"), conf).unwrap();
-        let password = format!("s3cret {:016x}", random());
         let mut add = Command::new(pdbedit)
             .arg("-s")
             .arg(dir.path().join("smb.conf"))
@@ -106,6 +96,7 @@ impl Smbd {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
+        let password = format!("s3cret {:016x}", random());
         let twice = format!("{password}\n{password}\n");
         let mut stdin = add.stdin.take().unwrap();
         stdin.write_all(twice.as_bytes()).unwrap();
@@ -114,32 +105,24 @@ impl Smbd {
         assert!(added.status.success(), "{added:?}");
         let mut server = Self {
             dir,
-            port: 0,
+            port: Port::take(),
             user,
             password,
             child: None,
         };
-        let mut last = String::new();
         for _ in 0..5 {
-            server.port = free_port();
-            match server.launch() {
-                Ok(()) => return Some(server),
-                Err(e) => last = e,
+            if server.run() {
+                return Some(server);
             }
+            server.port = Port::take();
         }
-        panic!("smbd does not start: {last}\n{}", server.log());
+        panic!("smbd does not start: {}", server.log());
     }
 
-    /// Starts the server anew on its port.
-    pub fn run(&mut self) {
-        if let Err(e) = self.launch() {
-            panic!("smbd does not start again: {e}\n{}", self.log());
-        }
-    }
-
-    fn launch(&mut self) -> Result<(), String> {
+    /// Starts the server on its port; whether it came up.
+    pub fn run(&mut self) -> bool {
         self.kill();
-        let log = std::fs::File::options()
+        let log = File::options()
             .create(true)
             .append(true)
             .open(self.dir.path().join("log"))
@@ -148,7 +131,7 @@ impl Smbd {
             .arg("-F")
             .arg("-s")
             .arg(self.dir.path().join("smb.conf"))
-            .args(["--no-process-group", "-p", &self.port.to_string()])
+            .args(["--no-process-group", "-p", &self.port.number().to_string()])
             .process_group(0)
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
@@ -157,21 +140,34 @@ impl Smbd {
             .unwrap();
         self.child = Some(child);
         let end = Instant::now() + Duration::from_secs(60);
-        loop {
-            // Of its own: a client that was refused once may wait before it tries again.
-            let answer = SmbShare::new(self.config("share")).and_then(|share| share.connect());
+        while Instant::now() < end {
+            // A new one each time: they wait between attempts, and long after a refusal.
+            let logon = SmbShare::new(self.config("share")).unwrap().connect();
             let child = self.child.as_mut().unwrap();
-            if let Some(status) = child.try_wait().unwrap() {
-                return Err(format!("it ended: {status}"));
+            if child.try_wait().unwrap().is_some() {
+                return false;
             }
-            match answer {
-                Ok(()) => return Ok(()),
-                Err(e) if Instant::now() > end => return Err(e.to_string()),
-                Err(_) => std::thread::sleep(Duration::from_millis(20)),
+            match logon {
+                Ok(()) => return true,
+                Err(e) if SmbError::of(&e).is_some_and(|e| e.retry != Retry::Never) => {}
+                // A stranger has the port: ours knows the password.
+                Err(e) if e.to_string().contains("password") => return false,
+                Err(e) => panic!("{e}\n{}", self.log()),
             }
+            std::thread::sleep(Duration::from_millis(20));
         }
+        false
     }
 
+    pub fn port(&self) -> u16 {
+        self.port.number()
+    }
+
+    pub fn user(&self) -> &str {
+        &self.user
+    }
+
+    /// The password of the one account; no other server has it.
     pub fn password(&self) -> &str {
         &self.password
     }
@@ -207,7 +203,11 @@ impl Smbd {
     }
 
     pub fn address(&self, share: &str) -> SmbAddress {
-        let text = format!("smb://{}@127.0.0.1:{}/{share}", self.user, self.port);
+        let text = format!(
+            "smb://{}@127.0.0.1:{}/{share}",
+            self.user,
+            self.port.number()
+        );
         SmbAddress::parse(&text).unwrap()
     }
 

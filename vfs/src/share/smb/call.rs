@@ -2,6 +2,7 @@
 //! choice, at any offset, on many at a time.
 
 use std::future::Future;
+use std::ops::Range;
 use std::sync::Arc;
 
 use smb2::client::CompoundOp;
@@ -10,6 +11,10 @@ use smb2::msg::create::{
     CreateDisposition, CreateRequest, CreateResponse, ImpersonationLevel, ShareAccess,
 };
 use smb2::msg::flush::FlushRequest;
+use smb2::msg::lock::{
+    LockElement, LockRequest, SMB2_LOCKFLAG_EXCLUSIVE_LOCK, SMB2_LOCKFLAG_FAIL_IMMEDIATELY,
+    SMB2_LOCKFLAG_SHARED_LOCK, SMB2_LOCKFLAG_UNLOCK,
+};
 use smb2::msg::query_info::{InfoType, QueryInfoRequest, QueryInfoResponse};
 use smb2::msg::read::{ReadRequest, ReadResponse};
 use smb2::msg::set_info::SetInfoRequest;
@@ -21,6 +26,7 @@ use smb2::types::{Command, CreditCharge, FileId, OplockLevel};
 use smb2::{Error, Frame};
 
 use super::attr::Facts;
+use super::error::status::LOCK_NOT_GRANTED;
 use super::session::{Live, UNIT};
 
 /// MS-FSCC 2.4: information classes.
@@ -73,6 +79,28 @@ impl How {
             create_options: NON_DIRECTORY,
             name,
             create_contexts: Vec::new(),
+        }
+    }
+}
+
+/// A part of a file that is locked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Part {
+    pub(super) range: Range<u64>,
+    pub(super) exclusive: bool,
+}
+
+impl Part {
+    fn request(&self, file_id: FileId, flags: u32) -> LockRequest {
+        LockRequest {
+            // Told apart only for handles that outlive their session, which ours do not.
+            lock_sequence: 0,
+            file_id,
+            locks: vec![LockElement {
+                offset: self.range.start,
+                length: self.range.end.saturating_sub(self.range.start),
+                flags,
+            }],
         }
     }
 }
@@ -341,6 +369,28 @@ impl Live {
             buffer,
         };
         self.done(Command::SetInfo, &body).await.map(drop)
+    }
+
+    /// LOCK, without waiting; `false`: another handle has a lock there.
+    pub(super) async fn lock(&self, file_id: FileId, part: &Part) -> smb2::Result<bool> {
+        let kind = if part.exclusive {
+            SMB2_LOCKFLAG_EXCLUSIVE_LOCK
+        } else {
+            SMB2_LOCKFLAG_SHARED_LOCK
+        };
+        let body = part.request(file_id, kind | SMB2_LOCKFLAG_FAIL_IMMEDIATELY);
+        let frame = self.ask(Command::Lock, &body, 0).await?;
+        match frame.header.status {
+            NtStatus::SUCCESS => Ok(true),
+            NtStatus(LOCK_NOT_GRANTED) | NtStatus::FILE_LOCK_CONFLICT => Ok(false),
+            status => Err(refused(status, Command::Lock)),
+        }
+    }
+
+    /// Takes back one LOCK of just this range.
+    pub(super) async fn unlock(&self, file_id: FileId, part: &Part) -> smb2::Result<()> {
+        let body = part.request(file_id, SMB2_LOCKFLAG_UNLOCK);
+        self.done(Command::Lock, &body).await.map(drop)
     }
 
     pub(super) async fn set_len(&self, file_id: FileId, len: u64) -> smb2::Result<()> {

@@ -33,7 +33,7 @@ pub struct SmbError {
 pub(super) type Result<T> = std::result::Result<T, SmbError>;
 
 /// Status codes that the client library has no name for ([MS-ERREF] 2.3.1).
-mod status {
+pub(super) mod status {
     pub const LOCK_NOT_GRANTED: u32 = 0xC000_0055;
     pub const RANGE_NOT_LOCKED: u32 = 0xC000_007E;
     pub const QUOTA_EXCEEDED: u32 = 0xC000_0044;
@@ -47,6 +47,9 @@ mod status {
     pub const FILE_NOT_AVAILABLE: u32 = 0xC000_0467;
     pub const INVALID_HANDLE: u32 = 0xC000_0008;
 }
+
+/// The answer to an UNLOCK of what is not locked.
+pub(super) const RANGE_NOT_LOCKED: NtStatus = NtStatus(status::RANGE_NOT_LOCKED);
 
 impl SmbError {
     /// The answer within an error, if an SMB share gave it.

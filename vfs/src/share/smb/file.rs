@@ -10,6 +10,7 @@
 //! others out, not ourselves.
 
 use std::io;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -17,8 +18,8 @@ use smb2::types::FileId;
 
 use super::Inner;
 use super::attr::{Facts, file_time};
-use super::call::How;
-use super::error::{Result, Retry, SmbError};
+use super::call::{How, Part};
+use super::error::{RANGE_NOT_LOCKED, Result, Retry, SmbError};
 use super::session::Live;
 use crate::share::{Attr, HEAD, SetAttr, ShareFile, Stamp};
 
@@ -30,6 +31,8 @@ pub(super) struct OpenFile {
     how: How,
     handle: tokio::sync::Mutex<Handle>,
     known: Mutex<Known>,
+    /// What is locked through the handle, in order: a new one gets it too, or is none.
+    locks: Mutex<Vec<Part>>,
     /// Counts what may have changed the file: a look is only worth something if none came since.
     writes: AtomicU64,
 }
@@ -135,6 +138,7 @@ impl OpenFiles {
                 head: None,
                 writes: 0,
             }),
+            locks: Mutex::default(),
             writes: AtomicU64::new(0),
         });
         lock(&self.0).push(Arc::downgrade(&file));
@@ -191,6 +195,15 @@ impl OpenFile {
             }
             _ => e,
         })?;
+        let locks = lock(&self.locks).clone();
+        for part in &locks {
+            if !live.answer(live.lock(id, part)).await? {
+                let _ = live.answer(live.close(id)).await;
+                return Err(stale(
+                    "the connection was lost, and others hold a lock on a part that was locked here",
+                ));
+            }
+        }
         let mut same = facts.index == known.facts.index
             && facts.size == known.facts.size
             && facts.modified == known.facts.modified;
@@ -215,6 +228,39 @@ impl OpenFile {
         }
         let (live, id) = self.handle().await?;
         live.answer(work(&live, id)).await
+    }
+
+    /// Locks a part: `false`, another has a lock there. A session that was lost meanwhile took what
+    /// it may have granted with it, so the question may be asked again.
+    async fn lock(&self, part: Part) -> Result<bool> {
+        let granted = self
+            .ask(async |live, id| live.lock(id, &part).await)
+            .await?;
+        if granted {
+            lock(&self.locks).push(part);
+        }
+        Ok(granted)
+    }
+
+    async fn unlock(&self, range: Range<u64>) -> Result<()> {
+        let part = {
+            let mut locks = lock(&self.locks);
+            let at = locks.iter().position(|p| p.range == range);
+            let Some(at) = at else {
+                return Err(SmbError::from_status(RANGE_NOT_LOCKED));
+            };
+            // Before it is asked: a new session does not lock it again.
+            locks.remove(at)
+        };
+        let (live, id) = self.handle().await?;
+        match live.answer(live.unlock(id, &part)).await {
+            Err(e) if e.fatal => Ok(()),
+            Err(e) => {
+                lock(&self.locks).push(part);
+                Err(e)
+            }
+            Ok(()) => Ok(()),
+        }
     }
 
     /// A request that changes the file.
@@ -319,6 +365,14 @@ impl ShareFile for SmbFile {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.wait(self.0.change(async |live, id| live.set_len(id, len).await))
+    }
+
+    fn lock(&self, range: Range<u64>, exclusive: bool) -> io::Result<bool> {
+        self.wait(self.0.lock(Part { range, exclusive }))
+    }
+
+    fn unlock(&self, range: Range<u64>) -> io::Result<()> {
+        self.wait(self.0.unlock(range))
     }
 
     /// Flushes, and looks: from then on the handle can be opened anew after a lost connection.
