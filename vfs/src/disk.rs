@@ -195,8 +195,8 @@ impl Disk for RealDisk {
             let st = rustix::fs::statvfs(&self.root)?;
             Ok(st.f_bavail.saturating_mul(st.f_frsize.max(1)))
         }
-        #[cfg(not(unix))]
-        Ok(u64::MAX)
+        #[cfg(windows)]
+        fs2::available_space(&self.root)
     }
 
     fn lock(&self) -> io::Result<Option<DiskLock>> {
