@@ -33,5 +33,6 @@ for crate in ${WINDOWS_CRATES:-pstsyncd-storage pstsyncd-pst pstsyncd-vfs pstsyn
 done
 # Never in the way of other work on the machine.
 nice -n 15 /usr/bin/cargo "$verb" --locked -Z build-std=std,panic_unwind \
+  -Z warnings --config 'build.warnings="deny"' \
   --target x86_64-pc-windows-gnu --lib "${crates[@]}"
 echo "check-windows: passed ($verb)"

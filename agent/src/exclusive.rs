@@ -12,7 +12,7 @@ use std::time::Duration;
 use sync::wire::ErrorCode;
 
 use crate::error::Fault;
-use crate::platform::{self, Access, NotTaken};
+use crate::platform::{self, Access};
 use crate::root::Place;
 
 /// The last wait before a file counts as in use is at most this long.
@@ -82,9 +82,12 @@ impl Exclusivity {
         if self == Self::Promised {
             return Ok(());
         }
-        platform::take_alone(file, opened).map_err(|why| match why {
-            NotTaken::InUse => Fault::in_use(path),
-            NotTaken::Unsupported(detail) => no_leases(path, &detail),
+        platform::take_alone(file, opened).map_err(|e| {
+            if platform::is_in_use(&e) {
+                Fault::in_use(path)
+            } else {
+                no_leases(path, &e.to_string())
+            }
         })
     }
 

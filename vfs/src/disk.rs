@@ -119,6 +119,7 @@ impl RealDisk {
 }
 
 /// Where the file system keeps no permissions (FAT, exFAT), the mount's options are all there is.
+#[cfg(unix)]
 fn keeps_no_modes(e: &io::Error) -> bool {
     matches!(
         e.kind(),

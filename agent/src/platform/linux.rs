@@ -19,7 +19,7 @@ use std::process::{Command, Stdio};
 use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use super::{Access, Identity, NotTaken, Refused, patiently};
+use super::{Access, Identity, Refused, patiently};
 
 const RESOLVE: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_SYMLINKS)
@@ -216,19 +216,20 @@ const TAKE: &str = "exit(defined(fcntl(STDIN, 1024, 1)) ? 0 : $! + 0)";
 /// `F_GETLEASE` is 1025. A lease that is being broken reads as what it is broken to.
 const HELD: &str = "my $l = fcntl(STDIN, 1025, 0); exit(defined($l) && $l == 1 ? 0 : 1)";
 const EACCES: i32 = 13;
-const EAGAIN: i32 = 11;
 
 /// Takes a file for as long as it is open, however it was opened.
-pub fn take_alone(file: &File, _opened: Access) -> Result<(), NotTaken> {
-    match ask(TAKE, file).map_err(|e| NotTaken::Unsupported(format!("{PERL}: {e}")))? {
+///
+/// # Errors
+/// One that [`is_in_use`] while somebody else has it open; else why there are no leases.
+pub fn take_alone(file: &File, _opened: Access) -> io::Result<()> {
+    let answer = ask(TAKE, file).map_err(|e| io::Error::other(format!("{PERL}: {e}")))?;
+    match answer {
         0 => Ok(()),
-        EAGAIN => Err(NotTaken::InUse),
-        EACCES => Err(NotTaken::Unsupported(
-            "the agent's user does not own the file".to_owned(),
+        EACCES => Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            "the agent's user does not own the file",
         )),
-        errno => Err(NotTaken::Unsupported(
-            io::Error::from_raw_os_error(errno).to_string(),
-        )),
+        errno => Err(io::Error::from_raw_os_error(errno)),
     }
 }
 

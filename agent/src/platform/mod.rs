@@ -53,15 +53,6 @@ pub enum Refused {
     Io(io::Error),
 }
 
-/// Why a file cannot be had alone.
-#[derive(Debug)]
-pub enum NotTaken {
-    /// Another program has it open.
-    InUse,
-    /// The system grants it for no such file, or not to this user.
-    Unsupported(String),
-}
-
 /// What tells one physical file from another, and one state of it from a later one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {

@@ -11,7 +11,7 @@
 //! **Alone with a file.** Opened with no sharing, a file is ours as long as it is open: the call fails while
 //! anybody has it open, be it a local program or a client of the server's share, and everybody who
 //! comes later is refused. This is decided at the opening and cannot be had afterwards, so a file
-//! that somebody else opened is not taken: [`NotTaken::Unsupported`].
+//! that was opened otherwise is not taken: [`io::ErrorKind::Unsupported`].
 //!
 //! **Secrets.** The standard library sets no access lists: the system's own `icacls` does, and where it
 //! does not, nothing is kept there.
@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use super::{Access, Identity, NotTaken, Refused, patiently};
+use super::{Access, Identity, Refused, patiently};
 
 const FILE_LIST_DIRECTORY: u32 = 0x1;
 const FILE_READ_ATTRIBUTES: u32 = 0x80;
@@ -323,11 +323,15 @@ pub fn sync_dir(_dir: &Path) -> io::Result<()> {
 }
 
 /// A file that was opened to be had alone is so already. Any other cannot be taken any more.
-pub fn take_alone(_file: &File, opened: Access) -> Result<(), NotTaken> {
+///
+/// # Errors
+/// [`io::ErrorKind::Unsupported`] for a file that was not.
+pub fn take_alone(_file: &File, opened: Access) -> io::Result<()> {
     match opened {
         Access::Alone => Ok(()),
-        Access::Read => Err(NotTaken::Unsupported(
-            "on Windows a file is had alone from its opening on or not at all".to_owned(),
+        Access::Read => Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "on Windows a file is had alone from its opening on or not at all",
         )),
     }
 }
