@@ -6,7 +6,7 @@
 //!
 //! Paths are relative to the state directory, with `/`; none of them comes from outside. Promises
 //! are POSIX's and no more: bytes survive a power cut after [`WriteAt::sync`] of the file, names
-//! after [`Disk::sync_dir`] of their directory, a rename is one step.
+//! after [`Disk::sync_dir`] of their directory, a rename is one step (but see [`crash::CrashDisk::fat`]).
 
 pub mod crash;
 pub mod fault;
@@ -77,19 +77,38 @@ impl dyn Disk {
         Ok(Some(bytes))
     }
 
-    /// Replaces a small file in one durable step.
+    /// As [`Disk::read`], of a file that is replaced and never removed.
+    pub(crate) fn read_standing(&self, path: &str, max: u64) -> io::Result<Option<Vec<u8>>> {
+        match self.read(path, max)? {
+            // The file system took the old one away and did not come to name the new one.
+            None => self.read(&format!("{path}.new"), max),
+            found => Ok(found),
+        }
+    }
+
+    /// Replaces a small file in one durable step, also where a rename over an existing file is none (FAT,
+    /// exFAT): what is to take its place is durable before, with its name `.new`, under which
+    /// [`Disk::read_standing`] finds it. Where there is nothing to replace that name is not used, so
+    /// that a beginning is never taken for the whole.
     pub(crate) fn replace(&self, path: &str, bytes: &[u8]) -> io::Result<()> {
-        let new = format!("{path}.new");
+        let there = match self.open(path) {
+            Ok(_) => true,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => false,
+            Err(e) => return Err(e),
+        };
+        let new = format!("{path}{}", if there { ".new" } else { ".first" });
         match self.remove(&new) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
+        let dir = path.rsplit_once('/').map_or("", |p| p.0);
         let file = self.create(&new, 0)?;
         file.write_all_at(0, bytes)?;
         file.sync()?;
         drop(file);
+        self.sync_dir(dir)?;
         self.rename(&new, path)?;
-        self.sync_dir(path.rsplit_once('/').map_or("", |p| p.0))
+        self.sync_dir(dir)
     }
 }
 
