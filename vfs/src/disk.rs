@@ -121,10 +121,18 @@ impl RealDisk {
     /// Uses (and creates) `root`.
     ///
     /// # Errors
-    /// What the file system says.
+    /// What the file system says; [`io::ErrorKind::FileTooLarge`] on a FAT volume: a mailbox that grows there
+    /// beyond 4 GiB would be stopped in the middle of a change that was acknowledged.
     pub fn open(root: impl Into<PathBuf>) -> io::Result<Self> {
         let disk = Self { root: root.into() };
         disk.mkdir("")?;
+        #[cfg(target_os = "linux")]
+        if is_fat(i128::from(rustix::fs::statfs(&disk.root)?.f_type)) {
+            return Err(io::Error::new(
+                io::ErrorKind::FileTooLarge,
+                "it is on a FAT volume, which holds no file of 4 GiB or more",
+            ));
+        }
         Ok(disk)
     }
 
@@ -135,6 +143,12 @@ impl RealDisk {
             self.root.join(path)
         }
     }
+}
+
+/// The kernel's number of FAT12, FAT16 and FAT32 in statfs(2). exFAT has another.
+#[cfg(target_os = "linux")]
+const fn is_fat(f_type: i128) -> bool {
+    f_type == 0x4d44
 }
 
 /// Where the file system keeps no permissions (FAT, exFAT), the mount's options are all there is.
