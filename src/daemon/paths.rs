@@ -274,9 +274,14 @@ pub fn private_dir(path: &Path) -> Result<(), UserError> {
 /// Whether a file system keeps the modes of files, found out with one.
 fn keeps_modes(dir: &Path) -> io::Result<bool> {
     let probe = dir.join(format!(".pstsyncd-probe-{}", std::process::id()));
+    match fs::remove_file(&probe) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    // Surely new: others may have put a link there.
     let kept = OpenOptions::new()
         .write(true)
-        .create(true)
+        .create_new(true)
         .mode(0o600)
         .open(&probe)?
         .metadata()
