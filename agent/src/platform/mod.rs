@@ -113,6 +113,7 @@ mod tests {
             Err(Refused::NotFound)
         ));
         assert!(matches!(dir.beneath("a/b/box.pst"), Err(Refused::NotFound)));
+        drop((inner, file));
         // A directory is no container, however it is opened.
         for access in [Access::Read, Access::Alone] {
             match dir.open_file("a", access) {
