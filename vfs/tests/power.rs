@@ -288,7 +288,7 @@ fn chain(number: u64, count: &mut Count) {
     std::fs::write(share.join("a.pst"), pattern(20_000, 1)).unwrap();
     std::fs::write(share.join("b.bin"), pattern(9000, 2)).unwrap();
     // Every third on a stick as they are sold: a rename is no single step there.
-    let mut disk = if number % 3 == 0 {
+    let mut disk = if number.is_multiple_of(3) {
         CrashDisk::fat()
     } else {
         CrashDisk::default()
