@@ -23,6 +23,9 @@ needed=(
   /usr/bin/time:time           # peak memory in the benchmarks
   /usr/bin/perl:perl-base      # the agent asks the kernel for file leases through it
   setpriv:util-linux           # tests that need another user
+  mkfs.exfat:exfatprogs        # a stick to carry a cache on
+  mkfs.vfat:dosfstools         #   and one of the old kind
+  mount.exfat-fuse:exfat-fuse  #   where the kernel does not know its file system
   /etc/ssl/certs/ca-certificates.crt:ca-certificates   # cargo's downloads
 )
 cargo_deny_version=0.20.2

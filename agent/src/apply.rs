@@ -24,6 +24,7 @@ use crate::container::{Known, forget_cached, to_wire};
 use crate::engine::Engine;
 use crate::error::Fault;
 use crate::exclusive::Exclusivity;
+use crate::platform::{self, Access};
 use crate::records::{Mark, Record, Records};
 use crate::root::{Place, Root};
 
@@ -86,9 +87,9 @@ impl Worker {
 
     /// Finishes what a crash left of a change of this container, if anything.
     pub fn recover(&self, path: &str, slot: &mut Option<Known>) -> Result<(), Fault> {
-        let place = self.root.container(path, true)?;
+        let place = self.root.container(path, Access::Alone)?;
         if place.has_sidecar().map_err(|e| Fault::io(path, &e))? {
-            self.exclusivity.take(path, &place.file)?;
+            self.exclusivity.take(&place)?;
             *slot = None;
             let (place, storage) = split(place)?;
             self.settle_sidecar(&place, &storage)?;
@@ -119,8 +120,8 @@ impl Worker {
             });
         }
 
-        let place = self.root.container(path, true)?;
-        self.exclusivity.take(path, &place.file)?;
+        let place = self.root.container(path, Access::Alone)?;
+        self.exclusivity.take(&place)?;
         if !place.is_current().map_err(|e| Fault::io(path, &e))? {
             return Err(Fault::in_use(path));
         }
@@ -237,8 +238,7 @@ impl Worker {
         }
 
         let growth = writes.target_len.saturating_sub(writes.base_len);
-        let room = rustix::fs::fstatvfs(storage.file()).map_err(|e| io(e.into()))?;
-        if growth > room.f_bavail.saturating_mul(room.f_frsize) {
+        if growth > place.available().map_err(io)? {
             return Err(io(io::ErrorKind::StorageFull.into()));
         }
 
@@ -279,7 +279,7 @@ impl Worker {
                 .map_err(|e| Fault::database(&e))?;
             self.commit(mark, place, storage, &writes, &known.leaves)?;
 
-            forget_cached(storage.file(), &changed);
+            forget_cached(storage, &changed);
             let mut reread = known.leaves.clone();
             reread.rehash(&**storage, &changed).map_err(io)?;
             let found = self
@@ -407,12 +407,12 @@ impl Worker {
         path: &str,
         slot: &mut Option<Known>,
     ) -> Result<Arc<FileStorage>, Fault> {
-        let place = self.root.container(path, false)?;
+        let place = self.root.container(path, Access::Read)?;
         if place.has_sidecar().map_err(|e| Fault::io(path, &e))? {
             // Our own open file would keep the lease away.
             drop(place);
             self.recover(path, slot)?;
-            let (_, storage) = split(self.root.container(path, false)?)?;
+            let (_, storage) = split(self.root.container(path, Access::Read)?)?;
             return Ok(storage);
         }
         Ok(split(place)?.1)
@@ -449,17 +449,9 @@ fn set_aside(place: &Place, reason: &str) -> Result<(), Fault> {
 
 /// Takes the room that growth needs, so that a full disk is noticed before anything is written.
 fn reserve(storage: &FileStorage, writes: &WriteSet) -> io::Result<()> {
-    use rustix::fs::FallocateFlags;
-    use rustix::io::Errno;
-    let growth = writes.target_len.saturating_sub(writes.base_len);
-    if growth == 0 {
-        return Ok(());
-    }
-    let flags = FallocateFlags::KEEP_SIZE;
-    match rustix::fs::fallocate(storage.file(), flags, writes.base_len, growth) {
-        // Not every file system can; there the writes themselves find out.
-        Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
-        Err(e) => Err(e.into()),
+    match writes.target_len.saturating_sub(writes.base_len) {
+        0 => Ok(()),
+        growth => platform::reserve(storage.file(), writes.base_len, growth),
     }
 }
 

@@ -1,8 +1,6 @@
 //! What the agent knows of a container's bytes, and how it trusts that: by stamps (DESIGN 2).
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -11,6 +9,7 @@ use sync::wire::{self, Stamp};
 
 use crate::engine::{Engine, InventoryAnswer};
 use crate::error::Fault;
+use crate::platform;
 
 /// Bytes that the stamp's hash covers: the PST header with room to spare.
 const HEADER: u64 = 4096;
@@ -45,7 +44,7 @@ impl Known {
         leaves: Leaves,
         inventory: Arc<InventoryAnswer>,
     ) -> io::Result<Self> {
-        let stamp = stamp(storage.file())?;
+        let stamp = stamp(storage)?;
         Ok(Self {
             stamp,
             leaves,
@@ -61,7 +60,7 @@ impl Known {
         storage: &FileStorage,
     ) -> Result<&'s mut Self, Fault> {
         let io = |e: io::Error| Fault::io(path, &e);
-        let now = stamp(storage.file()).map_err(io)?;
+        let now = stamp(storage).map_err(io)?;
         if !slot
             .as_ref()
             .is_some_and(|known| known.settled && known.stamp == now)
@@ -96,7 +95,7 @@ impl Known {
         }
         let read = engine.inventory(Arc::clone(storage) as Arc<dyn ReadAt>, None);
         // A file that changed meanwhile explains any failure.
-        if stamp(storage.file()).map_err(|e| Fault::io(path, &e))? != self.stamp {
+        if stamp(storage).map_err(|e| Fault::io(path, &e))? != self.stamp {
             return Err(Fault::in_use(path));
         }
         let inventory = Arc::new(read.map_err(|e| Fault::engine(path, &e))?);
@@ -108,9 +107,9 @@ impl Known {
 fn read_leaves(path: &str, storage: &FileStorage) -> Result<(Leaves, Stamp), Fault> {
     let io = |e: io::Error| Fault::io(path, &e);
     for _ in 0..TRIES {
-        let before = stamp(storage.file()).map_err(io)?;
+        let before = stamp(storage).map_err(io)?;
         let leaves = Leaves::hash(storage);
-        if stamp(storage.file()).map_err(io)? == before {
+        if stamp(storage).map_err(io)? == before {
             return Ok((leaves.map_err(io)?, before));
         }
     }
@@ -118,37 +117,24 @@ fn read_leaves(path: &str, storage: &FileStorage) -> Result<(Leaves, Stamp), Fau
 }
 
 /// Reads `changed` again from the disk, not from memory, where the system lets us.
-pub fn forget_cached(file: &File, changed: &RangeSet) {
+pub fn forget_cached(storage: &FileStorage, changed: &RangeSet) {
     for run in changed.iter() {
-        let len = std::num::NonZeroU64::new(run.end - run.start);
-        // Only advice: where it is not taken, the bytes come from the page cache after fsync.
-        let _ = rustix::fs::fadvise(file, run.start, len, rustix::fs::Advice::DontNeed);
+        platform::forget_cached(storage.file(), run.start, run.end - run.start);
     }
 }
 
 /// The stamp of an open file.
-pub fn stamp(file: &File) -> io::Result<Stamp> {
-    let meta = file.metadata()?;
-    let changed_ns = meta
-        .ctime()
-        .saturating_mul(1_000_000_000)
-        .saturating_add(meta.ctime_nsec());
-    let mut header = vec![0; usize::try_from(meta.len().min(HEADER)).unwrap_or(0)];
-    let mut filled = 0;
-    while let Some(rest) = header.get_mut(filled..).filter(|r| !r.is_empty()) {
-        match std::os::unix::fs::FileExt::read_at(file, rest, filled as u64) {
-            Ok(0) => break,
-            Ok(n) => filled += n,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
+pub fn stamp(storage: &FileStorage) -> io::Result<Stamp> {
+    let identity = platform::identity(storage.file())?;
+    let len = storage.len()?;
+    let mut header = vec![0; usize::try_from(len.min(HEADER)).unwrap_or(0)];
+    let filled = storage.read_at(0, &mut header)?;
     header.truncate(filled);
     Ok(Stamp {
-        len: meta.len(),
-        changed_ns,
-        file_id: meta.ino(),
-        device: meta.dev(),
+        len,
+        changed_ns: identity.changed_ns,
+        file_id: identity.file_id,
+        device: identity.device,
         header: *blake3::hash(&header).as_bytes(),
     })
 }
@@ -181,7 +167,7 @@ mod tests {
         let storage = FileStorage::open(&path).unwrap();
         let right = Leaves::hash(&storage).unwrap();
         let stale = Leaves::hash(&storage::MemStorage::from(b"old bytes".as_slice())).unwrap();
-        let now = stamp(storage.file()).unwrap();
+        let now = stamp(&storage).unwrap();
         for (settled, other_stamp, expected) in [
             (true, false, &stale),
             (false, false, &right),
@@ -206,7 +192,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("box");
         std::fs::write(&path, b"x").unwrap();
-        let mut stamp = stamp(&File::open(&path).unwrap()).unwrap();
+        let mut stamp = stamp(&FileStorage::open(&path).unwrap()).unwrap();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
         stamp.changed_ns = i64::try_from(now.as_nanos()).unwrap();
         assert!(!is_settled(&stamp));

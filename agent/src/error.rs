@@ -9,6 +9,7 @@ use sync::kv::KvError;
 use sync::wire::{ErrorBody, ErrorCode, Generation};
 
 use crate::engine::EngineError;
+use crate::platform;
 
 /// What keeps an agent from starting. Each says what to do next.
 #[derive(Debug, thiserror::Error)]
@@ -120,9 +121,7 @@ impl Fault {
         let code = match error.kind() {
             Kind::NotFound => ErrorCode::NotFound,
             Kind::StorageFull | Kind::QuotaExceeded => ErrorCode::DiskFull,
-            Kind::WouldBlock | Kind::ResourceBusy | Kind::ExecutableFileBusy => {
-                return Self::in_use(path);
-            }
+            _ if platform::is_in_use(error) => return Self::in_use(path),
             _ => ErrorCode::Storage,
         };
         Self::new(code, format!("{path}: {error}"))

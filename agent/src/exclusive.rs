@@ -1,42 +1,27 @@
 //! Keeping other programs away from a container while it is changed (DESIGN R8).
 //!
-//! A write lease (`fcntl F_SETLEASE`, Linux) is granted only while nobody else has the file open,
-//! be it a local program or the server of an SMB share; whoever opens it later waits in the kernel
-//! until the lease is given back, or `/proc/sys/fs/lease-break-time` (45 s) has passed. A refusal
-//! means that the work is deferred. It is never forced.
+//! Granted only while nobody else has the file open, be it a local program or the server of an SMB share
+//! ([`platform`] says by what means). A refusal means that the work is deferred. It is never forced.
 //!
-//! No crate wraps this call, and this workspace has no unsafe code. A lease belongs to the open
-//! file, not to the process that asked for it, so a helper that inherits the file and then ends
-//! can ask: Perl, which is an essential package of Debian and there on all servers we know of.
-//! That also keeps the lease-break signal (by default deadly) away from this process.
-//!
-//! Beside the lease there is an advisory lock, by which agents on one file keep apart from each
+//! Beside that there is a lock of the file, by which agents on one file keep apart from each
 //! other, also where leases are switched off.
 
 use std::fs::{File, TryLockError};
-use std::io;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use sync::wire::ErrorCode;
 
 use crate::error::Fault;
+use crate::platform::{self, Access};
+use crate::root::Place;
 
-/// Not looked up in the search path, so that nobody can put another program there.
-const PERL: &str = "/usr/bin/perl";
-/// `F_SETLEASE` is 1024, `F_WRLCK` is 1 on every Linux; the exit status is the errno.
-const TAKE: &str = "exit(defined(fcntl(STDIN, 1024, 1)) ? 0 : $! + 0)";
-/// `F_GETLEASE` is 1025. A lease that is being broken reads as what it is broken to.
-const HELD: &str = "my $l = fcntl(STDIN, 1025, 0); exit(defined($l) && $l == 1 ? 0 : 1)";
 /// The last wait before a file counts as in use is at most this long.
 const PATIENCE: Duration = Duration::from_millis(500);
-const EACCES: i32 = 13;
-const EAGAIN: i32 = 11;
 
 /// How to keep others away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exclusivity {
-    /// A kernel lease.
+    /// The system keeps others away: a lease on Linux, no sharing on Windows.
     Lease,
     /// Nobody else uses the root, the user says.
     Promised,
@@ -56,9 +41,10 @@ impl Exclusivity {
     /// messages.
     ///
     /// # Errors
-    /// [`NotAlone`]; nothing is held then but perhaps the advisory lock.
+    /// [`NotAlone`]; nothing is held then but perhaps the lock. On Windows always
+    /// [`NotAlone::NoLease`], unless promised: there a file is had alone by how it is opened.
     pub fn hold(self, path: &str, file: &File) -> Result<(), NotAlone> {
-        self.take(path, file).map_err(|fault| {
+        self.patiently(path, file, Access::Read).map_err(|fault| {
             let message = fault.body().message;
             match fault.code {
                 ErrorCode::InUse => NotAlone::InUse(message),
@@ -67,14 +53,17 @@ impl Exclusivity {
         })
     }
 
-    /// Takes the container for as long as `file` is open.
-    ///
+    /// Takes a container that was opened with [`Access::Alone`], for as long as its file is open.
+    pub fn take(self, place: &Place) -> Result<(), Fault> {
+        self.patiently(&place.path, &place.file, place.access)
+    }
+
     /// A process that is just being started holds copies of our files for a moment, until it
     /// becomes the other program: what is refused is asked for again a few times.
-    pub fn take(self, path: &str, file: &File) -> Result<(), Fault> {
+    fn patiently(self, path: &str, file: &File, opened: Access) -> Result<(), Fault> {
         let mut wait = Duration::from_millis(20);
         loop {
-            match self.try_take(path, file) {
+            match self.try_take(path, file, opened) {
                 Err(fault) if fault.code == ErrorCode::InUse && wait < PATIENCE => {
                     std::thread::sleep(wait);
                     wait *= 2;
@@ -84,7 +73,7 @@ impl Exclusivity {
         }
     }
 
-    fn try_take(self, path: &str, file: &File) -> Result<(), Fault> {
+    fn try_take(self, path: &str, file: &File, opened: Access) -> Result<(), Fault> {
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(Fault::in_use(path)),
@@ -93,20 +82,18 @@ impl Exclusivity {
         if self == Self::Promised {
             return Ok(());
         }
-        match ask(TAKE, file).map_err(|e| no_leases(path, &format!("{PERL}: {e}")))? {
-            0 => Ok(()),
-            EAGAIN => Err(Fault::in_use(path)),
-            EACCES => Err(no_leases(path, "the agent's user does not own the file")),
-            errno => Err(no_leases(
-                path,
-                &io::Error::from_raw_os_error(errno).to_string(),
-            )),
-        }
+        platform::take_alone(file, opened).map_err(|e| {
+            if platform::is_in_use(&e) {
+                Fault::in_use(path)
+            } else {
+                no_leases(path, &e.to_string())
+            }
+        })
     }
 
     /// Whether nobody has asked for the container since it was taken.
     pub fn undisturbed(self, file: &File) -> bool {
-        self == Self::Promised || matches!(ask(HELD, file), Ok(0))
+        self == Self::Promised || platform::still_alone(file)
     }
 }
 
@@ -120,21 +107,8 @@ fn no_leases(path: &str, detail: &str) -> Fault {
     fault
 }
 
-/// Runs a line of Perl on the open file; its exit status.
-fn ask(script: &str, file: &File) -> io::Result<i32> {
-    let status = Command::new(PERL)
-        .args(["-e", script])
-        .env_clear()
-        .stdin(Stdio::from(file.try_clone()?))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()?;
-    status
-        .code()
-        .ok_or_else(|| io::Error::other("ended by a signal"))
-}
-
 #[cfg(test)]
+#[cfg(target_os = "linux")]
 mod tests {
     use super::*;
 
@@ -149,11 +123,11 @@ mod tests {
         std::fs::write(&path, b"x").unwrap();
         let ours = open(&path);
         let other = File::open(&path).unwrap();
-        let fault = Exclusivity::Lease.take("a", &ours).unwrap_err();
-        assert_eq!(fault.code, ErrorCode::InUse);
-        Exclusivity::Promised.take("a", &ours).unwrap();
+        let refused = Exclusivity::Lease.hold("a", &ours).unwrap_err();
+        assert!(matches!(refused, NotAlone::InUse(_)));
+        Exclusivity::Promised.hold("a", &ours).unwrap();
         drop(other);
-        Exclusivity::Lease.take("a", &ours).unwrap();
+        Exclusivity::Lease.hold("a", &ours).unwrap();
         assert!(Exclusivity::Lease.undisturbed(&ours));
         // Somebody who will not wait opens it: refused, and we can tell that they asked.
         let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NONBLOCK;

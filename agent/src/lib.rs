@@ -14,6 +14,7 @@ mod engine;
 mod error;
 mod exclusive;
 mod in_place;
+mod platform;
 mod pst_engine;
 mod records;
 mod root;

@@ -1,39 +1,21 @@
 //! Opening containers beneath the root, and nowhere else.
 //!
-//! On Linux every path is resolved by `openat2` with `RESOLVE_BENEATH` and no symbolic links, in
-//! the kernel, so that no rename can make it lead elsewhere. Files are then handled relative to
-//! the directory that was opened.
+//! Paths are resolved by the system beneath the directory that was opened, through no link, so that no
+//! rename can make one lead elsewhere (see [`platform`]). Files are then handled
+//! relative to the directory they were found in.
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
-use rustix::io::Errno;
 use sync::wire::{self, ErrorCode, REDO_SUFFIX};
 
 use crate::error::{AgentError, Fault};
-
-/// A lease of our own lasts until the last copy of its open file is closed, and a process that is
-/// just being started holds copies for a moment: what is refused is asked for again a few times.
-fn patiently<T>(mut open: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
-    let mut wait = Duration::from_millis(10);
-    loop {
-        match open() {
-            Err(Errno::AGAIN) if wait < Duration::from_millis(300) => {
-                std::thread::sleep(wait);
-                wait *= 2;
-            }
-            answer => return answer,
-        }
-    }
-}
+use crate::platform::{self, Access, Dir, Refused};
 
 /// The directory whose containers are served.
 pub struct Root {
-    dir: OwnedFd,
+    dir: Dir,
     path: PathBuf,
 }
 
@@ -43,7 +25,9 @@ pub struct Place {
     pub file: File,
     /// Path beneath the root, as the client wrote it.
     pub path: String,
-    dir: OwnedFd,
+    /// How the file was opened.
+    pub access: Access,
+    dir: Dir,
     name: String,
 }
 
@@ -54,8 +38,7 @@ impl Root {
             path: path.to_owned(),
             source,
         };
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let dir = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| fail(e.into()))?;
+        let dir = Dir::open(path).map_err(fail)?;
         // A directory that may be opened but not listed would hide redo sidecars.
         std::fs::read_dir(path).map_err(fail)?;
         Ok(Self {
@@ -66,21 +49,15 @@ impl Root {
 
     /// Opens a container.
     ///
-    /// Hardly waits: where another program holds a lease on the file, the kernel tells it that
-    /// somebody wants it, and the answer here is [`ErrorCode::InUse`] after half a second.
-    pub fn container(&self, path: &str, write: bool) -> Result<Place, Fault> {
+    /// Hardly waits: where another program keeps the file to itself, the answer is
+    /// [`ErrorCode::InUse`] after half a second.
+    pub fn container(&self, path: &str, access: Access) -> Result<Place, Fault> {
         wire::check_path(path)
             .map_err(|e| Fault::new(ErrorCode::BadPath, format!("{path}: {e}")))?;
         self.check_in_place()?;
         let (parent, name) = path.rsplit_once('/').unwrap_or((".", path));
-        let dir = self
-            .beneath(parent, OFlags::RDONLY | OFlags::DIRECTORY)
-            .map_err(|e| refused(path, e))?;
-        let access = if write { OFlags::RDWR } else { OFlags::RDONLY };
-        let flags = access | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let file = patiently(|| rustix::fs::openat2(&dir, name, flags, Mode::empty(), RESOLVE))
-            .map_err(|e| refused(path, e))?;
-        let file = File::from(file);
+        let dir = self.dir.beneath(parent).map_err(|e| refused(path, e))?;
+        let file = dir.open_file(name, access).map_err(|e| refused(path, e))?;
         if !file.metadata().map_err(|e| Fault::io(path, &e))?.is_file() {
             let message = format!("{path} is not a regular file");
             return Err(Fault::new(ErrorCode::NotAContainer, message));
@@ -88,6 +65,7 @@ impl Root {
         Ok(Place {
             file,
             path: path.to_owned(),
+            access,
             dir,
             name: name.to_owned(),
         })
@@ -96,9 +74,7 @@ impl Root {
     /// Refuses to work on a directory that was moved away or mounted over since it was opened:
     /// nobody would find there what is called synced.
     fn check_in_place(&self) -> Result<(), Fault> {
-        let ours = rustix::fs::fstat(&self.dir).map(|s| (s.st_dev, s.st_ino));
-        let there = rustix::fs::stat(&self.path).map(|s| (s.st_dev, s.st_ino));
-        if ours.is_ok() && ours == there {
+        if self.dir.is_at(&self.path) {
             return Ok(());
         }
         let message = format!(
@@ -108,16 +84,6 @@ impl Root {
         let mut fault = Fault::new(ErrorCode::Storage, message);
         fault.next = "put it back, or start again with the right one";
         Err(fault)
-    }
-
-    fn beneath(&self, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
-        rustix::fs::openat2(
-            &self.dir,
-            path,
-            flags | OFlags::CLOEXEC,
-            Mode::empty(),
-            RESOLVE,
-        )
     }
 
     /// Paths of all containers with a redo sidecar beside them. What cannot be read is logged and
@@ -162,38 +128,27 @@ impl Root {
     }
 }
 
-const RESOLVE: ResolveFlags = ResolveFlags::BENEATH
-    .union(ResolveFlags::NO_SYMLINKS)
-    .union(ResolveFlags::NO_MAGICLINKS);
 const MAX_DEPTH: u32 = 64;
 
 impl Place {
     /// Where the redo sidecar goes. It leads through the directory that was opened, whatever its
     /// name is by now.
     pub fn sidecar(&self) -> PathBuf {
-        PathBuf::from(format!(
-            "/proc/self/fd/{}/{}{REDO_SUFFIX}",
-            self.dir.as_raw_fd(),
-            self.name
-        ))
+        self.dir.path_of(&format!("{}{REDO_SUFFIX}", self.name))
     }
 
     /// Whether a sidecar, or the beginning of one, is there.
     pub fn has_sidecar(&self) -> io::Result<bool> {
         for suffix in [REDO_SUFFIX, REDO_TEMP_SUFFIX] {
             let name = format!("{}{suffix}", self.name);
-            match rustix::fs::statat(&self.dir, &name, AtFlags::SYMLINK_NOFOLLOW) {
-                Ok(stat) => {
-                    // Not ours: we make regular files only. Reading a pipe or what a link leads to
-                    // is how a share's user would have us do their work.
-                    let kind = rustix::fs::FileType::from_raw_mode(stat.st_mode);
-                    if kind != rustix::fs::FileType::RegularFile {
-                        return Err(io::Error::other(format!("{name} is not a regular file")));
-                    }
-                    return Ok(true);
+            match self.dir.is_regular(&name)? {
+                Some(true) => return Ok(true),
+                // Not ours: we make regular files only. Reading a pipe or what a link leads to
+                // is how a share's user would have us do their work.
+                Some(false) => {
+                    return Err(io::Error::other(format!("{name} is not a regular file")));
                 }
-                Err(Errno::NOENT) => {}
-                Err(e) => return Err(e.into()),
+                None => {}
             }
         }
         Ok(false)
@@ -203,13 +158,11 @@ impl Place {
     /// surely new, so that no link planted there is followed.
     pub fn prepare_sidecar(&self) -> io::Result<()> {
         let name = format!("{}{REDO_TEMP_SUFFIX}", self.name);
-        match rustix::fs::unlinkat(&self.dir, &name, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(e) => return Err(e.into()),
+        match self.dir.remove(&name) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
         }
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        rustix::fs::openat(&self.dir, &name, flags, Mode::RUSR | Mode::WUSR)?;
-        Ok(())
+        self.dir.create_private(&name)
     }
 
     /// Puts the sidecar out of the way under a free name, which it returns.
@@ -217,19 +170,13 @@ impl Place {
         let from = format!("{}{REDO_SUFFIX}", self.name);
         for n in 1..10_000u32 {
             let to = format!("{}.pstsyncd-aside-{n}", self.name);
-            match rustix::fs::renameat_with(
-                &self.dir,
-                &from,
-                &self.dir,
-                &to,
-                rustix::fs::RenameFlags::NOREPLACE,
-            ) {
+            match self.dir.rename_new(&from, &to) {
                 Ok(()) => {
-                    rustix::fs::fsync(&self.dir)?;
+                    self.dir.sync()?;
                     return Ok(to);
                 }
-                Err(Errno::EXIST) => {}
-                Err(e) => return Err(e.into()),
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(e),
             }
         }
         Err(io::Error::other("too many sidecars set aside; remove some"))
@@ -237,30 +184,31 @@ impl Place {
 
     /// Whether the path still names the file that was opened.
     pub fn is_current(&self) -> io::Result<bool> {
-        use std::os::unix::fs::MetadataExt;
-        let ours = self.file.metadata()?;
-        match rustix::fs::statat(&self.dir, &self.name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => Ok(stat.st_ino == ours.ino() && stat.st_dev == ours.dev()),
-            Err(Errno::NOENT) => Ok(false),
-            Err(e) => Err(e.into()),
-        }
+        self.dir.names(&self.name, &self.file)
+    }
+
+    /// Bytes free where the container lies.
+    pub fn available(&self) -> io::Result<u64> {
+        platform::available(&self.file, &self.dir)
     }
 }
 
 /// Where a log is written before it gets its name (see [`storage::RedoLog::load`]).
 const REDO_TEMP_SUFFIX: &str = ".pstsyncd-redo.tmp";
 
-fn refused(path: &str, error: Errno) -> Fault {
-    match error {
-        Errno::XDEV | Errno::LOOP => {
+fn refused(path: &str, why: Refused) -> Fault {
+    match why {
+        Refused::Outside => {
             let message = format!("{path} leads out of the root, or through a symbolic link");
             Fault::new(ErrorCode::BadPath, message)
         }
-        Errno::NOTDIR | Errno::NOENT => Fault::new(
+        Refused::NotFound => Fault::new(
             ErrorCode::NotFound,
             format!("there is no {path} beneath the root"),
         ),
-        Errno::ISDIR => Fault::new(ErrorCode::NotAContainer, format!("{path} is a directory")),
-        other => Fault::io(path, &other.into()),
+        Refused::IsDirectory => {
+            Fault::new(ErrorCode::NotAContainer, format!("{path} is a directory"))
+        }
+        Refused::Io(e) => Fault::io(path, &e),
     }
 }

@@ -30,6 +30,7 @@ use sync::wire::Invitation;
 use sync::{hex, pin};
 
 use crate::error::AgentError;
+use crate::platform;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// Clients' clocks may be behind by this much.
@@ -164,10 +165,7 @@ pub fn server_names(given: &[String], listen: IpAddr) -> Vec<String> {
 
 /// This machine's name, if it can stand in a certificate.
 pub fn hostname() -> Option<String> {
-    let name = rustix::system::uname()
-        .nodename()
-        .to_string_lossy()
-        .into_owned();
+    let name = platform::hostname();
     let fits = !name.is_empty()
         && name
             .bytes()
@@ -224,21 +222,11 @@ fn holds(haystack: &[u8], needle: &[u8]) -> bool {
 }
 
 fn private_dir(dir: &Path) -> Result<(), AgentError> {
-    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(at(dir))?;
-    let mode = fs::metadata(dir).map_err(at(dir))?.permissions().mode();
-    if mode & 0o077 != 0 {
-        let empty = fs::read_dir(dir).map_err(at(dir))?.next().is_none();
-        if !empty && !dir.join("ca.pem").exists() {
-            return Err(AgentError::NotPrivate(dir.to_owned()));
-        }
-        fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).map_err(at(dir))?;
+    match platform::private_dir(dir, || dir.join("ca.pem").exists()) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(AgentError::NotPrivate(dir.to_owned())),
+        Err(e) => Err(at(dir)(e)),
     }
-    Ok(())
 }
 
 fn read_optional(path: &Path) -> Result<Option<Vec<u8>>, AgentError> {
@@ -251,23 +239,20 @@ fn read_optional(path: &Path) -> Result<Option<Vec<u8>>, AgentError> {
 
 /// Replaces `path` in one durable step by a file that only its owner can read.
 fn write_private(path: &Path, bytes: &[u8]) -> Result<(), AgentError> {
-    use std::os::unix::fs::OpenOptionsExt;
     let temp = path.with_extension("new");
     let write = || -> io::Result<()> {
         match fs::remove_file(&temp) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&temp)?;
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true);
+        let mut file = platform::private_file(&mut options).open(&temp)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&temp, path)?;
         match path.parent() {
-            Some(dir) => fs::File::open(dir)?.sync_all(),
+            Some(dir) => platform::sync_dir(dir),
             None => Ok(()),
         }
     };

@@ -560,13 +560,19 @@ fn client_id(path: &Path) -> io::Result<ClientId> {
 }
 
 fn not_opened(error: &vfs::Error, state: &Path) -> UserError {
+    let next = match error {
+        vfs::Error::Io { source, .. } if source.kind() == io::ErrorKind::FileTooLarge => {
+            "format the volume as exFAT or with a file system of Linux, or name a directory elsewhere"
+        }
+        _ => "see that its disk is well and no other pstsyncd uses it, then mount again",
+    };
     UserError::new(
         "drive-not-opened",
         format!(
             "the drive's state in {} does not open: {error}",
             state.display()
         ),
-        "see that its disk is well and no other pstsyncd uses it, then mount again",
+        next,
     )
 }
 

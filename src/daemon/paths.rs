@@ -4,7 +4,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -114,7 +114,12 @@ impl StateDir {
     /// As [`StateDir::take`].
     pub fn take_removable(path: &Path, role: &str, of: &Path) -> Result<Self, UserError> {
         match private_dir(path) {
-            Err(e) if e.code == "state-dir-foreign" => return Err(e),
+            Err(e) if e.code == "state-dir-foreign" => {
+                let uid = rustix::process::geteuid().as_raw();
+                let next =
+                    format!("mount the volume with uid={uid}, or name a directory of your own");
+                return Err(UserError::new(e.code, e.message, next));
+            }
             Err(e) if fs::metadata(path).is_err() => return Err(e),
             Err(_) => {
                 let closed = fs::Permissions::from_mode(0o700);
@@ -238,7 +243,19 @@ pub fn private_dir(path: &Path) -> Result<(), UserError> {
     if meta.mode() & 0o077 == 0 {
         return Ok(());
     }
-    if fs::read_dir(path).map_err(failed)?.next().is_some() {
+    let empty = fs::read_dir(path).map_err(failed)?.next().is_none();
+    if !keeps_modes(path).map_err(failed)? {
+        return Err(UserError::new(
+            "state-dir-no-permissions",
+            format!(
+                "the volume of {} keeps no permissions, so other users could read your mail there",
+                path.display()
+            ),
+            "name a directory on another volume; to carry the cache about on this one, give it as \
+             --cache, and mount it with umask=077 to keep others out",
+        ));
+    }
+    if !empty {
         return Err(UserError::new(
             "state-dir-unsafe",
             format!(
@@ -252,6 +269,25 @@ pub fn private_dir(path: &Path) -> Result<(), UserError> {
         ));
     }
     fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(failed)
+}
+
+/// Whether a file system keeps the modes of files, found out with one.
+fn keeps_modes(dir: &Path) -> io::Result<bool> {
+    let probe = dir.join(format!(".pstsyncd-probe-{}", std::process::id()));
+    match fs::remove_file(&probe) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    // Surely new: others may have put a link there.
+    let kept = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&probe)?
+        .metadata()
+        .map(|m| m.mode() & 0o077 == 0);
+    fs::remove_file(&probe)?;
+    kept
 }
 
 #[cfg(test)]

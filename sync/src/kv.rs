@@ -160,7 +160,10 @@ impl KvStore {
             .map_err(at(&db_path))?;
         file.sync_all().map_err(at(&db_path))?;
         let conf = data.join("conf");
-        File::open(&conf)
+        // For writing: Windows flushes nothing that was opened to be read.
+        OpenOptions::new()
+            .write(true)
+            .open(&conf)
             .and_then(|f| f.sync_all())
             .map_err(at(&conf))?;
         for path in [data.as_path(), dir] {

@@ -202,10 +202,9 @@ fn free(dir: &Path) -> io::Result<u64> {
     Ok(volume.f_bavail.saturating_mul(volume.f_frsize))
 }
 
-/// Not asked: what does not fit is found out by writing it.
-#[cfg(not(unix))]
-fn free(_: &Path) -> io::Result<u64> {
-    Ok(u64::MAX)
+#[cfg(windows)]
+fn free(dir: &Path) -> io::Result<u64> {
+    fs2::available_space(dir)
 }
 
 fn failed(path: &Path) -> impl FnOnce(io::Error) -> SyncError + '_ {

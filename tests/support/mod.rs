@@ -37,6 +37,8 @@ pub struct Rig {
     mounted: Option<u32>,
     /// Whether a drive that is mounted syncs by itself: most tests say when.
     pub auto_sync: bool,
+    /// Where the cache is, given as one that is carried about; `None`: in a state directory.
+    pub cache: Option<PathBuf>,
 }
 
 impl Rig {
@@ -53,6 +55,7 @@ impl Rig {
             agent_port: Port::take(),
             mounted: None,
             auto_sync: false,
+            cache: None,
         };
         rig.start_agent();
         rig
@@ -108,7 +111,10 @@ impl Rig {
 
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_pstsyncd"));
-        command.args(args).env("XDG_RUNTIME_DIR", self.home.path());
+        command
+            .args(args)
+            .env("XDG_RUNTIME_DIR", self.home.path())
+            .env("XDG_STATE_HOME", self.path("states"));
         command
     }
 
@@ -135,7 +141,10 @@ impl Rig {
         let auto = if self.auto_sync { "on" } else { "off" };
         command.args(["--auto-sync", auto]);
         command.arg("--share").arg(self.path("share"));
-        command.arg("--state-dir").arg(self.path("state"));
+        match &self.cache {
+            Some(cache) => command.arg("--cache").arg(cache),
+            None => command.arg("--state-dir").arg(self.path("state")),
+        };
         command
             .arg("--agent-invitation")
             .arg(self.path("agent/client.json"));

@@ -316,7 +316,7 @@ impl StateDir {
         let name = format!("{}/meta", self.disk.name());
         let bytes = self
             .disk
-            .read("meta", MAX_META)
+            .read_standing("meta", MAX_META)
             .map_err(|e| Error::from_io(name.clone(), e))?;
         bytes.map(|bytes| decode_meta(&bytes, &name)).transpose()
     }

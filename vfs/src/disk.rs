@@ -6,7 +6,7 @@
 //!
 //! Paths are relative to the state directory, with `/`; none of them comes from outside. Promises
 //! are POSIX's and no more: bytes survive a power cut after [`WriteAt::sync`] of the file, names
-//! after [`Disk::sync_dir`] of their directory, a rename is one step.
+//! after [`Disk::sync_dir`] of their directory, a rename is one step (but see [`crash::CrashDisk::fat`]).
 
 pub mod crash;
 pub mod fault;
@@ -77,19 +77,38 @@ impl dyn Disk {
         Ok(Some(bytes))
     }
 
-    /// Replaces a small file in one durable step.
+    /// As [`Disk::read`], of a file that is replaced and never removed.
+    pub(crate) fn read_standing(&self, path: &str, max: u64) -> io::Result<Option<Vec<u8>>> {
+        match self.read(path, max)? {
+            // The file system took the old one away and did not come to name the new one.
+            None => self.read(&format!("{path}.new"), max),
+            found => Ok(found),
+        }
+    }
+
+    /// Replaces a small file in one durable step, also where a rename over an existing file is none (FAT,
+    /// exFAT): what is to take its place is durable before, with its name `.new`, under which
+    /// [`Disk::read_standing`] finds it. Where there is nothing to replace that name is not used, so
+    /// that a beginning is never taken for the whole.
     pub(crate) fn replace(&self, path: &str, bytes: &[u8]) -> io::Result<()> {
-        let new = format!("{path}.new");
+        let there = match self.open(path) {
+            Ok(_) => true,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => false,
+            Err(e) => return Err(e),
+        };
+        let new = format!("{path}{}", if there { ".new" } else { ".first" });
         match self.remove(&new) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
+        let dir = path.rsplit_once('/').map_or("", |p| p.0);
         let file = self.create(&new, 0)?;
         file.write_all_at(0, bytes)?;
         file.sync()?;
         drop(file);
+        self.sync_dir(dir)?;
         self.rename(&new, path)?;
-        self.sync_dir(path.rsplit_once('/').map_or("", |p| p.0))
+        self.sync_dir(dir)
     }
 }
 
@@ -102,10 +121,18 @@ impl RealDisk {
     /// Uses (and creates) `root`.
     ///
     /// # Errors
-    /// What the file system says.
+    /// What the file system says; [`io::ErrorKind::FileTooLarge`] on a FAT volume: a mailbox that grows there
+    /// beyond 4 GiB would be stopped in the middle of a change that was acknowledged.
     pub fn open(root: impl Into<PathBuf>) -> io::Result<Self> {
         let disk = Self { root: root.into() };
         disk.mkdir("")?;
+        #[cfg(target_os = "linux")]
+        if is_fat(i128::from(rustix::fs::statfs(&disk.root)?.f_type)) {
+            return Err(io::Error::new(
+                io::ErrorKind::FileTooLarge,
+                "it is on a FAT volume, which holds no file of 4 GiB or more",
+            ));
+        }
         Ok(disk)
     }
 
@@ -118,7 +145,14 @@ impl RealDisk {
     }
 }
 
+/// The kernel's number of FAT12, FAT16 and FAT32 in statfs(2). exFAT has another.
+#[cfg(target_os = "linux")]
+const fn is_fat(f_type: i128) -> bool {
+    f_type == 0x4d44
+}
+
 /// Where the file system keeps no permissions (FAT, exFAT), the mount's options are all there is.
+#[cfg(unix)]
 fn keeps_no_modes(e: &io::Error) -> bool {
     matches!(
         e.kind(),
@@ -195,8 +229,8 @@ impl Disk for RealDisk {
             let st = rustix::fs::statvfs(&self.root)?;
             Ok(st.f_bavail.saturating_mul(st.f_frsize.max(1)))
         }
-        #[cfg(not(unix))]
-        Ok(u64::MAX)
+        #[cfg(windows)]
+        fs2::available_space(&self.root)
     }
 
     fn lock(&self) -> io::Result<Option<DiskLock>> {

@@ -3,7 +3,8 @@
 //!
 //! It is as hostile as POSIX allows: of the changes of names since a directory's last flush any
 //! subset may survive, a file's own flush makes its name no more durable, and of its unflushed writes
-//! any subset of sectors may be there.
+//! any subset of sectors may be there. [`CrashDisk::fat`] is worse yet, as FAT and exFAT are: there a
+//! rename over an existing file is two changes, and the file may be gone without the new one being there.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -63,6 +64,8 @@ struct World {
     /// From this call on the power is gone.
     cut: Option<u64>,
     lock: Weak<()>,
+    /// A rename over an existing file is no single step.
+    fat: bool,
 }
 
 impl World {
@@ -97,6 +100,15 @@ fn mix(seed: u64) -> u64 {
 impl CrashDisk {
     fn world(&self) -> MutexGuard<'_, World> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A disk without a journal of its own, on which a rename over an existing file may be cut in two.
+    #[must_use]
+    pub fn fat() -> Self {
+        Self(Arc::new(Mutex::new(World {
+            fat: true,
+            ..World::default()
+        })))
     }
 
     /// Calls so far that changed or flushed something.
@@ -155,6 +167,7 @@ impl CrashDisk {
             names,
             inodes,
             next: world.next,
+            fat: world.fat,
             ..World::default()
         })))
     }
@@ -214,6 +227,9 @@ impl Disk for CrashDisk {
         world.step()?;
         if !world.names.contains_key(from) {
             return Err(io::ErrorKind::NotFound.into());
+        }
+        if world.fat && world.names.contains_key(to) {
+            world.change(NameOp::Unlink(to.to_owned()));
         }
         world.change(NameOp::Rename(from.to_owned(), to.to_owned()));
         Ok(())
@@ -323,6 +339,43 @@ mod tests {
         assert!(disk.sync_dir("d").is_err());
         assert_eq!(text(&disk.survivor(0), "d/a").unwrap(), b"two");
         assert_ne!(disk.survivor(0).boot_id(), disk.boot_id());
+    }
+
+    #[test]
+    fn on_fat_a_rename_may_be_cut_in_two_and_a_replacement_is_still_found() {
+        let disk = CrashDisk::fat();
+        let kept = |disk: &CrashDisk| (disk as &dyn Disk).read_standing("meta", 100).unwrap();
+        let replace = |disk: &CrashDisk, bytes: &[u8]| (disk as &dyn Disk).replace("meta", bytes);
+        let mut torn = 0;
+        // Each call of the first writing, of one over it, and of one over what a cut left.
+        for at in 0..30 {
+            for seed in 0..60 {
+                let first = CrashDisk::fat();
+                first.cut_after(at);
+                let done = replace(&first, b"one").is_ok();
+                let after = first.survivor(seed);
+                let found = kept(&after);
+                assert!(found.as_deref().is_none_or(|f| f == b"one"), "{at} {seed}");
+                assert!(found.is_some() || !done, "{at} {seed}");
+                replace(&disk, b"one").unwrap();
+                let mut disk = disk.survivor(0);
+                for (old, new) in [(b"one", b"two"), (b"two", b"six")] {
+                    disk.cut_after(at);
+                    let done = replace(&disk, new).is_ok();
+                    disk = disk.survivor(seed);
+                    torn += u32::from(text(&disk, "meta").is_none());
+                    let found = kept(&disk).unwrap();
+                    assert!(found == new || (!done && found == old), "{at} {seed}");
+                    replace(&disk, new).unwrap();
+                }
+            }
+        }
+        assert!(torn > 0);
+        // What was never there is not found by a name that was never finished.
+        let torn = CrashDisk::fat();
+        let file = torn.create("meta.first", 0).unwrap();
+        file.write_all_at(0, b"half").unwrap();
+        assert_eq!(kept(&torn), None);
     }
 
     #[test]

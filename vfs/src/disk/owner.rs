@@ -111,7 +111,7 @@ fn uptime() -> Duration {
 /// The volume's name, made where there is none.
 fn volume(disk: &Arc<dyn Disk>) -> io::Result<String> {
     const HEAD: &str = "pstsyncd-volume 1\n";
-    if let Some(bytes) = disk.read("volume", 200)? {
+    if let Some(bytes) = disk.read_standing("volume", 200)? {
         let text = String::from_utf8_lossy(&bytes).into_owned();
         let id = text.strip_prefix(HEAD).map(str::trim);
         return match id {
@@ -187,7 +187,7 @@ impl Owner {
     pub fn take(disk: &Arc<dyn Disk>, me: &Removable) -> Result<Arc<Self>> {
         let ctx = |e| Error::from_io(format!("{}: taking the volume", disk.name()), e);
         let volume = volume(disk).map_err(ctx)?;
-        let look = || disk.read(FILE, 4096).map_err(ctx);
+        let look = || disk.read_standing(FILE, 4096).map_err(ctx);
         let seen = look()?;
         let other = match seen.as_deref().map(Claim::decode) {
             None => false,
@@ -236,7 +236,7 @@ impl Owner {
     fn verify(&self) -> io::Result<()> {
         let at = uptime();
         let mut mine = self.claim.lock().unwrap_or_else(PoisonError::into_inner);
-        let there = self.disk.read(FILE, 4096)?;
+        let there = self.disk.read_standing(FILE, 4096)?;
         match there.as_deref().and_then(Claim::decode) {
             Some(c) if c.nonce == mine.0.nonce => {
                 mine.1 = at;
