@@ -1,5 +1,7 @@
 //! The drive itself: vfs over the share, cache and journal, and the sync engine beside it.
 
+mod errors;
+mod standing;
 mod work;
 
 use std::fs;
@@ -15,10 +17,9 @@ use sync::wire::{ClientId, Invitation};
 use sync::{AgentDestination, Destination, SyncDatabase};
 use vfs::fuse::{MountHandle, MountOptions, mount};
 use vfs::share::dir::DirShare;
-use vfs::{ContainerStatus, Drive, DriveConfig, Reintegrated, ReintegratedOutcome, Share};
+use vfs::{Drive, DriveConfig, Reintegrated, ReintegratedOutcome, Share};
 
 use super::auto::Auto;
-use super::holders::holders;
 use super::paths::StateDir;
 use super::smb::NeedsAgent;
 use super::syncer::{Syncer, host, today};
@@ -26,11 +27,11 @@ use super::validator::PstValidator;
 use super::{DriveOptions, End, Stop, volumes};
 use crate::control::protocol::MAX_FILES;
 use crate::control::{
-    AgentStatus, Binding, CacheStatus, DriveControl, DriveStatus, Event, FileReport, FileStatus,
-    PartOf, Policy, Progress, State, SyncReport, SyncState, TreeStatus, UnmountReport,
+    DriveControl, DriveStatus, Event, Policy, Progress, SyncReport, UnmountReport,
 };
 use crate::error::UserError;
 use crate::exit::ExitStatus;
+use errors::{not_mounted, not_opened, not_unmounted, stuck};
 
 /// The destination's name in the sync database: the share, by whatever way it is reached.
 const SHARE: &str = "share";
@@ -192,68 +193,6 @@ fn watch(mounted: &Arc<Mounted>, stop: Stop) -> Result<(), UserError> {
 }
 
 impl Mounted {
-    /// Whether the share lacks something of this container.
-    fn waits(container: &ContainerStatus) -> bool {
-        container.dirty || (!container.attached && container.written > 0)
-    }
-
-    fn file_status(&self, container: &ContainerStatus) -> FileStatus {
-        let failure = self.syncer.failure(&container.path);
-        let waits = Self::waits(container);
-        let sync = match (&failure, waits) {
-            (Some(_), true) => SyncState::Failed,
-            _ if container.share_changed => SyncState::Conflict,
-            (None, true) => SyncState::Pending,
-            (_, false) => SyncState::Synced,
-        };
-        let note = if let Some(why) = &container.poisoned {
-            Some(format!("writes are refused: {why}"))
-        } else if let (Some(error), true) = (failure, waits) {
-            Some(error.message)
-        } else if container.share_changed {
-            Some("it was changed on the share too; sync keeps both".to_owned())
-        } else if !container.attached {
-            Some("served from the cache: the share holds the same mail in other bytes".to_owned())
-        } else {
-            None
-        };
-        FileStatus {
-            path: container.path.clone(),
-            container: true,
-            binding: if container.passed_through {
-                Binding::Share
-            } else {
-                Binding::Cache
-            },
-            sync,
-            size: container.size,
-            fully_cached: container.fully_cached,
-            pending_bytes: if container.attached {
-                container.unsynced
-            } else {
-                container.written
-            },
-            verified_at: self.syncer.verified_at(container),
-            note,
-        }
-    }
-
-    fn waiting(&self) -> Vec<ContainerStatus> {
-        self.drive
-            .containers()
-            .into_iter()
-            .filter(Self::waits)
-            .collect()
-    }
-
-    fn waiting_opaque(&self) -> Vec<ContainerStatus> {
-        let paths = self.drive.status().dirty_opaque;
-        paths
-            .iter()
-            .filter_map(|path| self.drive.file_status(path).ok())
-            .collect()
-    }
-
     /// Brings changes of files and folders to the share.
     fn reintegrate(&self, progress: &dyn Progress) -> Result<(), UserError> {
         match self.drive.reintegrate(&today(), &host()) {
@@ -276,82 +215,11 @@ impl Mounted {
         }
         Ok(())
     }
-
-    /// Paths of all files that the share lacks something of, and how many bytes.
-    fn pending(&self) -> (Vec<String>, u64) {
-        let containers = self.waiting();
-        let status = self.drive.status();
-        let bytes = containers
-            .iter()
-            .map(|c| self.file_status(c).pending_bytes)
-            .sum::<u64>();
-        let mut paths: Vec<String> = containers.into_iter().map(|c| c.path).collect();
-        paths.extend(status.dirty_opaque);
-        paths.extend(self.drive.pending_namespace());
-        (paths, bytes.max(status.unsynced_bytes))
-    }
 }
 
 impl DriveControl for Mounted {
     fn status(&self) -> Result<DriveStatus, UserError> {
-        let status = self.drive.status();
-        let (_, pending_bytes) = self.pending();
-        let mut files: Vec<FileStatus> = self
-            .drive
-            .containers()
-            .iter()
-            .map(|c| self.file_status(c))
-            .collect();
-        files.extend(status.dirty_opaque.iter().map(|path| FileStatus {
-            path: path.clone(),
-            container: false,
-            binding: Binding::Cache,
-            sync: SyncState::Pending,
-            size: self.drive.file_status(path).map_or(0, |f| f.size),
-            fully_cached: true,
-            pending_bytes: self.drive.file_status(path).map_or(0, |f| f.unsynced),
-            verified_at: None,
-            note: None,
-        }));
-        for path in &status.refusing {
-            if files.iter().any(|f| f.path == *path) {
-                continue;
-            }
-            files.extend(self.drive.file_status(path).ok().map(|f| FileStatus {
-                container: false,
-                sync: SyncState::Failed,
-                ..self.file_status(&f)
-            }));
-        }
-        let cache = self.drive.cache_status();
-        // Whatever is not safe is said first, should the list be cut.
-        files.sort_by_key(|f| f.sync == SyncState::Synced && f.fully_cached);
-        let more_files = files.len().saturating_sub(MAX_FILES) as u64;
-        files.truncate(MAX_FILES);
-        Ok(DriveStatus {
-            cache: CacheStatus {
-                tree: tree_status(self.drive.tree_status()),
-                ..cache_status(cache)
-            },
-            auto_sync: self.auto.status(),
-            mountpoint: self.mountpoint.clone(),
-            share: self.share.clone(),
-            policy: *self.policy.lock().unwrap_or_else(PoisonError::into_inner),
-            state: match status.state {
-                vfs::State::Online => State::Online,
-                vfs::State::Cached => State::Cached,
-                vfs::State::Offline => State::Offline,
-            },
-            share_reachable: status.link_up,
-            agent: self.agent_url.clone().map(|url| AgentStatus {
-                url,
-                reachable: self.syncer.reachable(),
-            }),
-            journal_bytes: status.journal_bytes,
-            pending_bytes,
-            files,
-            more_files,
-        })
+        Ok(self.standing())
     }
 
     fn set_mode(&self, policy: Policy) -> Result<DriveStatus, UserError> {
@@ -446,45 +314,6 @@ impl DriveControl for Mounted {
     }
 }
 
-fn cache_status(cache: vfs::CacheStatus) -> CacheStatus {
-    let more_incomplete = cache.incomplete.len().saturating_sub(MAX_FILES) as u64;
-    CacheStatus {
-        limit: cache.limit,
-        used: cache.used,
-        pinned: cache.pinned,
-        pinned_files: cache.pinned_files as u64,
-        incomplete: cache
-            .incomplete
-            .into_iter()
-            .take(MAX_FILES)
-            .map(|i| PartOf {
-                path: i.path,
-                cached: i.cached,
-                size: i.size,
-            })
-            .collect(),
-        more_incomplete,
-        filling: cache.filling.map(|f| PartOf {
-            path: f.path,
-            cached: f.cached,
-            size: f.size,
-        }),
-        trouble: cache.trouble,
-        volume: cache.volume,
-        tree: TreeStatus::default(),
-    }
-}
-
-fn tree_status(tree: vfs::TreeStatus) -> TreeStatus {
-    TreeStatus {
-        names: tree.names as u64,
-        listed: tree.listed as u64,
-        unlisted: tree.unlisted as u64,
-        waiting: tree.waiting as u64,
-        trouble: tree.trouble,
-    }
-}
-
 fn log_reintegrated(done: &Reintegrated, progress: &dyn Progress) {
     let text = match &done.outcome {
         ReintegratedOutcome::Done => return tracing::debug!(change = done.what, "brought over"),
@@ -541,67 +370,4 @@ fn client_id(path: &Path) -> io::Result<ClientId> {
         }
         Err(e) => Err(e),
     }
-}
-
-fn not_opened(error: &vfs::Error, state: &Path) -> UserError {
-    UserError::new(
-        "drive-not-opened",
-        format!(
-            "the drive's state in {} does not open: {error}",
-            state.display()
-        ),
-        "see that its disk is well and no other pstsyncd uses it, then mount again",
-    )
-}
-
-fn not_mounted(mountpoint: &Path, error: &io::Error) -> UserError {
-    let next = match error.kind() {
-        io::ErrorKind::NotFound => "install fuse3 (apt-get install fuse3), then mount again",
-        io::ErrorKind::PermissionDenied => {
-            "see that you may use /dev/fuse and own the mountpoint, then mount again"
-        }
-        io::ErrorKind::ResourceBusy => "unmount what is there first, or choose another mountpoint",
-        _ => "see `dmesg` and the log, then mount again",
-    };
-    UserError::new(
-        "not-mounted",
-        format!(
-            "the drive cannot be mounted at {}: {error}",
-            mountpoint.display()
-        ),
-        next,
-    )
-}
-
-/// A file that a sync left for its user to look at.
-fn stuck(file: &FileReport) -> UserError {
-    let exit = file.outcome.exit();
-    let (why, next) = match &file.error {
-        Some(error) => (error.message.clone(), error.next.clone()),
-        None => (
-            "it was changed on both sides".to_owned(),
-            "see `pstsyncd status`".to_owned(),
-        ),
-    };
-    let next = format!("{next}; `pstsyncd unmount --now` keeps it in the journal");
-    UserError::new("not-synced", format!("{}: {why}", file.path), next).with_exit(exit)
-}
-
-fn not_unmounted(mountpoint: &str, error: &io::Error) -> UserError {
-    if error.kind() == io::ErrorKind::ResourceBusy {
-        let by = match holders(Path::new(mountpoint)).as_slice() {
-            [] => "a program has a file or folder there open".to_owned(),
-            programs => format!("in use by {}", programs.join(", ")),
-        };
-        return UserError::new(
-            "in-use",
-            format!("{mountpoint} stays mounted: {by}"),
-            "close the programs that use it, then unmount again",
-        );
-    }
-    UserError::new(
-        "not-unmounted",
-        format!("{mountpoint} cannot be unmounted: {error}"),
-        "close the programs that use it (see `fuser -m`), then unmount again",
-    )
 }
