@@ -6,6 +6,7 @@
 //! refused (a daemon must not ignore what it was asked); unknown fields of a reply are ignored.
 
 mod frame;
+mod link;
 mod mode;
 mod report;
 mod status;
@@ -13,6 +14,7 @@ mod status;
 use serde::{Deserialize, Serialize};
 
 pub use frame::{decode_reply, decode_request, encode_reply, encode_request};
+pub use link::{Explanation, LinkStatus, Measured, StateChange};
 pub use mode::{Policy, State};
 pub use report::{FileOutcome, FileReport, SyncReport, UnmountReport};
 pub use status::{
@@ -46,7 +48,14 @@ pub enum Request {
     SetMode {
         /// The new policy.
         policy: Policy,
+        /// For so many seconds; then the policy from before comes back.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        for_seconds: Option<u64>,
     },
+    /// Why is the drive in its state?
+    Explain {},
+    /// What is known of the link?
+    Link {},
     /// Sync to the verified end.
     SyncNow {
         /// A file, relative to the drive's root; none for all that have changes.
@@ -112,6 +121,10 @@ pub enum Answer {
     },
     /// To status and set-mode.
     Status(Box<DriveStatus>),
+    /// To explain.
+    Explanation(Box<Explanation>),
+    /// To link.
+    Link(Box<LinkStatus>),
     /// To sync-now.
     Sync(SyncReport),
     /// To unmount.

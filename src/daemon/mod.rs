@@ -271,7 +271,7 @@ mod tests {
 
     use super::*;
     use crate::cli::{Cli, Command};
-    use crate::control::{Client, DriveStatus, Policy, State, SyncReport, UnmountReport};
+    use crate::control::{Client, DriveStatus, Explanation, LinkStatus, Policy, State, SyncReport, UnmountReport};
 
     /// A drive without a mount; the first `stubborn` unmounts fail.
     struct Fake {
@@ -287,6 +287,8 @@ mod tests {
                 share: String::new(),
                 policy: Policy::Online,
                 state: State::Online,
+                reason: String::new(),
+                changes: Vec::new(),
                 share_reachable: true,
                 agent: None,
                 journal_bytes: 0,
@@ -298,11 +300,19 @@ mod tests {
             })
         }
 
-        fn set_mode(&self, _: Policy) -> Result<DriveStatus, UserError> {
+        fn set_mode(&self, _: Policy, _: Option<u64>) -> Result<DriveStatus, UserError> {
             self.status()
         }
 
-        fn sync_now(
+        fn explain(&self) -> Result<Explanation, UserError> {
+        Err(UserError::new("none", "no policy", "none"))
+    }
+
+    fn link(&self) -> Result<LinkStatus, UserError> {
+        Ok(LinkStatus::default())
+    }
+
+    fn sync_now(
             &self,
             _: Option<&str>,
             _: bool,

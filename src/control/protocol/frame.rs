@@ -124,7 +124,14 @@ mod tests {
             Request::Status {},
             Request::SetMode {
                 policy: Policy::Cached,
+                for_seconds: None,
             },
+            Request::SetMode {
+                policy: Policy::Offline,
+                for_seconds: Some(7200),
+            },
+            Request::Explain {},
+            Request::Link {},
             Request::SyncNow {
                 path: None,
                 allow_deletes: false,

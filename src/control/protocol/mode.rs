@@ -5,9 +5,7 @@ use std::fmt;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use crate::error::UserError;
-
-/// Mode policy: what the user asked for. Only the last three are carried out in this version.
+/// Mode policy: what the user asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Policy {
@@ -21,22 +19,6 @@ pub enum Policy {
     Cached,
     /// Journal, and leave the share alone
     Offline,
-}
-
-impl Policy {
-    /// This policy, if it is one that is set by hand: the others are not in this version.
-    ///
-    /// # Errors
-    /// It is not; what to use instead.
-    pub fn by_hand(self) -> Result<Self, UserError> {
-        match self {
-            Self::Online | Self::Cached | Self::Offline => Ok(self),
-            Self::Auto | Self::Rules => Err(UserError::not_in_this_version(
-                &format!("the policy '{self}'"),
-                "set the mode by hand: online, cached or offline",
-            )),
-        }
-    }
 }
 
 impl fmt::Display for Policy {

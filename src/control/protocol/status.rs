@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Policy, State};
+use super::{Policy, State, StateChange};
 use crate::exit::ExitStatus;
 
 /// What a drive does, and what waits.
@@ -17,6 +17,12 @@ pub struct DriveStatus {
     pub policy: Policy,
     /// What is done.
     pub state: State,
+    /// Why.
+    #[serde(default)]
+    pub reason: String,
+    /// The last changes of state, the newest last; `link` has more.
+    #[serde(default)]
+    pub changes: Vec<StateChange>,
     /// Whether the share could be reached when last used.
     pub share_reachable: bool,
     /// The agent, where one is configured.
@@ -206,6 +212,8 @@ mod tests {
             share: "/s".into(),
             policy: Policy::Online,
             state: State::Online,
+            reason: String::new(),
+            changes: Vec::new(),
             share_reachable: true,
             agent: None,
             journal_bytes: 0,
