@@ -89,6 +89,7 @@ fn answer(command: &Command, out: &mut Output) -> Outcome {
         Command::Unmount(args) => commands::unmount(args, out),
         Command::Mode(args) => commands::mode(args, out),
         Command::Status(args) => commands::status(args, out),
+        Command::Link(args) => commands::link(args, out),
         Command::Sync(SyncCommand::Now {
             path,
             allow_deletes,

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::protocol::{
-    self, Answer, DriveStatus, Event, Explanation, LinkStatus, MAX_REPLY, Policy, Reply, Request, SyncReport, UnmountReport,
+    self, Answer, DriveStatus, Event, Explanation, LinkStatus, MAX_REPLY, Policy, Reply, Request,
+    SyncReport, UnmountReport,
 };
 use super::registry::DriveEntry;
 use crate::error::{UserError, plain};

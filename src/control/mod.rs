@@ -19,9 +19,9 @@ mod tests;
 
 pub use client::Client;
 pub use protocol::{
-    AgentStatus, Answer, AutoSync, Binding, CacheStatus, DriveStatus, Event, Explanation, FileOutcome,
-    FileReport, FileStatus, LinkStatus, Measured, PartOf, Policy, Request, State, StateChange, SyncReport, SyncState, TreeStatus,
-    UnmountReport,
+    AgentStatus, Answer, AutoSync, Binding, CacheStatus, DriveStatus, Event, Explanation,
+    FileOutcome, FileReport, FileStatus, LinkStatus, Measured, PartOf, Policy, Request, State,
+    StateChange, SyncReport, SyncState, TreeStatus, UnmountReport,
 };
 pub use registry::{DriveEntry, Registration, Registry};
 pub use server::{Limits, Server};

@@ -51,11 +51,7 @@ impl DriveControl for FakeDrive {
         })
     }
 
-    fn set_mode(
-        &self,
-        policy: Policy,
-        _: Option<u64>,
-    ) -> Result<DriveStatus, UserError> {
+    fn set_mode(&self, policy: Policy, _: Option<u64>) -> Result<DriveStatus, UserError> {
         *self.mode.lock().unwrap() = policy;
         self.status()
     }

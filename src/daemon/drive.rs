@@ -17,9 +17,11 @@ use sync::wire::{ClientId, Invitation};
 use sync::{AgentDestination, Destination, SyncDatabase};
 use vfs::fuse::{MountHandle, MountOptions, mount};
 use vfs::share::dir::DirShare;
+use vfs::share::measured::MeasuredShare;
 use vfs::{Drive, DriveConfig, Reintegrated, ReintegratedOutcome, Share};
 
 use super::auto::Auto;
+use super::governor::{Governed, Governor, first_state};
 use super::paths::StateDir;
 use super::smb::NeedsAgent;
 use super::syncer::{Syncer, host, today};
@@ -27,10 +29,12 @@ use super::validator::PstValidator;
 use super::{DriveOptions, End, Stop, volumes};
 use crate::control::protocol::MAX_FILES;
 use crate::control::{
-    DriveControl, DriveStatus, Event, Policy, Progress, SyncReport, UnmountReport,
+    DriveControl, DriveStatus, Event, Explanation, LinkStatus, Policy, Progress, State, SyncReport,
+    UnmountReport,
 };
 use crate::error::UserError;
 use crate::exit::ExitStatus;
+use crate::link::LinkMeter;
 use errors::{not_mounted, not_opened, not_unmounted, stuck};
 
 /// The destination's name in the sync database: the share, by whatever way it is reached.
@@ -46,6 +50,14 @@ pub fn open(
     stop: Stop,
 ) -> Result<Arc<dyn DriveControl>, UserError> {
     let in_state = |name: &str| state.path().join(name);
+    let meter = Arc::new(LinkMeter::default());
+    let governor = Arc::new(Governor::new(
+        options.policy,
+        options.rules.clone(),
+        &in_state("states"),
+        Arc::clone(&meter),
+        crate::link::hints::of_this_system(),
+    )?);
     let share: Arc<dyn Share> = match &options.smb {
         Some(smb) => Arc::new(smb.open()?),
         None => Arc::new(
@@ -53,8 +65,13 @@ pub fn open(
                 .map_err(|e| UserError::file("open the share", &options.share, &e))?,
         ),
     };
-    let mut config = DriveConfig::new(share, in_state("drive"));
-    config.state = state_of(options.policy)?;
+    let share: Arc<dyn Share> = Arc::new(MeasuredShare::new(share, meter));
+    let mut config = DriveConfig::new(Arc::clone(&share), in_state("drive"));
+    config.state = match first_state(options.policy) {
+        State::Online => vfs::State::Online,
+        State::Cached => vfs::State::Cached,
+        State::Offline => vfs::State::Offline,
+    };
     config.cache_size = options.cache_size;
     let patterns = options.patterns.clone().settle(state.path())?;
     if let Some(monitor) = patterns.monitor {
@@ -136,7 +153,7 @@ pub fn open(
         mountpoint: options.mountpoint.display().to_string(),
         share: options.share.display().to_string(),
         agent_url: options.agent.as_ref().map(|a| a.url.clone()),
-        policy: Mutex::new(options.policy),
+        governor,
         handle: Mutex::new(Some(handle)),
         drive,
         syncer,
@@ -145,6 +162,7 @@ pub fn open(
     });
     watch(&mounted, stop)?;
     mounted.auto.start(Arc::downgrade(&mounted))?;
+    mounted.governor.start(Arc::downgrade(&mounted), share)?;
     Ok(mounted)
 }
 
@@ -152,7 +170,7 @@ struct Mounted {
     mountpoint: String,
     share: String,
     agent_url: Option<String>,
-    policy: Mutex<Policy>,
+    governor: Arc<Governor>,
     handle: Mutex<Option<MountHandle>>,
     drive: Arc<Drive>,
     syncer: Syncer,
@@ -217,16 +235,29 @@ impl Mounted {
     }
 }
 
+impl Governed for Mounted {
+    fn govern(&self, state: vfs::State) {
+        self.drive.set_state(state);
+    }
+}
+
 impl DriveControl for Mounted {
     fn status(&self) -> Result<DriveStatus, UserError> {
         Ok(self.standing())
     }
 
-    fn set_mode(&self, policy: Policy) -> Result<DriveStatus, UserError> {
-        let state = state_of(policy)?;
-        *self.policy.lock().unwrap_or_else(PoisonError::into_inner) = policy;
-        self.drive.set_state(state);
+    fn set_mode(&self, policy: Policy, seconds: Option<u64>) -> Result<DriveStatus, UserError> {
+        let time = seconds.map(Duration::from_secs);
+        self.governor.set(policy, time, self)?;
         self.status()
+    }
+
+    fn explain(&self) -> Result<Explanation, UserError> {
+        Ok(self.governor.explain())
+    }
+
+    fn link(&self) -> Result<LinkStatus, UserError> {
+        Ok(self.governor.link())
     }
 
     fn sync_now(
@@ -238,7 +269,7 @@ impl DriveControl for Mounted {
         if self.drive.state() == vfs::State::Offline {
             return Err(UserError::new(
                 "offline",
-                "the drive is offline by hand, so nothing can be synced",
+                "the drive is to be offline, so nothing can be synced",
                 "allow the link again with `pstsyncd mode cached` or `pstsyncd mode online`",
             )
             .with_exit(ExitStatus::Offline));
@@ -301,6 +332,7 @@ impl DriveControl for Mounted {
         }
         *handle = None;
         self.auto.end();
+        self.governor.end();
         let (mut pending, pending_bytes) = self.pending();
         let more_pending = pending.len().saturating_sub(MAX_FILES) as u64;
         pending.truncate(MAX_FILES);
@@ -335,18 +367,6 @@ fn log_reintegrated(done: &Reintegrated, progress: &dyn Progress) {
     };
     tracing::warn!(text, "changed on both sides");
     progress.event(Event::Note { text });
-}
-
-fn state_of(policy: Policy) -> Result<vfs::State, UserError> {
-    match policy {
-        Policy::Online => Ok(vfs::State::Online),
-        Policy::Cached => Ok(vfs::State::Cached),
-        Policy::Offline => Ok(vfs::State::Offline),
-        Policy::Auto | Policy::Rules => Err(UserError::not_in_this_version(
-            &format!("the policy '{policy}'"),
-            "set the mode by hand: pstsyncd mode online, cached or offline",
-        )),
-    }
 }
 
 /// The client's own name: made once, durable before it is used (R7).

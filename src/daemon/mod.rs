@@ -7,6 +7,8 @@
 mod auto;
 pub mod background;
 mod drive;
+mod governor;
+mod history;
 mod holders;
 pub mod options;
 pub mod paths;
@@ -271,7 +273,9 @@ mod tests {
 
     use super::*;
     use crate::cli::{Cli, Command};
-    use crate::control::{Client, DriveStatus, Explanation, LinkStatus, Policy, State, SyncReport, UnmountReport};
+    use crate::control::{
+        Client, DriveStatus, Explanation, LinkStatus, Policy, State, SyncReport, UnmountReport,
+    };
 
     /// A drive without a mount; the first `stubborn` unmounts fail.
     struct Fake {
@@ -305,14 +309,14 @@ mod tests {
         }
 
         fn explain(&self) -> Result<Explanation, UserError> {
-        Err(UserError::new("none", "no policy", "none"))
-    }
+            Err(UserError::new("none", "no policy", "none"))
+        }
 
-    fn link(&self) -> Result<LinkStatus, UserError> {
-        Ok(LinkStatus::default())
-    }
+        fn link(&self) -> Result<LinkStatus, UserError> {
+            Ok(LinkStatus::default())
+        }
 
-    fn sync_now(
+        fn sync_now(
             &self,
             _: Option<&str>,
             _: bool,

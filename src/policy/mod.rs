@@ -9,7 +9,7 @@ pub mod auto;
 pub mod engine;
 pub mod rules;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::time::Duration;
 

@@ -1,14 +1,11 @@
 //! Where a drive and its files stand: what `status` shows, and what waits.
 
-use std::sync::PoisonError;
-
 use vfs::ContainerStatus;
 
 use super::Mounted;
 use crate::control::protocol::MAX_FILES;
 use crate::control::{
-    AgentStatus, Binding, CacheStatus, DriveStatus, FileStatus, PartOf, State, SyncState,
-    TreeStatus,
+    AgentStatus, Binding, CacheStatus, DriveStatus, FileStatus, PartOf, SyncState, TreeStatus,
 };
 
 impl Mounted {
@@ -124,6 +121,7 @@ impl Mounted {
         files.sort_by_key(|f| f.sync == SyncState::Synced && f.fully_cached);
         let more_files = files.len().saturating_sub(MAX_FILES) as u64;
         files.truncate(MAX_FILES);
+        let (policy, state, reason, changes) = self.governor.standing();
         DriveStatus {
             cache: CacheStatus {
                 tree: tree_status(self.drive.tree_status()),
@@ -132,13 +130,11 @@ impl Mounted {
             auto_sync: self.auto.status(),
             mountpoint: self.mountpoint.clone(),
             share: self.share.clone(),
-            policy: *self.policy.lock().unwrap_or_else(PoisonError::into_inner),
-            state: match status.state {
-                vfs::State::Online => State::Online,
-                vfs::State::Cached => State::Cached,
-                vfs::State::Offline => State::Offline,
-            },
-            share_reachable: status.link_up,
+            policy,
+            state,
+            reason,
+            changes,
+            share_reachable: status.link_up && self.governor.reachable(),
             agent: self.agent_url.clone().map(|url| AgentStatus {
                 url,
                 reachable: self.syncer.reachable(),
