@@ -25,7 +25,8 @@ pub fn link(link: &LinkStatus, out: &mut Output) -> Result<(), UserError> {
     };
     out.line(format_args!("share     {reach}"))?;
     let percent = |loss: f64| format!("{:.1} %", loss * 100.0);
-    let figures: [(&str, Option<Measured>, &dyn Fn(f64) -> String); 5] = [
+    type Figure<'a> = (&'a str, Option<Measured>, &'a dyn Fn(f64) -> String);
+    let figures: [Figure<'_>; 5] = [
         ("up", link.up_bits_per_second, &show_rate),
         ("down", link.down_bits_per_second, &show_rate),
         ("rtt", link.round_trip_ms, &show_ms),

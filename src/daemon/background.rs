@@ -243,6 +243,8 @@ mod tests {
             "/s",
             "--state-dir",
             "/st",
+            "--rules",
+            "my rules",
             "--mode",
             "cached",
             "--cache-size",
@@ -286,6 +288,7 @@ mod tests {
         assert_eq!(again.cache.monitor, ["*.mail"]);
         assert_eq!(again.cache.pin, ["a/*", "**/*.pst"]);
         assert_eq!(again.mode, args.mode);
+        assert_eq!(again.rules.as_deref(), Some(Path::new("my rules")));
         assert_eq!(again.auto_sync, Switch::Off);
         assert_eq!(again.agent.agent_url, args.agent.agent_url);
         assert_eq!(again.agent.agent_pin, args.agent.agent_pin);

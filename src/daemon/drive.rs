@@ -269,7 +269,7 @@ impl DriveControl for Mounted {
         if self.drive.state() == vfs::State::Offline {
             return Err(UserError::new(
                 "offline",
-                "the drive is to be offline, so nothing can be synced",
+                "the drive is offline by hand, so nothing can be synced",
                 "allow the link again with `pstsyncd mode cached` or `pstsyncd mode online`",
             )
             .with_exit(ExitStatus::Offline));

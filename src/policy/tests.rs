@@ -181,8 +181,11 @@ otherwise auto
 /// A step of the day: its time, what changes, the line that decides, and the state.
 struct Step(&'static str, fn(&mut Seen), Option<usize>, State);
 
+/// Minute, what is seen, the line that decides, and the state.
+pub(crate) type Moment = (u16, Seen, Option<usize>, State);
+
 /// The scripted day that the daemon's test follows too.
-pub(crate) fn day() -> (&'static str, Vec<(u16, Seen, Option<usize>, State)>) {
+pub(crate) fn day() -> (&'static str, Vec<Moment>) {
     let steps = [
         Step("06:30", |_| {}, Some(6), State::Online),
         Step("08:30", |_| {}, Some(5), State::Online),
