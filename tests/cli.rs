@@ -94,19 +94,19 @@ fn without_a_drive_the_commands_say_so_and_end_offline() {
 }
 
 #[test]
-fn policies_of_later_versions_are_refused_and_not_taken_silently() {
+fn rules_that_are_missing_or_wrong_are_said_before_anything_is_mounted() {
     let machine = Machine::new();
-    for policy in ["auto", "rules"] {
-        let mount = ["mount", "--share", "share", "mnt", "--mode", policy];
-        machine.refused(&mount, 5, "not-in-this-version");
-        let error = machine.refused(&["mode", policy], 5, "not-in-this-version");
-        assert!(
-            error["next"]
-                .as_str()
-                .unwrap()
-                .contains("online, cached or offline")
-        );
-    }
+    let mount = [
+        "mount", "--share", "share", "mnt", "--mode", "rules", "--rules",
+    ];
+    let with = |file: &'static str| mount.into_iter().chain([file]).collect::<Vec<_>>();
+    machine.refused(&with("missing"), 5, "not-found");
+    std::fs::write(machine.path("rules"), "otherwise cached\nwhen metered\n").unwrap();
+    let error = machine.refused(&with("rules"), 5, "bad-rules");
+    let message = error["message"].as_str().unwrap();
+    assert!(message.contains("line 2, column 1"), "{message}");
+    let error = machine.refused(&["mode", "auto"], 4, "no-drive");
+    assert!(error["next"].as_str().unwrap().contains("pstsyncd mount"));
 }
 
 #[test]

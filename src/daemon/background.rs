@@ -128,6 +128,7 @@ fn child_args(args: &MountArgs, verbose: u8) -> Vec<OsString> {
         args.agent.agent_invitation.clone().map(Into::into),
     );
     option("--mode", Some(args.mode.to_string().into()));
+    option("--rules", args.rules.clone().map(Into::into));
     if args.auto_sync == Switch::Off {
         option("--auto-sync", Some("off".into()));
     }
@@ -242,6 +243,8 @@ mod tests {
             "/s",
             "--state-dir",
             "/st",
+            "--rules",
+            "my rules",
             "--mode",
             "cached",
             "--cache-size",
@@ -285,6 +288,7 @@ mod tests {
         assert_eq!(again.cache.monitor, ["*.mail"]);
         assert_eq!(again.cache.pin, ["a/*", "**/*.pst"]);
         assert_eq!(again.mode, args.mode);
+        assert_eq!(again.rules.as_deref(), Some(Path::new("my rules")));
         assert_eq!(again.auto_sync, Switch::Off);
         assert_eq!(again.agent.agent_url, args.agent.agent_url);
         assert_eq!(again.agent.agent_pin, args.agent.agent_pin);
