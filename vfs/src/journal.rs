@@ -2,23 +2,27 @@
 //!
 //! ```text
 //! segment   header (64 bytes) | frame | frame | … | zeros or stale bytes
-//! header    magic 8 | version u32 | crc u32 | seq u64 | first_lsn u64 | durable u64 | zeros 24
-//! frame     len u32 | crc u32 | lsn u64 | body (len bytes) | padding to 8
+//! header    magic 8 | version u32 | crc u32 | seq u64 | first_lsn u64 | durable u64 | nonce u64 | zeros 16
+//! frame     len u32 | crc u32 | lsn u64 | durable u64 | body (len bytes) | padding to 8
 //! ```
 //!
-//! Records carry consecutive numbers (LSN, from 1). A frame's checksum covers the segment's number,
-//! so that bytes left over from a segment's earlier life never read as records.
+//! Records carry consecutive numbers (LSN, from 1), and through which number all was durable when they were
+//! made. A frame's checksum covers its place and the segment's nonce, so that nothing but a record of this
+//! very segment, in this life of it, reads as one. (Segments of versions 1 and 2 have neither nonce nor
+//! `durable` in their frames, and seal them with the segment's number. They are read for ever.)
 //!
 //! Promises:
 //! * [`Journal::append`] has handed the record to the operating system when it returns: it survives
 //!   the death of the process. [`Journal::sync`] makes it survive power loss, one `fdatasync` for
 //!   all who wait (group commit), after the cache files that hold directly written appends.
 //! * Recovery yields a prefix of what was appended, at least through the last flush. A bad record
-//!   that lies before a known flush is damage, not a torn tail, and is refused, never skipped.
+//!   that lies before a known flush is damage, not a torn tail, and is refused, never skipped: see
+//!   [`mod@recovery`]. What can be read of a damaged journal is read on request ([`Start::salvage`]).
 //! * The first failed flush poisons the journal: nothing is accepted any more.
 
 mod frame;
 pub mod record;
+mod recovery;
 pub mod store;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -28,12 +32,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use storage::WriteAt;
 
 use crate::error::{Error, Result};
-use frame::{FRAME, Frames, HEADER, Head, seal};
+use frame::{FRAME, HEADER, Head, Seal};
 use record::Record;
+pub use recovery::{Lost, Start};
 use store::JournalStore;
 
 /// Version of the segments written. All up to it are read; newer ones are refused, never dropped.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// Largest payload of one write record; longer writes are split.
 pub const MAX_PAYLOAD: usize = 1 << 20;
 
@@ -44,11 +49,13 @@ pub struct Journal {
     append: Mutex<Append>,
     sync: Mutex<Sync>,
     wake: Condvar,
+    lost: Vec<Lost>,
 }
 
 struct Append {
     current: Option<Arc<dyn WriteAt>>,
-    current_seq: u64,
+    /// The current segment's.
+    nonce: u64,
     /// The last number used.
     seq: u64,
     pos: u64,
@@ -80,142 +87,6 @@ fn relock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Journal {
-    /// Opens the journal in `store`, handing every record after `after` in order to `replay`.
-    ///
-    /// `replay` is told whether the record is known to have been flushed. If it is not, `replay` may
-    /// find that bytes written beside the journal did not survive, and answer `false`: the journal
-    /// ends before that record.
-    ///
-    /// `after` is the LSN below which the caller needs nothing (0 for all). `known` is an LSN the
-    /// caller knows to be durable (from its metadata): damage up to it is an error.
-    ///
-    /// # Errors
-    /// [`Error::Damaged`]; what the store or `replay` says.
-    pub fn open(
-        store: Arc<dyn JournalStore>,
-        segment_len: u64,
-        after: u64,
-        known: u64,
-        mut replay: impl FnMut(u64, Record<'_>, bool) -> Result<bool>,
-    ) -> Result<Self> {
-        let seqs = store
-            .list()
-            .map_err(|e| Error::from_io("listing the journal", e))?;
-        let heads = read_heads(&*store, &seqs)?;
-        // What was released may be back after a power cut, with gaps: nothing there is needed.
-        let needed = heads.iter().rposition(|h| h.first <= after + 1);
-        let (old, heads) = heads.split_at(needed.unwrap_or(0));
-        for head in old {
-            store
-                .remove(head.seq)
-                .map_err(|e| Error::from_io("dropping released segments", e))?;
-        }
-        // Of what is known, what stays to say so: a head behind a gap goes with its segment.
-        let mut marked = known;
-        let mut known = heads.iter().map(|h| h.durable).fold(known, u64::max);
-        // First what is known to be durable: marks lie behind what they speak of.
-        let mut next: Option<u64> = None;
-        let mut fit = Vec::new();
-        for head in heads {
-            // The first may begin earlier than what is needed, never later.
-            if !next.map_or(head.first <= after + 1, |n| head.first == n) {
-                break;
-            }
-            let bytes = read_all(&*open_segment(&*store, head.seq)?, head.seq)?;
-            let frames = Frames::new(&bytes, head);
-            next = Some(frames.fold(head.first, |lsn, (_, body)| {
-                if let Ok(Record::Synced { through }) = Record::decode(body) {
-                    known = known.max(through);
-                }
-                lsn + 1
-            }));
-            fit.push(head);
-        }
-        let mut kept = VecDeque::new();
-        let mut next: Option<u64> = None;
-        'segments: for head in fit {
-            let file = open_segment(&*store, head.seq)?;
-            let bytes = read_all(&*file, head.seq)?;
-            let mut lsn = head.first;
-            kept.push_back((head.seq, head.first));
-            marked = marked.max(head.durable);
-            for (pos, body) in Frames::new(&bytes, head) {
-                let record = Record::decode(body).map_err(|what| Error::Damaged {
-                    file: store::name_of(head.seq),
-                    offset: pos,
-                    what,
-                })?;
-                if let Record::Synced { through } = record {
-                    marked = marked.max(through);
-                }
-                if lsn > after && !replay(lsn, record, lsn <= known)? {
-                    // Here the log ends, also for whoever reads it next.
-                    file.write_all_at(pos, &[0; FRAME as usize])
-                        .map_err(|e| Error::from_io("ending the journal", e))?;
-                    next = Some(lsn);
-                    break 'segments;
-                }
-                lsn += 1;
-            }
-            next = Some(lsn);
-        }
-        let next_lsn = next.unwrap_or(0).max(after + 1);
-        if next_lsn <= known {
-            return Err(Error::Damaged {
-                file: kept
-                    .back()
-                    .map_or_else(|| "journal".to_owned(), |k| store::name_of(k.0)),
-                offset: 0,
-                what: format!(
-                    "records end at {next_lsn} although all through {known} had been flushed"
-                ),
-            });
-        }
-        // Records behind a gap were never flushed (their flush would have flushed the gap too).
-        for head in heads.get(kept.len()..).unwrap_or(&[]) {
-            store
-                .remove(head.seq)
-                .map_err(|e| Error::from_io("dropping a torn tail", e))?;
-        }
-        // What was read may sit in the page cache only: it becomes the base of everything, so it
-        // is made durable before anything builds upon it.
-        for (seq, _) in &kept {
-            open_segment(&*store, *seq)?
-                .sync()
-                .map_err(|e| Error::from_io("flushing the journal", e))?;
-        }
-        store
-            .sync_names()
-            .map_err(|e| Error::from_io("flushing the journal's directory", e))?;
-        let seq = seqs.iter().copied().max().unwrap_or(0);
-        let bytes = kept.len() as u64 * segment_len;
-        Ok(Self {
-            store,
-            segment_len: segment_len.max(HEADER + FRAME + 64),
-            append: Mutex::new(Append {
-                current: None,
-                current_seq: 0,
-                seq,
-                pos: 0,
-                cap: 0,
-                next_lsn,
-                full: Vec::new(),
-                names: false,
-                direct: BTreeMap::new(),
-                segments: kept,
-                bytes,
-                frame: Vec::new(),
-            }),
-            sync: Mutex::new(Sync {
-                durable: next_lsn - 1,
-                marked,
-                running: false,
-                poison: None,
-            }),
-            wake: Condvar::new(),
-        })
-    }
-
     /// Numbers continue after `lsn`: for a journal whose segments were all released.
     pub(crate) fn continue_after(&self, lsn: u64) {
         let mut a = relock(&self.append);
@@ -232,10 +103,10 @@ impl Journal {
     /// # Errors
     /// [`Error::Poisoned`], [`Error::NoSpace`], what the store says. On error nothing was appended.
     pub fn append(&self, record: &Record<'_>) -> Result<u64> {
-        self.check()?;
+        let durable = self.check()?;
         let mut a = relock(&self.append);
         let mut frame = std::mem::take(&mut a.frame);
-        let done = self.append_frame(&mut a, &mut frame, record);
+        let done = self.append_frame(&mut a, &mut frame, record, durable);
         a.frame = frame;
         done
     }
@@ -251,10 +122,10 @@ impl Journal {
         id: u64,
         file: &Arc<dyn WriteAt>,
     ) -> Result<u64> {
-        self.check()?;
+        let durable = self.check()?;
         let mut a = relock(&self.append);
         let mut frame = std::mem::take(&mut a.frame);
-        let done = self.append_frame(&mut a, &mut frame, record);
+        let done = self.append_frame(&mut a, &mut frame, record, durable);
         a.frame = frame;
         if done.is_ok() {
             a.direct.insert(id, file.clone());
@@ -267,6 +138,7 @@ impl Journal {
         a: &mut Append,
         frame: &mut Vec<u8>,
         record: &Record<'_>,
+        durable: u64,
     ) -> Result<u64> {
         frame.clear();
         frame.resize(FRAME as usize, 0);
@@ -277,7 +149,13 @@ impl Journal {
             self.roll(a, padded)?;
         }
         let lsn = a.next_lsn;
-        seal(frame, a.current_seq, lsn);
+        let seal = Seal {
+            nonce: a.nonce,
+            pos: a.pos,
+            lsn,
+            durable,
+        };
+        seal.apply(frame);
         frame.resize(padded as usize, 0);
         let Some(file) = &a.current else {
             return Err(Error::Invalid("journal has no segment"));
@@ -305,6 +183,7 @@ impl Journal {
             seq,
             first: a.next_lsn,
             durable: relock(&self.sync).durable,
+            nonce: nonce(),
         };
         if let Err(e) = file.write_all_at(0, &head.encode()) {
             let _ = self.store.remove(seq);
@@ -313,7 +192,7 @@ impl Journal {
         a.full.extend(a.current.replace(file));
         a.names = true;
         a.segments.push_back((seq, a.next_lsn));
-        (a.current_seq, a.pos, a.cap) = (seq, HEADER, cap);
+        (a.nonce, a.pos, a.cap) = (head.nonce, HEADER, cap);
         Ok(())
     }
 
@@ -386,10 +265,12 @@ impl Journal {
         (target, run())
     }
 
-    fn check(&self) -> Result<()> {
-        match &relock(&self.sync).poison {
+    /// Whether anything is accepted, and through which LSN all is durable.
+    fn check(&self) -> Result<u64> {
+        let s = relock(&self.sync);
+        match &s.poison {
             Some(why) => Err(Error::Poisoned(why.clone())),
-            None => Ok(()),
+            None => Ok(s.durable),
         }
     }
 
@@ -472,8 +353,25 @@ impl Journal {
         self.sync(lsn)?;
         let mut s = relock(&self.sync);
         // The mark itself needs none: nothing but the journal holds it.
-        s.marked = s.marked.max(through);
+        let said = if lsn == through + 1 { lsn } else { through };
+        s.marked = s.marked.max(said);
         Ok(())
+    }
+
+    /// As [`Journal::mark`], for a journal at rest: should a power cut and damage to the last records
+    /// come together, it is seen that they had been flushed. (Records that follow say it by the way.)
+    ///
+    /// # Errors
+    /// As [`Journal::mark`].
+    pub fn mark_at_rest(&self) -> Result<()> {
+        let (last, empty) = {
+            let a = relock(&self.append);
+            (a.next_lsn - 1, a.segments.is_empty())
+        };
+        if empty || last > self.durable() {
+            return Ok(());
+        }
+        self.mark()
     }
 
     /// LSN through which the journal says that all is durable.
@@ -508,49 +406,10 @@ fn failed(context: &str, e: io::Error) -> Error {
     }
 }
 
-fn open_segment(store: &dyn JournalStore, seq: u64) -> Result<Arc<dyn WriteAt>> {
-    store
-        .open(seq)
-        .map_err(|e| Error::from_io(store::name_of(seq), e))
-}
-
-/// Segments with a good header, by number. One without held nothing flushed: its header is
-/// written before its first record and flushed with it.
-fn read_heads(store: &dyn JournalStore, seqs: &[u64]) -> Result<Vec<Head>> {
-    let mut heads = Vec::new();
-    for &seq in seqs {
-        let file = open_segment(store, seq)?;
-        let mut bytes = [0; HEADER as usize];
-        let read = file.read_exact_at(0, &mut bytes);
-        match (read, Head::decode(&bytes, seq)) {
-            (Ok(()), Some(head)) if head.version > VERSION => {
-                return Err(Error::Newer {
-                    file: store::name_of(seq),
-                    found: head.version,
-                    known: VERSION,
-                });
-            }
-            (Ok(()), Some(head)) => heads.push(head),
-            (Err(e), _) if e.kind() != io::ErrorKind::UnexpectedEof => {
-                return Err(Error::from_io(store::name_of(seq), e));
-            }
-            _ => store
-                .remove(seq)
-                .map_err(|e| Error::from_io(store::name_of(seq), e))?,
-        }
-    }
-    heads.sort_by_key(|h| h.seq);
-    Ok(heads)
-}
-
-fn read_all(file: &dyn WriteAt, seq: u64) -> Result<Vec<u8>> {
-    let run = || {
-        let len = file.len()?.min(1 << 30);
-        let mut bytes = vec![0; usize::try_from(len).map_err(io::Error::other)?];
-        file.read_exact_at(0, &mut bytes)?;
-        Ok(bytes)
-    };
-    run().map_err(|e| Error::from_io(store::name_of(seq), e))
+/// Random enough that no two segments share one, on this machine or another.
+fn nonce() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(std::process::id()).max(1)
 }
 
 #[cfg(test)]

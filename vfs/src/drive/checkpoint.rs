@@ -218,7 +218,7 @@ impl Drive {
             // Bounds what a power cut may take from programs that never flush.
             self.sync_all()
         } else {
-            Ok(())
+            self.journal.mark_at_rest()
         };
         if let Err(error) = done {
             tracing::warn!(%error, "background checkpoint");

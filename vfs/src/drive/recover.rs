@@ -13,9 +13,9 @@ use crate::cache::{Meta, StateDir, from_ranges};
 use crate::disk::RealDisk;
 use crate::error::{Error, Result};
 use crate::file::{FileNode, FileState};
-use crate::journal::Journal;
 use crate::journal::record::{MetaRecord, Record, TreeOp};
 use crate::journal::store::DirStore;
+use crate::journal::{Journal, Start};
 use crate::link::{InDoubt, Link};
 use crate::path::Patterns;
 use crate::share::{Attr, Kind};
@@ -28,6 +28,12 @@ impl Drive {
     /// # Errors
     /// [`Error::Locked`], [`Error::Damaged`], what the file system says.
     pub fn open(config: DriveConfig) -> Result<Arc<Self>> {
+        Self::open_as(config, false)
+    }
+
+    /// As [`Drive::open`]. `salvage`: what cannot be read of the journal is stepped over, for a drive that is
+    /// only looked into.
+    pub(crate) fn open_as(config: DriveConfig, salvage: bool) -> Result<Arc<Self>> {
         let disk = match config.disk {
             Some(disk) => disk,
             None => Arc::new(
@@ -43,8 +49,12 @@ impl Drive {
         let journal = Journal::open(
             Arc::new(store),
             config.segment_len,
-            meta.data_lsn,
-            meta.known,
+            Start {
+                after: meta.data_lsn,
+                known: meta.known,
+                unbroken: recovery.same_boot,
+                salvage,
+            },
             |lsn, record, sure| recovery.replay(lsn, record, sure),
         )?;
         journal.continue_after(meta.known);
