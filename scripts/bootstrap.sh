@@ -22,6 +22,9 @@ needed=(
   /usr/bin/time:time           # peak memory in the benchmarks
   /usr/bin/perl:perl-base      # the agent asks the kernel for file leases through it
   setpriv:util-linux           # tests that need another user
+  ip:iproute2                  # a link of the tests' own, slow, far or dead (tests/net/):
+  ethtool:ethtool              #   without offloads,
+  nft:nftables                 #   losing packets
   /etc/ssl/certs/ca-certificates.crt:ca-certificates   # cargo's downloads
 )
 cargo_deny_version=0.20.2
