@@ -13,7 +13,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use net::{Delay, Net, SERVER};
+use net::delay::Delay;
+use net::{Net, SERVER};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -183,7 +184,7 @@ fn part_of_holding() {
     out.read_line(&mut String::new()).expect("it is in there");
     let [a, b] = net.keepers();
     println!("\nheld {a} {b}");
-    std::thread::sleep(Duration::from_secs(1000));
+    child.wait().expect("it sleeps");
 }
 
 #[test]

@@ -19,5 +19,4 @@ pub mod delay;
 pub mod spaces;
 pub mod wire;
 
-pub use delay::Delay;
 pub use spaces::{Net, SERVER};
