@@ -40,6 +40,8 @@ pub enum Command {
     Mode(ModeArgs),
     /// Show what a drive does, and what waits to be synced
     Status(DriveArg),
+    /// Show what is known of a drive's link, and the last changes of its state
+    Link(DriveArg),
     /// Sync the containers of a drive
     #[command(subcommand)]
     Sync(SyncCommand),
@@ -82,6 +84,10 @@ pub struct MountArgs {
     /// How the drive uses the link at first; `pstsyncd mode` changes it
     #[arg(long, value_name = "POLICY", default_value = "online")]
     pub mode: Policy,
+    /// The file that `--mode rules` goes by; read anew when it changes [default: rules in the
+    /// configuration directory]
+    #[arg(long, value_name = "FILE")]
+    pub rules: Option<PathBuf>,
     /// Sync by itself what waits: when the share comes back, and when programs rest
     #[arg(long, value_name = "SWITCH", default_value = "on")]
     pub auto_sync: Switch,
@@ -276,11 +282,61 @@ pub struct ExportArgs {
 /// Arguments of `mode`.
 #[derive(Args)]
 pub struct ModeArgs {
-    /// The policy; without one the present policy is shown
-    pub policy: Option<Policy>,
+    /// The policy, or `explain`: why the drive is in its state; without one it is shown
+    pub policy: Option<Asked>,
+    /// Go back to the policy from before after this time, as in 90s, 30m, 2h or 1d
+    #[arg(long = "for", value_name = "DURATION", value_parser = parse_time, requires = "policy")]
+    pub for_seconds: Option<u64>,
     /// Which drive.
     #[command(flatten)]
     pub drive: DriveArg,
+}
+
+/// What `mode` is asked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Asked {
+    /// By the measured link
+    Auto,
+    /// By the user's rules
+    Rules,
+    /// Pass through to the share
+    Online,
+    /// Journal, and ship change lists
+    Cached,
+    /// Journal, and leave the share alone
+    Offline,
+    /// Say which rule and which figures decided, and what would change it
+    Explain,
+}
+
+impl Asked {
+    /// The policy, if it is one.
+    #[must_use]
+    pub fn policy(self) -> Option<Policy> {
+        match self {
+            Self::Auto => Some(Policy::Auto),
+            Self::Rules => Some(Policy::Rules),
+            Self::Online => Some(Policy::Online),
+            Self::Cached => Some(Policy::Cached),
+            Self::Offline => Some(Policy::Offline),
+            Self::Explain => None,
+        }
+    }
+}
+
+/// A time with its unit, in seconds.
+fn parse_time(text: &str) -> Result<u64, String> {
+    let units = [("s", 1), ("m", 60), ("h", 3600), ("d", 86400)];
+    let seconds = units.iter().find_map(|(unit, factor)| {
+        let number = text.trim().strip_suffix(unit)?;
+        let plain = number.bytes().all(|b| b.is_ascii_digit());
+        let number = number.parse::<u64>().ok().filter(|n| plain && *n > 0)?;
+        number.checked_mul(*factor)
+    });
+    // A year is as good as for good.
+    seconds
+        .filter(|s| *s <= 366 * 86400)
+        .ok_or_else(|| format!("{text} is no time: give it as in 90s, 30m, 2h or 1d"))
 }
 
 /// Verbs of `sync`.
@@ -419,6 +475,26 @@ mod tests {
         assert_eq!(parse_size("3kb"), Ok(3 << 10));
         for bad in ["", "G", "0", "-1", "1.5G", "99999999999T", "5x"] {
             assert!(parse_size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn times_need_a_unit() {
+        assert_eq!(parse_time("90s"), Ok(90));
+        assert_eq!(parse_time("2h"), Ok(7200));
+        assert_eq!(parse_time("1d"), Ok(86400));
+        for bad in [
+            "",
+            "2",
+            "h",
+            "0s",
+            "-1h",
+            "+1h",
+            "1.5h",
+            "400d",
+            "99999999999999999999h",
+        ] {
+            assert!(parse_time(bad).is_err(), "{bad}");
         }
     }
 

@@ -1,5 +1,7 @@
 //! The commands that ask a daemon: `status`, `mode`, `sync now`, `unmount`.
 
+mod links;
+
 use std::io::IsTerminal;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -8,11 +10,11 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::cli::{DriveArg, ModeArgs, UnmountArgs};
+use crate::cli::{Asked, DriveArg, ModeArgs, UnmountArgs};
 use crate::control::client::path_in_drive;
 use crate::control::{
     AutoSync, CacheStatus, Client, DriveEntry, DriveStatus, Event, FileOutcome, FileReport,
-    FileStatus, Policy, SyncState, TreeStatus,
+    FileStatus, SyncState, TreeStatus,
 };
 use crate::daemon::paths;
 use crate::error::{Outcome, UserError};
@@ -32,18 +34,23 @@ pub fn status(args: &DriveArg, out: &mut Output) -> Outcome {
 /// `mode`.
 ///
 /// # Errors
-/// A policy that this version does not carry out; no such drive; its daemon refuses.
+/// No such drive; its daemon refuses, as `rules` without rules.
 pub fn mode(args: &ModeArgs, out: &mut Output) -> Outcome {
-    let policy = args.policy.map(Policy::by_hand).transpose()?;
     let (_, client) = drive(args.drive.drive.as_deref())?;
-    let status = match policy {
-        Some(policy) => client.set_mode(policy)?,
+    let status = match args.policy.map(Asked::policy) {
+        Some(Some(policy)) => client.set_mode(policy, args.for_seconds)?,
+        Some(None) => {
+            let explanation = client.explain()?;
+            out.result(&explanation, |out| links::explain(&explanation, out))?;
+            return Ok(crate::exit::ExitStatus::Synced);
+        }
         None => client.status()?,
     };
     let answer = serde_json::json!({
         "mountpoint": status.mountpoint,
         "policy": status.policy,
         "state": status.state,
+        "reason": status.reason,
     });
     out.result(&answer, |out| {
         let (policy, state) = (status.policy, status.state);
@@ -54,6 +61,21 @@ pub fn mode(args: &ModeArgs, out: &mut Output) -> Outcome {
     })?;
     // Setting the mode is done whatever waits; `status` tells about that.
     Ok(crate::exit::ExitStatus::Synced)
+}
+
+/// `link`.
+///
+/// # Errors
+/// No such drive, or its daemon does not answer.
+pub fn link(args: &DriveArg, out: &mut Output) -> Outcome {
+    let (_, client) = drive(args.drive.as_deref())?;
+    let link = client.link()?;
+    out.result(&link, |out| links::link(&link, out))?;
+    Ok(if link.reachable {
+        crate::exit::ExitStatus::Synced
+    } else {
+        crate::exit::ExitStatus::Offline
+    })
 }
 
 /// `sync now`.
@@ -244,6 +266,12 @@ fn show_status(status: &DriveStatus, out: &mut Output) -> Result<(), UserError> 
         "policy    {}, state {}",
         status.policy, status.state
     ))?;
+    if !status.reason.is_empty() {
+        out.line(format_args!("          {}", clean(&status.reason)))?;
+    }
+    for change in &status.changes {
+        links::change(change, out)?;
+    }
     if let Some(agent) = &status.agent {
         let reach = match agent.reachable {
             Some(true) => "",

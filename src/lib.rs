@@ -12,8 +12,10 @@ pub mod control;
 pub mod daemon;
 pub mod error;
 pub mod exit;
+pub mod link;
 pub mod logging;
 pub mod output;
+pub mod policy;
 pub mod pst_cmd;
 pub mod secret;
 pub mod serve;
@@ -87,6 +89,7 @@ fn answer(command: &Command, out: &mut Output) -> Outcome {
         Command::Unmount(args) => commands::unmount(args, out),
         Command::Mode(args) => commands::mode(args, out),
         Command::Status(args) => commands::status(args, out),
+        Command::Link(args) => commands::link(args, out),
         Command::Sync(SyncCommand::Now {
             path,
             allow_deletes,

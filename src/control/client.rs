@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::protocol::{
-    self, Answer, DriveStatus, Event, MAX_REPLY, Policy, Reply, Request, SyncReport, UnmountReport,
+    self, Answer, DriveStatus, Event, Explanation, LinkStatus, MAX_REPLY, Policy, Reply, Request,
+    SyncReport, UnmountReport,
 };
 use super::registry::DriveEntry;
 use crate::error::{UserError, plain};
@@ -67,9 +68,39 @@ impl Client {
     ///
     /// # Errors
     /// The daemon does not answer, or its own error.
-    pub fn set_mode(&self, policy: Policy) -> Result<DriveStatus, UserError> {
-        match self.ask(&Request::SetMode { policy }, |_| {})? {
+    pub fn set_mode(
+        &self,
+        policy: Policy,
+        for_seconds: Option<u64>,
+    ) -> Result<DriveStatus, UserError> {
+        let request = Request::SetMode {
+            policy,
+            for_seconds,
+        };
+        match self.ask(&request, |_| {})? {
             Answer::Status(status) => Ok(*status),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Why the drive is in its state.
+    ///
+    /// # Errors
+    /// The daemon does not answer, or its own error.
+    pub fn explain(&self) -> Result<Explanation, UserError> {
+        match self.ask(&Request::Explain {}, |_| {})? {
+            Answer::Explanation(explanation) => Ok(*explanation),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// What is known of the link.
+    ///
+    /// # Errors
+    /// The daemon does not answer, or its own error.
+    pub fn link(&self) -> Result<LinkStatus, UserError> {
+        match self.ask(&Request::Link {}, |_| {})? {
+            Answer::Link(link) => Ok(*link),
             other => Err(self.unexpected(&other)),
         }
     }

@@ -19,9 +19,9 @@ mod tests;
 
 pub use client::Client;
 pub use protocol::{
-    AgentStatus, Answer, AutoSync, Binding, CacheStatus, DriveStatus, Event, FileOutcome,
-    FileReport, FileStatus, PartOf, Policy, Request, State, SyncReport, SyncState, TreeStatus,
-    UnmountReport,
+    AgentStatus, Answer, AutoSync, Binding, CacheStatus, DriveStatus, Event, Explanation,
+    FileOutcome, FileReport, FileStatus, LinkStatus, Measured, PartOf, Policy, Request, State,
+    StateChange, SyncReport, SyncState, TreeStatus, UnmountReport,
 };
 pub use registry::{DriveEntry, Registration, Registry};
 pub use server::{Limits, Server};
@@ -44,11 +44,23 @@ pub trait DriveControl: Send + Sync + 'static {
     /// As the drive reports them.
     fn status(&self) -> Result<DriveStatus, UserError>;
 
-    /// Sets the policy, and answers the status after it.
+    /// Sets the policy, for so many seconds or for good, and answers the status after it.
     ///
     /// # Errors
     /// The policy is not possible now.
-    fn set_mode(&self, policy: Policy) -> Result<DriveStatus, UserError>;
+    fn set_mode(&self, policy: Policy, seconds: Option<u64>) -> Result<DriveStatus, UserError>;
+
+    /// Why the drive is in its state. Answers from memory.
+    ///
+    /// # Errors
+    /// As the drive reports them.
+    fn explain(&self) -> Result<Explanation, UserError>;
+
+    /// What is known of the link. Answers from memory.
+    ///
+    /// # Errors
+    /// As the drive reports them.
+    fn link(&self) -> Result<LinkStatus, UserError>;
 
     /// Syncs one file (a path relative to the drive's root, without `..`), or all with changes, to the
     /// verified end. `allow_deletes`: the user has said that mass deletes are meant.

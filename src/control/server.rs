@@ -335,10 +335,15 @@ fn carry_out(
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }),
         Request::Status {} => drive.status().map(Box::new).map(Answer::Status),
-        Request::SetMode { policy } => drive
-            .set_mode(policy.by_hand()?)
+        Request::SetMode {
+            policy,
+            for_seconds,
+        } => drive
+            .set_mode(*policy, *for_seconds)
             .map(Box::new)
             .map(Answer::Status),
+        Request::Explain {} => drive.explain().map(Box::new).map(Answer::Explanation),
+        Request::Link {} => drive.link().map(Box::new).map(Answer::Link),
         Request::SyncNow {
             path,
             allow_deletes,

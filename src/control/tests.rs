@@ -38,6 +38,8 @@ impl DriveControl for FakeDrive {
             share: "/share".into(),
             policy: *self.mode.lock().unwrap(),
             state: State::Online,
+            reason: String::new(),
+            changes: Vec::new(),
             share_reachable: true,
             agent: None,
             journal_bytes: 0,
@@ -49,9 +51,17 @@ impl DriveControl for FakeDrive {
         })
     }
 
-    fn set_mode(&self, policy: Policy) -> Result<DriveStatus, UserError> {
+    fn set_mode(&self, policy: Policy, _: Option<u64>) -> Result<DriveStatus, UserError> {
         *self.mode.lock().unwrap() = policy;
         self.status()
+    }
+
+    fn explain(&self) -> Result<Explanation, UserError> {
+        Err(UserError::new("none", "no policy", "none"))
+    }
+
+    fn link(&self) -> Result<LinkStatus, UserError> {
+        Ok(LinkStatus::default())
     }
 
     fn sync_now(
@@ -158,7 +168,7 @@ fn requests_are_answered_with_events_before() {
     assert_eq!(client.ping().unwrap().0, std::process::id());
     assert_eq!(client.status().unwrap().policy, Policy::Online);
     assert_eq!(
-        client.set_mode(Policy::Cached).unwrap().policy,
+        client.set_mode(Policy::Cached, None).unwrap().policy,
         Policy::Cached
     );
     assert_eq!(client.status().unwrap().policy, Policy::Cached);

@@ -1,5 +1,7 @@
 //! The drive itself: vfs over the share, cache and journal, and the sync engine beside it.
 
+mod errors;
+mod standing;
 mod work;
 
 use std::fs;
@@ -15,10 +17,11 @@ use sync::wire::{ClientId, Invitation};
 use sync::{AgentDestination, Destination, SyncDatabase};
 use vfs::fuse::{MountHandle, MountOptions, mount};
 use vfs::share::dir::DirShare;
-use vfs::{ContainerStatus, Drive, DriveConfig, Reintegrated, ReintegratedOutcome, Share};
+use vfs::share::measured::MeasuredShare;
+use vfs::{Drive, DriveConfig, Reintegrated, ReintegratedOutcome, Share};
 
 use super::auto::Auto;
-use super::holders::holders;
+use super::governor::{Governed, Governor, first_state};
 use super::paths::StateDir;
 use super::smb::NeedsAgent;
 use super::syncer::{Syncer, host, today};
@@ -26,11 +29,13 @@ use super::validator::PstValidator;
 use super::{DriveOptions, End, Stop, volumes};
 use crate::control::protocol::MAX_FILES;
 use crate::control::{
-    AgentStatus, Binding, CacheStatus, DriveControl, DriveStatus, Event, FileReport, FileStatus,
-    PartOf, Policy, Progress, State, SyncReport, SyncState, TreeStatus, UnmountReport,
+    DriveControl, DriveStatus, Event, Explanation, LinkStatus, Policy, Progress, State, SyncReport,
+    UnmountReport,
 };
 use crate::error::UserError;
 use crate::exit::ExitStatus;
+use crate::link::LinkMeter;
+use errors::{not_mounted, not_opened, not_unmounted, stuck};
 
 /// The destination's name in the sync database: the share, by whatever way it is reached.
 const SHARE: &str = "share";
@@ -45,6 +50,14 @@ pub fn open(
     stop: Stop,
 ) -> Result<Arc<dyn DriveControl>, UserError> {
     let in_state = |name: &str| state.path().join(name);
+    let meter = Arc::new(LinkMeter::default());
+    let governor = Arc::new(Governor::new(
+        options.policy,
+        options.rules.clone(),
+        &in_state("states"),
+        Arc::clone(&meter),
+        crate::link::hints::of_this_system(),
+    )?);
     let share: Arc<dyn Share> = match &options.smb {
         Some(smb) => Arc::new(smb.open()?),
         None => Arc::new(
@@ -52,8 +65,13 @@ pub fn open(
                 .map_err(|e| UserError::file("open the share", &options.share, &e))?,
         ),
     };
-    let mut config = DriveConfig::new(share, in_state("drive"));
-    config.state = state_of(options.policy)?;
+    let share: Arc<dyn Share> = Arc::new(MeasuredShare::new(share, meter));
+    let mut config = DriveConfig::new(Arc::clone(&share), in_state("drive"));
+    config.state = match first_state(options.policy) {
+        State::Online => vfs::State::Online,
+        State::Cached => vfs::State::Cached,
+        State::Offline => vfs::State::Offline,
+    };
     config.cache_size = options.cache_size;
     let patterns = options.patterns.clone().settle(state.path())?;
     if let Some(monitor) = patterns.monitor {
@@ -135,7 +153,7 @@ pub fn open(
         mountpoint: options.mountpoint.display().to_string(),
         share: options.share.display().to_string(),
         agent_url: options.agent.as_ref().map(|a| a.url.clone()),
-        policy: Mutex::new(options.policy),
+        governor,
         handle: Mutex::new(Some(handle)),
         drive,
         syncer,
@@ -144,6 +162,7 @@ pub fn open(
     });
     watch(&mounted, stop)?;
     mounted.auto.start(Arc::downgrade(&mounted))?;
+    mounted.governor.start(Arc::downgrade(&mounted), share)?;
     Ok(mounted)
 }
 
@@ -151,7 +170,7 @@ struct Mounted {
     mountpoint: String,
     share: String,
     agent_url: Option<String>,
-    policy: Mutex<Policy>,
+    governor: Arc<Governor>,
     handle: Mutex<Option<MountHandle>>,
     drive: Arc<Drive>,
     syncer: Syncer,
@@ -192,68 +211,6 @@ fn watch(mounted: &Arc<Mounted>, stop: Stop) -> Result<(), UserError> {
 }
 
 impl Mounted {
-    /// Whether the share lacks something of this container.
-    fn waits(container: &ContainerStatus) -> bool {
-        container.dirty || (!container.attached && container.written > 0)
-    }
-
-    fn file_status(&self, container: &ContainerStatus) -> FileStatus {
-        let failure = self.syncer.failure(&container.path);
-        let waits = Self::waits(container);
-        let sync = match (&failure, waits) {
-            (Some(_), true) => SyncState::Failed,
-            _ if container.share_changed => SyncState::Conflict,
-            (None, true) => SyncState::Pending,
-            (_, false) => SyncState::Synced,
-        };
-        let note = if let Some(why) = &container.poisoned {
-            Some(format!("writes are refused: {why}"))
-        } else if let (Some(error), true) = (failure, waits) {
-            Some(error.message)
-        } else if container.share_changed {
-            Some("it was changed on the share too; sync keeps both".to_owned())
-        } else if !container.attached {
-            Some("served from the cache: the share holds the same mail in other bytes".to_owned())
-        } else {
-            None
-        };
-        FileStatus {
-            path: container.path.clone(),
-            container: true,
-            binding: if container.passed_through {
-                Binding::Share
-            } else {
-                Binding::Cache
-            },
-            sync,
-            size: container.size,
-            fully_cached: container.fully_cached,
-            pending_bytes: if container.attached {
-                container.unsynced
-            } else {
-                container.written
-            },
-            verified_at: self.syncer.verified_at(container),
-            note,
-        }
-    }
-
-    fn waiting(&self) -> Vec<ContainerStatus> {
-        self.drive
-            .containers()
-            .into_iter()
-            .filter(Self::waits)
-            .collect()
-    }
-
-    fn waiting_opaque(&self) -> Vec<ContainerStatus> {
-        let paths = self.drive.status().dirty_opaque;
-        paths
-            .iter()
-            .filter_map(|path| self.drive.file_status(path).ok())
-            .collect()
-    }
-
     /// Brings changes of files and folders to the share.
     fn reintegrate(&self, progress: &dyn Progress) -> Result<(), UserError> {
         match self.drive.reintegrate(&today(), &host()) {
@@ -276,89 +233,31 @@ impl Mounted {
         }
         Ok(())
     }
+}
 
-    /// Paths of all files that the share lacks something of, and how many bytes.
-    fn pending(&self) -> (Vec<String>, u64) {
-        let containers = self.waiting();
-        let status = self.drive.status();
-        let bytes = containers
-            .iter()
-            .map(|c| self.file_status(c).pending_bytes)
-            .sum::<u64>();
-        let mut paths: Vec<String> = containers.into_iter().map(|c| c.path).collect();
-        paths.extend(status.dirty_opaque);
-        paths.extend(self.drive.pending_namespace());
-        (paths, bytes.max(status.unsynced_bytes))
+impl Governed for Mounted {
+    fn govern(&self, state: vfs::State) {
+        self.drive.set_state(state);
     }
 }
 
 impl DriveControl for Mounted {
     fn status(&self) -> Result<DriveStatus, UserError> {
-        let status = self.drive.status();
-        let (_, pending_bytes) = self.pending();
-        let mut files: Vec<FileStatus> = self
-            .drive
-            .containers()
-            .iter()
-            .map(|c| self.file_status(c))
-            .collect();
-        files.extend(status.dirty_opaque.iter().map(|path| FileStatus {
-            path: path.clone(),
-            container: false,
-            binding: Binding::Cache,
-            sync: SyncState::Pending,
-            size: self.drive.file_status(path).map_or(0, |f| f.size),
-            fully_cached: true,
-            pending_bytes: self.drive.file_status(path).map_or(0, |f| f.unsynced),
-            verified_at: None,
-            note: None,
-        }));
-        for path in &status.refusing {
-            if files.iter().any(|f| f.path == *path) {
-                continue;
-            }
-            files.extend(self.drive.file_status(path).ok().map(|f| FileStatus {
-                container: false,
-                sync: SyncState::Failed,
-                ..self.file_status(&f)
-            }));
-        }
-        let cache = self.drive.cache_status();
-        // Whatever is not safe is said first, should the list be cut.
-        files.sort_by_key(|f| f.sync == SyncState::Synced && f.fully_cached);
-        let more_files = files.len().saturating_sub(MAX_FILES) as u64;
-        files.truncate(MAX_FILES);
-        Ok(DriveStatus {
-            cache: CacheStatus {
-                tree: tree_status(self.drive.tree_status()),
-                ..cache_status(cache)
-            },
-            auto_sync: self.auto.status(),
-            mountpoint: self.mountpoint.clone(),
-            share: self.share.clone(),
-            policy: *self.policy.lock().unwrap_or_else(PoisonError::into_inner),
-            state: match status.state {
-                vfs::State::Online => State::Online,
-                vfs::State::Cached => State::Cached,
-                vfs::State::Offline => State::Offline,
-            },
-            share_reachable: status.link_up,
-            agent: self.agent_url.clone().map(|url| AgentStatus {
-                url,
-                reachable: self.syncer.reachable(),
-            }),
-            journal_bytes: status.journal_bytes,
-            pending_bytes,
-            files,
-            more_files,
-        })
+        Ok(self.standing())
     }
 
-    fn set_mode(&self, policy: Policy) -> Result<DriveStatus, UserError> {
-        let state = state_of(policy)?;
-        *self.policy.lock().unwrap_or_else(PoisonError::into_inner) = policy;
-        self.drive.set_state(state);
+    fn set_mode(&self, policy: Policy, seconds: Option<u64>) -> Result<DriveStatus, UserError> {
+        let time = seconds.map(Duration::from_secs);
+        self.governor.set(policy, time, self)?;
         self.status()
+    }
+
+    fn explain(&self) -> Result<Explanation, UserError> {
+        Ok(self.governor.explain())
+    }
+
+    fn link(&self) -> Result<LinkStatus, UserError> {
+        Ok(self.governor.link())
     }
 
     fn sync_now(
@@ -370,7 +269,7 @@ impl DriveControl for Mounted {
         if self.drive.state() == vfs::State::Offline {
             return Err(UserError::new(
                 "offline",
-                "the drive is offline by hand, so nothing can be synced",
+                "the drive is to be offline, so nothing can be synced",
                 "allow the link again with `pstsyncd mode cached` or `pstsyncd mode online`",
             )
             .with_exit(ExitStatus::Offline));
@@ -433,6 +332,7 @@ impl DriveControl for Mounted {
         }
         *handle = None;
         self.auto.end();
+        self.governor.end();
         let (mut pending, pending_bytes) = self.pending();
         let more_pending = pending.len().saturating_sub(MAX_FILES) as u64;
         pending.truncate(MAX_FILES);
@@ -443,45 +343,6 @@ impl DriveControl for Mounted {
             pending_bytes,
             state_dir,
         })
-    }
-}
-
-fn cache_status(cache: vfs::CacheStatus) -> CacheStatus {
-    let more_incomplete = cache.incomplete.len().saturating_sub(MAX_FILES) as u64;
-    CacheStatus {
-        limit: cache.limit,
-        used: cache.used,
-        pinned: cache.pinned,
-        pinned_files: cache.pinned_files as u64,
-        incomplete: cache
-            .incomplete
-            .into_iter()
-            .take(MAX_FILES)
-            .map(|i| PartOf {
-                path: i.path,
-                cached: i.cached,
-                size: i.size,
-            })
-            .collect(),
-        more_incomplete,
-        filling: cache.filling.map(|f| PartOf {
-            path: f.path,
-            cached: f.cached,
-            size: f.size,
-        }),
-        trouble: cache.trouble,
-        volume: cache.volume,
-        tree: TreeStatus::default(),
-    }
-}
-
-fn tree_status(tree: vfs::TreeStatus) -> TreeStatus {
-    TreeStatus {
-        names: tree.names as u64,
-        listed: tree.listed as u64,
-        unlisted: tree.unlisted as u64,
-        waiting: tree.waiting as u64,
-        trouble: tree.trouble,
     }
 }
 
@@ -508,18 +369,6 @@ fn log_reintegrated(done: &Reintegrated, progress: &dyn Progress) {
     progress.event(Event::Note { text });
 }
 
-fn state_of(policy: Policy) -> Result<vfs::State, UserError> {
-    match policy {
-        Policy::Online => Ok(vfs::State::Online),
-        Policy::Cached => Ok(vfs::State::Cached),
-        Policy::Offline => Ok(vfs::State::Offline),
-        Policy::Auto | Policy::Rules => Err(UserError::not_in_this_version(
-            &format!("the policy '{policy}'"),
-            "set the mode by hand: pstsyncd mode online, cached or offline",
-        )),
-    }
-}
-
 /// The client's own name: made once, durable before it is used (R7).
 fn client_id(path: &Path) -> io::Result<ClientId> {
     match fs::read(path) {
@@ -541,67 +390,4 @@ fn client_id(path: &Path) -> io::Result<ClientId> {
         }
         Err(e) => Err(e),
     }
-}
-
-fn not_opened(error: &vfs::Error, state: &Path) -> UserError {
-    UserError::new(
-        "drive-not-opened",
-        format!(
-            "the drive's state in {} does not open: {error}",
-            state.display()
-        ),
-        "see that its disk is well and no other pstsyncd uses it, then mount again",
-    )
-}
-
-fn not_mounted(mountpoint: &Path, error: &io::Error) -> UserError {
-    let next = match error.kind() {
-        io::ErrorKind::NotFound => "install fuse3 (apt-get install fuse3), then mount again",
-        io::ErrorKind::PermissionDenied => {
-            "see that you may use /dev/fuse and own the mountpoint, then mount again"
-        }
-        io::ErrorKind::ResourceBusy => "unmount what is there first, or choose another mountpoint",
-        _ => "see `dmesg` and the log, then mount again",
-    };
-    UserError::new(
-        "not-mounted",
-        format!(
-            "the drive cannot be mounted at {}: {error}",
-            mountpoint.display()
-        ),
-        next,
-    )
-}
-
-/// A file that a sync left for its user to look at.
-fn stuck(file: &FileReport) -> UserError {
-    let exit = file.outcome.exit();
-    let (why, next) = match &file.error {
-        Some(error) => (error.message.clone(), error.next.clone()),
-        None => (
-            "it was changed on both sides".to_owned(),
-            "see `pstsyncd status`".to_owned(),
-        ),
-    };
-    let next = format!("{next}; `pstsyncd unmount --now` keeps it in the journal");
-    UserError::new("not-synced", format!("{}: {why}", file.path), next).with_exit(exit)
-}
-
-fn not_unmounted(mountpoint: &str, error: &io::Error) -> UserError {
-    if error.kind() == io::ErrorKind::ResourceBusy {
-        let by = match holders(Path::new(mountpoint)).as_slice() {
-            [] => "a program has a file or folder there open".to_owned(),
-            programs => format!("in use by {}", programs.join(", ")),
-        };
-        return UserError::new(
-            "in-use",
-            format!("{mountpoint} stays mounted: {by}"),
-            "close the programs that use it, then unmount again",
-        );
-    }
-    UserError::new(
-        "not-unmounted",
-        format!("{mountpoint} cannot be unmounted: {error}"),
-        "close the programs that use it (see `fuser -m`), then unmount again",
-    )
 }

@@ -7,6 +7,8 @@
 mod auto;
 pub mod background;
 mod drive;
+mod governor;
+mod history;
 mod holders;
 pub mod options;
 pub mod paths;
@@ -271,7 +273,9 @@ mod tests {
 
     use super::*;
     use crate::cli::{Cli, Command};
-    use crate::control::{Client, DriveStatus, Policy, State, SyncReport, UnmountReport};
+    use crate::control::{
+        Client, DriveStatus, Explanation, LinkStatus, Policy, State, SyncReport, UnmountReport,
+    };
 
     /// A drive without a mount; the first `stubborn` unmounts fail.
     struct Fake {
@@ -287,6 +291,8 @@ mod tests {
                 share: String::new(),
                 policy: Policy::Online,
                 state: State::Online,
+                reason: String::new(),
+                changes: Vec::new(),
                 share_reachable: true,
                 agent: None,
                 journal_bytes: 0,
@@ -298,8 +304,16 @@ mod tests {
             })
         }
 
-        fn set_mode(&self, _: Policy) -> Result<DriveStatus, UserError> {
+        fn set_mode(&self, _: Policy, _: Option<u64>) -> Result<DriveStatus, UserError> {
             self.status()
+        }
+
+        fn explain(&self) -> Result<Explanation, UserError> {
+            Err(UserError::new("none", "no policy", "none"))
+        }
+
+        fn link(&self) -> Result<LinkStatus, UserError> {
+            Ok(LinkStatus::default())
         }
 
         fn sync_now(

@@ -45,8 +45,10 @@ pub struct DriveOptions {
     pub allow_other: bool,
     /// Nothing else opens the PSTs on the share: no leases are asked for.
     pub exclusive: bool,
-    /// The policy to begin with: online, cached or offline.
+    /// The policy to begin with.
     pub policy: Policy,
+    /// The file that the policy `rules` goes by.
+    pub rules: Option<PathBuf>,
     /// Sync by itself what waits.
     pub auto_sync: bool,
 }
@@ -76,7 +78,7 @@ impl DriveOptions {
     /// # Errors
     /// The first thing that is wrong, with what to do about it.
     pub fn check(args: &MountArgs) -> Result<Self, UserError> {
-        let policy = args.mode.by_hand()?;
+        let rules = rules_file(args)?;
         let smb = SmbOptions::read(args)?;
         let share = match &smb {
             Some(smb) => smb.as_path(),
@@ -106,7 +108,8 @@ impl DriveOptions {
             agent,
             allow_other: args.allow_other,
             exclusive: args.exclusive,
-            policy,
+            policy: args.mode,
+            rules,
             auto_sync: args.auto_sync == Switch::On,
         })
     }
@@ -121,6 +124,37 @@ impl DriveOptions {
         }
         StateDir::take(&self.state_dir, "drive", &self.share)
     }
+}
+
+/// The rules file that was named, or the user's own, where there is one.
+fn rules_file(args: &MountArgs) -> Result<Option<PathBuf>, UserError> {
+    let path = match &args.rules {
+        Some(path) => absolute(path),
+        None => match super::paths::config_base() {
+            Some(base) if base.join("rules").is_file() => base.join("rules"),
+            _ if args.mode == Policy::Rules => {
+                return Err(UserError::new(
+                    "no-rules",
+                    "the policy `rules` needs a file with rules",
+                    "name it with --rules FILE, or use --mode auto",
+                ));
+            }
+            _ => return Ok(None),
+        },
+    };
+    // Wrong rules are said before anything is mounted.
+    if args.rules.is_some() || args.mode == Policy::Rules {
+        let failed = |e| UserError::file("read the rules in", &path, &e);
+        let text = fs::read_to_string(&path).map_err(failed)?;
+        crate::policy::rules::parse(&text).map_err(|e| {
+            UserError::new(
+                "bad-rules",
+                format!("{}: {e}", path.display()),
+                "mend the rules: docs/RULES.md says how they are written",
+            )
+        })?;
+    }
+    Ok(Some(path))
 }
 
 fn given_patterns(given: &[String]) -> Option<Vec<String>> {

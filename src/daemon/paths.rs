@@ -49,6 +49,13 @@ pub fn state_base() -> Result<PathBuf, UserError> {
     }
 }
 
+/// Where the user's own settings are: `pstsyncd` in `XDG_CONFIG_HOME` or `~/.config`.
+#[must_use]
+pub fn config_base() -> Option<PathBuf> {
+    let base = var("XDG_CONFIG_HOME").or_else(|| Some(var("HOME")?.join(".config")));
+    base.map(|dir| dir.join("pstsyncd"))
+}
+
 /// An absolute path from the environment; others are to be ignored (XDG base directories).
 fn var(name: &str) -> Option<PathBuf> {
     std::env::var_os(name)
