@@ -26,6 +26,9 @@ needed=(
   mkfs.exfat:exfatprogs        # a stick to carry a cache on
   mkfs.vfat:dosfstools         #   and one of the old kind
   mount.exfat-fuse:exfat-fuse  #   where the kernel does not know its file system
+  ip:iproute2                  # a link of the tests' own, slow, far or dead (tests/net/):
+  ethtool:ethtool              #   without offloads,
+  nft:nftables                 #   losing packets
   /etc/ssl/certs/ca-certificates.crt:ca-certificates   # cargo's downloads
 )
 cargo_deny_version=0.20.2

@@ -8,3 +8,5 @@
 mod namespace;
 #[path = "rules.rs"]
 mod rules;
+#[path = "two_drives.rs"]
+mod two_drives;

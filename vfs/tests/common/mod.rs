@@ -32,23 +32,41 @@ pub fn over_smb() -> bool {
     module_path!().starts_with("smb_")
 }
 
+/// Whether that server takes encrypted connections only: those named `smb_sealed_*`.
+fn sealed() -> bool {
+    module_path!().starts_with("smb_sealed_")
+}
+
 impl Rig {
     pub fn new() -> Self {
-        Self::served(over_smb())
+        Self::build(over_smb().then_some(smbd::Options {
+            share: match sealed() {
+                true => "smb encrypt = required",
+                false => "",
+            },
+            ..smbd::Options::default()
+        }))
     }
 
     /// One whose share is a directory, whatever the test program.
     pub fn bare() -> Self {
-        Self::served(false)
+        Self::build(None)
     }
 
-    fn served(by_smbd: bool) -> Self {
+    /// Over an SMB server in another place, which the calling thread reaches.
+    pub fn far(host: smbd::Host) -> Option<Self> {
+        let rig = Self::build(Some(smbd::Options {
+            host: Some(host),
+            ..smbd::Options::default()
+        }));
+        rig.server.is_some().then_some(rig)
+    }
+
+    fn build(smb: Option<smbd::Options>) -> Self {
         let tmp = tempfile::tempdir().unwrap();
         let root = tmp.path().join("share");
         std::fs::create_dir(&root).unwrap();
-        let server = by_smbd
-            .then(|| smbd::Smbd::start(&root, smbd::Options::default()))
-            .flatten();
+        let server = smb.and_then(|options| smbd::Smbd::start(&root, options));
         let (share, faults): (Arc<dyn Share>, _) = match &server {
             Some(server) => {
                 let (share, faults) = FaultShare::new(server.share());
@@ -69,7 +87,20 @@ impl Rig {
     }
 
     pub fn config(&self, state: State) -> DriveConfig {
-        let mut c = DriveConfig::new(self.share.clone(), self.tmp.path().join("state"));
+        self.settings(self.share.clone(), "state", state)
+    }
+
+    /// As [`Rig::config`], for another drive on the same share: with a connection and a state of its own.
+    pub fn another(&self, name: &str, state: State) -> DriveConfig {
+        let share: Arc<dyn Share> = match &self.server {
+            Some(server) => Arc::new(server.share()),
+            None => Arc::new(DirShare::open(self.tmp.path().join("share")).unwrap()),
+        };
+        self.settings(share, name, state)
+    }
+
+    fn settings(&self, share: Arc<dyn Share>, at: &str, state: State) -> DriveConfig {
+        let mut c = DriveConfig::new(share, self.tmp.path().join(at));
         c.state = state;
         c.background = false;
         c.attr_life = Duration::ZERO;

@@ -29,6 +29,8 @@ pub struct Smbd {
     port: Port,
     user: String,
     password: String,
+    address: String,
+    enter: Vec<String>,
     child: Option<Child>,
 }
 
@@ -56,6 +58,16 @@ fn random() -> u64 {
 pub struct Options<'a> {
     pub global: &'a str,
     pub share: &'a str,
+    /// Where it runs: on this machine's loopback, if nothing else is said.
+    pub host: Option<Host<'a>>,
+}
+
+/// Another place than this machine's network. Whoever starts the server must reach it.
+#[derive(Clone, Copy)]
+pub struct Host<'a> {
+    pub address: &'a str,
+    /// What is put before a command line to run it there.
+    pub enter: &'a [String],
 }
 
 impl Smbd {
@@ -71,10 +83,11 @@ impl Smbd {
             std::fs::create_dir(dir.path().join(sub)).unwrap();
         }
         let root = root.to_str().unwrap();
+        let address = options.host.map_or("127.0.0.1", |h| h.address).to_owned();
         let conf = format!(
             "[global]\n\
              server role = standalone server\nworkgroup = TEST\nnetbios name = PSTTEST\n\
-             disable netbios = yes\ninterfaces = 127.0.0.1/8\nbind interfaces only = yes\n\
+             disable netbios = yes\ninterfaces = {address}/8\nbind interfaces only = yes\n\
              private dir = {at}/private\nlock directory = {at}/lock\n\
              state directory = {at}/state\ncache directory = {at}/cache\n\
              pid directory = {at}/run\nncalrpc dir = {at}/ncalrpc\nlog file = {at}/log\n\
@@ -108,6 +121,8 @@ impl Smbd {
             port: Port::take(),
             user,
             password,
+            address,
+            enter: options.host.map_or(Vec::new(), |h| h.enter.to_vec()),
             child: None,
         };
         for _ in 0..5 {
@@ -127,7 +142,16 @@ impl Smbd {
             .append(true)
             .open(self.dir.path().join("log"))
             .unwrap();
-        let child = Command::new(tool("smbd").unwrap())
+        let smbd = tool("smbd").unwrap();
+        let mut command = match self.enter.split_first() {
+            Some((enter, how)) => {
+                let mut command = Command::new(enter);
+                command.args(how).arg(smbd);
+                command
+            }
+            None => Command::new(smbd),
+        };
+        let child = command
             .arg("-F")
             .arg("-s")
             .arg(self.dir.path().join("smb.conf"))
@@ -204,11 +228,17 @@ impl Smbd {
 
     pub fn address(&self, share: &str) -> SmbAddress {
         let text = format!(
-            "smb://{}@127.0.0.1:{}/{share}",
+            "smb://{}@{}:{}/{share}",
             self.user,
+            self.address,
             self.port.number()
         );
         SmbAddress::parse(&text).unwrap()
+    }
+
+    /// Where it listens.
+    pub fn port(&self) -> u16 {
+        self.port.number()
     }
 
     pub fn config(&self, share: &str) -> SmbConfig {

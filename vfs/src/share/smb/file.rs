@@ -326,7 +326,12 @@ impl Drop for OpenFile {
         {
             // The server forgets handles with their session: a failing close leaves nothing behind.
             let (live, id) = (live.clone(), *id);
-            let _ = self.share.wait(async { live.answer(live.close(id)).await });
+            let close = async move { live.answer(live.close(id)).await };
+            // The last one who held it may be a call of the share itself, which cannot wait for another.
+            match tokio::runtime::Handle::try_current() {
+                Ok(running) => drop(running.spawn(close)),
+                Err(_) => drop(self.share.wait(close)),
+            }
         }
     }
 }
