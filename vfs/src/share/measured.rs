@@ -230,18 +230,20 @@ mod tests {
     use crate::share::dir::DirShare;
     use crate::share::fault::{Fault, FaultShare};
 
+    type Heard = (Payload, Use, Option<(Payload, Ended)>);
+
     #[derive(Default)]
-    struct Book(Mutex<Vec<(Payload, Use, Option<(Payload, Ended)>)>>);
+    struct Book(Mutex<Vec<Heard>>);
 
     impl Meter for Book {
         fn begin(&self, with: Payload, how: Use) -> u64 {
-            let mut book = self.0.lock().unwrap();
+            let mut book = self.0.lock().expect("a book");
             book.push((with, how, None));
             book.len() as u64 - 1
         }
         fn end(&self, call: u64, carried: Payload, how: Ended) {
-            let mut book = self.0.lock().unwrap();
-            let slot = &mut book[usize::try_from(call).unwrap()].2;
+            let mut book = self.0.lock().expect("a book");
+            let slot = &mut book[usize::try_from(call).expect("small")].2;
             assert!(slot.is_none(), "ends once");
             *slot = Some((carried, how));
         }
