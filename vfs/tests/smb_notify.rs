@@ -103,6 +103,7 @@ fn a_server_without_notification_is_asked() {
     let options = Options {
         share: "change notify = no\nkernel change notify = no",
         global: "change notify = no",
+        ..Options::default()
     };
     let Some(server) = Smbd::start(tmp.path(), options) else {
         return;

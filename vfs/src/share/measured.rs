@@ -7,12 +7,13 @@
 //! an implementation has nothing to say must be passed on here too.
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::is_link_error;
 use crate::path::Names;
 
-use super::{Attr, Entry, SetAttr, Share, ShareFile, Stamp, Statfs};
+use super::{Attr, Changes, Entry, SetAttr, Share, ShareFile, Special, Stamp, Statfs};
 
 /// How a call uses the link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,6 +129,12 @@ impl<S: Share> Share for MeasuredShare<S> {
     fn symlink(&self, path: &str, target: &str) -> io::Result<()> {
         self.several(|| self.inner.symlink(path, target))
     }
+    fn has_special(&self) -> bool {
+        self.inner.has_special()
+    }
+    fn make_special(&self, path: &str, what: Special, mode: u32) -> io::Result<()> {
+        self.several(|| self.inner.make_special(path, what, mode))
+    }
     fn list_xattr(&self, path: &str) -> io::Result<Vec<String>> {
         self.several(|| self.inner.list_xattr(path))
     }
@@ -139,6 +146,16 @@ impl<S: Share> Share for MeasuredShare<S> {
     }
     fn names(&self) -> Names {
         self.inner.names()
+    }
+    fn has_locks(&self) -> bool {
+        self.inner.has_locks()
+    }
+    fn may_tell(&self) -> bool {
+        self.inner.may_tell()
+    }
+    /// What is heard later is waited for: that time is nobody's measure.
+    fn changes(&self) -> io::Result<Box<dyn Changes>> {
+        self.several(|| self.inner.changes())
     }
     fn open(&self, path: &str, write: bool) -> io::Result<Box<dyn ShareFile>> {
         self.several(|| self.inner.open(path, write))
@@ -216,6 +233,12 @@ impl ShareFile for MeasuredFile {
     }
     fn sync(&self) -> io::Result<()> {
         self.run(Use::Work, || self.inner.sync())
+    }
+    fn lock(&self, range: Range<u64>, exclusive: bool) -> io::Result<bool> {
+        self.run(Use::Exchange, || self.inner.lock(range, exclusive))
+    }
+    fn unlock(&self, range: Range<u64>) -> io::Result<()> {
+        self.run(Use::Exchange, || self.inner.unlock(range))
     }
     fn stamp(&self) -> io::Result<Stamp> {
         self.run(Use::Several, || self.inner.stamp())

@@ -236,11 +236,6 @@ impl Smbd {
         SmbAddress::parse(&text).unwrap()
     }
 
-    /// Where it listens.
-    pub fn port(&self) -> u16 {
-        self.port.number()
-    }
-
     pub fn config(&self, share: &str) -> SmbConfig {
         SmbConfig::new(self.address(share), Password::new(self.password.clone()))
     }
