@@ -4,6 +4,7 @@
 //! Whoever includes this module has `net`, `port` and `skip` beside it.
 #![allow(dead_code)] // Not every test needs all of it.
 
+#[allow(clippy::unwrap_used)]
 #[path = "../../vfs/tests/common/smbd.rs"]
 pub mod smbd;
 
@@ -30,6 +31,8 @@ pub struct Far {
     /// Mountpoints that have a daemon, with its process.
     mounted: Vec<(PathBuf, u64)>,
     pub server: Smbd,
+    /// Where drives find the server, if not at its own port: a proxy's.
+    pub port: Option<u16>,
     _inside: Inside,
     pub net: Net,
 }
@@ -65,6 +68,7 @@ impl Far {
             agent: None,
             mounted: Vec::new(),
             server,
+            port: None,
             _inside,
             net,
         })
@@ -131,7 +135,10 @@ impl Far {
         let mountpoint = self.path(at);
         fs::create_dir_all(&mountpoint).expect("a mountpoint");
         self.net.unmount_at_the_end(&mountpoint);
-        let share = self.server.address("share").to_string();
+        let mut share = self.server.address("share").to_string();
+        if let Some(port) = self.port {
+            share = share.replace(&format!(":{}/", self.server.port()), &format!(":{port}/"));
+        }
         let output = self
             .command(&["mount", "--background", "--json", "--mode", mode])
             .args(["--auto-sync", "off", "--share", &share])

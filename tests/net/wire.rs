@@ -30,10 +30,8 @@ impl Net {
     /// Lets `rate` bits a second through, each way; packets that would wait for more than 200 ms are
     /// lost, as in a router.
     pub fn shape(&self, rate: u64) {
-        // The kernel refills the bucket at its ticks: it must hold what passes between two of them.
-        let burst = (rate / 8 / 100).max(16 << 10);
         self.both(&format!(
-            "tc qdisc replace dev {DEVICE} root tbf rate {rate}bit burst {burst} latency 200ms"
+            "tc qdisc replace dev {DEVICE} root tbf rate {rate}bit burst 16kb latency 200ms"
         ));
     }
 

@@ -413,7 +413,7 @@ fn catch_up(drive: &Drive) -> Vec<String> {
             Ok(other) => panic!("{name}: {other:?}"),
             // An earlier call has not come back yet, or the file is just being opened.
             Err(e @ (vfs::Error::Busy(_) | vfs::Error::Link(_))) => {
-                lacks.push(format!("{name}: {e}"))
+                lacks.push(format!("{name}: {e}"));
             }
             Err(e) => panic!("{name}: {e}"),
         }
