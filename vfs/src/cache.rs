@@ -86,7 +86,7 @@ pub(crate) struct FileMeta {
     pub used: i64,
 }
 
-/// The metadata file.
+/// The metadata file, as it is read; [`MetaBytes`] writes it.
 #[derive(Debug, Clone, Default, Encode, Decode)]
 pub(crate) struct Meta {
     /// Journal records through this one have their bytes in the cache files.
@@ -321,25 +321,71 @@ impl StateDir {
         bytes.map(|bytes| decode_meta(&bytes, &name)).transpose()
     }
 
-    /// Replaces the metadata in one durable step.
-    pub fn write_meta(&self, meta: &Meta) -> Result<()> {
+    /// Replaces the metadata in one durable step; `known`: the journal is known to be durable through there.
+    pub fn write_meta(&self, meta: &mut MetaBytes, known: u64) -> Result<()> {
         self.disk
-            .replace("meta", &encode_meta(meta))
+            .replace("meta", meta.seal(known))
             .map_err(|e| Error::from_io("writing the drive's metadata", e))
     }
 }
 
-fn encode_meta(meta: &Meta) -> Vec<u8> {
-    let mut out = META_MAGIC.to_vec();
-    out.extend_from_slice(&META_VERSION.to_le_bytes());
-    out.extend_from_slice(&[0; 4]);
-    // Encoding into a Vec cannot fail: no type here refuses, and the limit is far.
-    let _ = bincode::encode_into_std_write(meta, &mut out, codec());
-    let crc = out.get(16..).map_or(0, crc32fast::hash);
-    if let Some(to) = out.get_mut(12..16) {
-        to.copy_from_slice(&crc.to_le_bytes());
+/// The bytes of a [`Meta`], put together field by field, in their order: the tree of a large share need not be
+/// copied for it. Holds its memory for the next time.
+#[derive(Debug, Default)]
+pub(crate) struct MetaBytes(Vec<u8>);
+
+impl MetaBytes {
+    /// Begins anew.
+    pub fn begin(&mut self, data_lsn: u64, tree_lsn: u64, next_id: u64) {
+        self.0.clear();
+        self.0.extend_from_slice(&META_MAGIC);
+        self.0.extend_from_slice(&META_VERSION.to_le_bytes());
+        self.0.extend_from_slice(&[0; 4]);
+        // What is known comes last, in its place.
+        for field in [data_lsn, 0, tree_lsn, next_id] {
+            self.put(&field);
+        }
     }
-    out
+
+    /// The next list, of `len` items.
+    pub fn list<T: Encode>(&mut self, len: usize, items: impl Iterator<Item = T>) {
+        self.put(&(len as u64));
+        items.for_each(|item| self.put(&item));
+    }
+
+    /// The last field.
+    pub fn end(&mut self, tried: u64) {
+        self.put(&tried);
+    }
+
+    fn put(&mut self, value: &impl Encode) {
+        // Encoding into a Vec cannot fail: no type here refuses, and the limit is far.
+        let _ = bincode::encode_into_std_write(value, &mut self.0, codec());
+    }
+
+    fn seal(&mut self, known: u64) -> &[u8] {
+        if let Some(to) = self.0.get_mut(24..32) {
+            to.copy_from_slice(&known.to_le_bytes());
+        }
+        let crc = self.0.get(16..).map_or(0, crc32fast::hash);
+        if let Some(to) = self.0.get_mut(12..16) {
+            to.copy_from_slice(&crc.to_le_bytes());
+        }
+        &self.0
+    }
+}
+
+#[cfg(test)]
+impl From<&Meta> for MetaBytes {
+    fn from(meta: &Meta) -> Self {
+        let mut bytes = Self::default();
+        bytes.begin(meta.data_lsn, meta.tree_lsn, meta.next_id);
+        bytes.list(meta.nodes.len(), meta.nodes.iter());
+        bytes.list(meta.pending.len(), meta.pending.iter());
+        bytes.list(meta.files.len(), meta.files.iter());
+        bytes.end(meta.tried);
+        bytes
+    }
 }
 
 fn decode_meta(bytes: &[u8], file: &str) -> Result<Meta> {
@@ -476,11 +522,8 @@ mod tests {
         let dir = open(&root).unwrap();
         assert!(matches!(open(&root).map(drop), Err(Error::Locked(_))));
         dir.data(7).unwrap().write_all_at(0, b"x").unwrap();
-        dir.write_meta(&Meta {
-            known: 3,
-            ..Meta::default()
-        })
-        .unwrap();
+        dir.write_meta(&mut MetaBytes::from(&Meta::default()), 3)
+            .unwrap();
         assert_eq!(dir.read_meta().unwrap().unwrap().known, 3);
         assert_eq!(dir.data_ids().unwrap(), [7]);
         #[cfg(unix)]
@@ -499,10 +542,18 @@ mod tests {
 
     #[test]
     fn damaged_metadata_is_an_error() {
-        let good = encode_meta(&Meta {
+        let meta = Meta {
+            data_lsn: 1,
+            known: 2,
+            tree_lsn: 3,
             next_id: 5,
+            pending: vec![(4, TreeOp::Remove { id: 9 }); 2],
+            tried: 6,
             ..Meta::default()
-        });
+        };
+        let good = MetaBytes::from(&meta).seal(2).to_vec();
+        let whole = bincode::encode_to_vec(&meta, codec()).unwrap();
+        assert!(good[16..] == whole, "field by field as in one");
         assert_eq!(decode_meta(&good, "meta").unwrap().next_id, 5);
         for i in 0..good.len() {
             let mut bad = good.clone();
@@ -526,9 +577,9 @@ mod tests {
         assert_eq!(f.dirty, [(u64::MAX, vec![(1, 2)])]);
         assert_eq!((f.data_lsn, f.used, f.lsn), (0, 0, 9));
         // Written anew it is of this version, with nothing lost.
-        let again = decode_meta(&encode_meta(&meta), "meta").unwrap();
+        let mut newer = MetaBytes::from(&meta).seal(meta.known).to_vec();
+        let again = decode_meta(&newer, "meta").unwrap();
         assert_eq!(again.files, meta.files);
-        let mut newer = encode_meta(&meta);
         newer[8] = 99;
         let refused = decode_meta(&newer, "meta");
         assert!(matches!(refused, Err(Error::Newer { found: 99, .. })));

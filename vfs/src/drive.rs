@@ -44,7 +44,7 @@ use std::sync::{
 };
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::cache::StateDir;
+use crate::cache::{MetaBytes, StateDir};
 use crate::disk::Disk;
 use crate::disk::owner::Removable;
 use crate::epoch::EpochValidator;
@@ -218,8 +218,8 @@ pub struct Drive {
     unwritten_limit: u64,
     /// Bytes written directly to cache files since the last checkpoint.
     direct: AtomicU64,
-    /// Held during a checkpoint.
-    checkpoint: Mutex<()>,
+    /// Held during a checkpoint, which puts its metadata together there.
+    checkpoint: Mutex<MetaBytes>,
     /// Held while pending changes are brought to the share.
     reintegrating: Mutex<()>,
     /// Changes of the tree whose share calls were left behind.

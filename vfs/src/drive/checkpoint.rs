@@ -18,7 +18,7 @@ use std::sync::{Arc, PoisonError};
 use storage::RangeSet;
 
 use super::Drive;
-use crate::cache::Meta;
+use crate::cache::MetaBytes;
 use crate::error::{Error, Result};
 use crate::file::FileNode;
 use crate::unwritten::Batch;
@@ -36,7 +36,7 @@ impl Drive {
     /// # Errors
     /// What could not be written. Nothing is lost: the journal still has it.
     pub fn checkpoint(&self) -> Result<()> {
-        let _one = self
+        let mut meta = self
             .checkpoint
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
@@ -80,15 +80,12 @@ impl Drive {
         });
         self.dir.sync_data_names()?;
 
-        let (meta, doomed) = self.collect_meta(through, &failed);
-        let all = meta.data_lsn;
+        let (all, doomed) = self.collect_meta(&mut meta, through, &failed);
         // The metadata may hold effects of younger records: these must be durable before it is.
-        self.sync_all()?;
-        let meta = Meta {
-            known: self.journal.durable(),
-            ..meta
-        };
-        if let Err(e) = self.dir.write_meta(&meta) {
+        if let Err(e) = self
+            .sync_all()
+            .and_then(|()| self.dir.write_meta(&mut meta, self.journal.durable()))
+        {
             // The old metadata still speaks of them.
             self.tree_mut().doomed.extend(doomed);
             return Err(e);
@@ -159,47 +156,48 @@ impl Drive {
     }
 
     /// The metadata once all records through `through` are in the cache files, but for those of
-    /// the files that `failed` now, or earlier.
-    fn collect_meta(&self, through: u64, failed: &BTreeSet<u64>) -> (Meta, Vec<u64>) {
+    /// the files that `failed` now, or earlier. Returns through which record all cache files are complete
+    /// by it, and the nodes that it speaks of no more.
+    fn collect_meta(
+        &self,
+        meta: &mut MetaBytes,
+        through: u64,
+        failed: &BTreeSet<u64>,
+    ) -> (u64, Vec<u64>) {
         let mut tree = self.tree_mut();
         let behind = |id: u64, file: &FileNode| {
             failed.contains(&id)
                 || (file.poison.get().is_some() && !file.read().unwritten.is_empty())
         };
-        let held = tree
+        let files: Vec<_> = tree
             .nodes
             .iter()
-            .any(|(&id, n)| n.file.as_ref().is_some_and(|f| behind(id, f)));
-        let data_lsn = if held {
+            .filter_map(|(&id, n)| Some((id, n.file.as_ref()?)))
+            .map(|(id, file)| (id, file.clone(), behind(id, file)))
+            .collect();
+        let data_lsn = if files.iter().any(|f| f.2) {
             self.data_lsn.load(Ordering::SeqCst)
         } else {
             through
         };
         let doomed = tree.take_doomed();
-        let mut meta = Meta {
-            data_lsn,
-            known: through,
-            tree_lsn: tree.lsn,
-            tried: tree.tried,
-            next_id: tree.next_id,
-            nodes: tree
-                .nodes
-                .keys()
-                .filter_map(|&id| tree.record(id))
-                .collect(),
-            pending: tree.pending.iter().map(|p| (p.lsn, p.op.clone())).collect(),
-            files: Vec::new(),
-        };
-        for (&id, node) in &tree.nodes {
-            if let Some(file) = &node.file {
-                let mut stored = file.read().store(id);
-                if !behind(id, file) {
-                    stored.data_lsn = through;
-                }
-                meta.files.push(stored);
+        meta.begin(data_lsn, tree.lsn, tree.next_id);
+        let nodes = tree.nodes.keys().filter_map(|&id| tree.record(id));
+        meta.list(tree.nodes.len(), nodes);
+        meta.list(
+            tree.pending.len(),
+            tree.pending.iter().map(|p| (p.lsn, &p.op)),
+        );
+        let stored = files.iter().map(|(id, file, behind)| {
+            let mut stored = file.read().store(*id);
+            if !behind {
+                stored.data_lsn = through;
             }
-        }
-        (meta, doomed)
+            stored
+        });
+        meta.list(files.len(), stored);
+        meta.end(tree.tried);
+        (data_lsn, doomed)
     }
 
     /// One round of the background thread.
