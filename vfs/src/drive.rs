@@ -117,7 +117,7 @@ pub struct DriveConfig {
     pub attr_life: Duration,
     /// Length of a journal segment, in bytes.
     pub segment_len: u64,
-    /// Journaled bytes kept in memory before writers wait for a checkpoint.
+    /// Journaled bytes that may wait for a checkpoint before writers wait for it too.
     pub unwritten_limit: u64,
     /// Appends of at least this many bytes go to the cache file directly.
     pub direct_append: usize,
