@@ -134,7 +134,7 @@ fn twenty_edited_messages_reach_the_share_over_a_poor_link() {
     let editing = twenty_edits(&far.on_drive());
     let began = Instant::now();
     let mut answer = serde_json::Value::Null;
-    let ours = bytes(&far, || answer = far.ok(&["sync", "now"]));
+    let ours = bytes(&far, || answer = far.synced());
     let took = began.elapsed();
     let report = &answer["files"][0];
     assert_eq!(report["outcome"], "synced", "{answer}");

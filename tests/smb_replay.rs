@@ -75,7 +75,7 @@ fn cached_and_synced_by_the_agent() {
         replay(&far, name);
         assert_eq!(sha256(&far.on_drive()), digest, "{name} on the drive");
         let before = sha256(&far.on_share());
-        let answer = far.ok(&["sync", "now"]);
+        let answer = far.synced();
         let report = &answer["files"][0];
         assert_eq!(report["outcome"], "synced", "{answer}");
         assert!(report["verified_at"].is_string(), "{answer}");

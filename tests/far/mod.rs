@@ -13,6 +13,7 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -128,6 +129,22 @@ impl Far {
         let log = || fs::read_to_string(self.path("drive-state/daemon.log")).unwrap_or_default();
         assert_eq!(code, 0, "pstsyncd {args:?} answered {answer}\n{}", log());
         answer
+    }
+
+    /// `sync now`, until nothing waits: the server may hold a file that was just closed a moment longer, and
+    /// the sync is put off then.
+    pub fn synced(&self) -> Value {
+        let args = ["sync", "now"];
+        let end = Instant::now() + Duration::from_secs(60);
+        while Instant::now() < end {
+            let (code, answer) = self.run(&args);
+            match code {
+                0 => return answer,
+                2 => std::thread::sleep(Duration::from_millis(200)),
+                _ => break,
+            }
+        }
+        self.ok(&args)
     }
 
     /// Mounts a drive over the share at the directory `at`, which is made, with a state of its own.

@@ -105,12 +105,14 @@ pub(crate) struct Meta {
     pub files: Vec<FileMeta>,
     /// Of the waiting changes those through here may have reached the share already.
     pub tried: u64,
+    /// Modification times on the share (node, nanoseconds) that waiting changes hide. Since version 3.
+    pub mtimes_there: Vec<(u64, i64)>,
 }
 
 const META_MAGIC: [u8; 8] = *b"PSTSYNCM";
 /// Version of the metadata's schema. Older ones are read and written anew as this one by the next
 /// checkpoint; newer ones are refused.
-pub const META_VERSION: u32 = 2;
+pub const META_VERSION: u32 = 3;
 /// Bound on the metadata read back, in bytes.
 const MAX_META: u64 = 1 << 30;
 
@@ -353,8 +355,8 @@ impl MetaBytes {
         items.for_each(|item| self.put(&item));
     }
 
-    /// The last field.
-    pub fn end(&mut self, tried: u64) {
+    /// The field between the lists.
+    pub fn tried(&mut self, tried: u64) {
         self.put(&tried);
     }
 
@@ -383,7 +385,8 @@ impl From<&Meta> for MetaBytes {
         bytes.list(meta.nodes.len(), meta.nodes.iter());
         bytes.list(meta.pending.len(), meta.pending.iter());
         bytes.list(meta.files.len(), meta.files.iter());
-        bytes.end(meta.tried);
+        bytes.tried(meta.tried);
+        bytes.list(meta.mtimes_there.len(), meta.mtimes_there.iter());
         bytes
     }
 }
@@ -407,6 +410,8 @@ fn decode_meta(bytes: &[u8], file: &str) -> Result<Meta> {
     }
     match version.try_into().map_or(0, u32::from_le_bytes) {
         META_VERSION => decode_body(body, &damaged),
+        // All but the last list, as if that were empty.
+        2 => decode_body(&[body, &[0; 8]].concat(), &damaged),
         1 => decode_body::<v1::Meta>(body, &damaged).map(Meta::from),
         found if found > META_VERSION => Err(Error::Newer {
             file: file.to_owned(),
@@ -499,6 +504,7 @@ mod v1 {
                 nodes: m.nodes,
                 // Not known: the careful value.
                 tried: m.tree_lsn,
+                mtimes_there: Vec::new(),
                 pending: m.pending,
                 files: m.files.into_iter().map(Into::into).collect(),
             }
@@ -549,6 +555,7 @@ mod tests {
             next_id: 5,
             pending: vec![(4, TreeOp::Remove { id: 9 }); 2],
             tried: 6,
+            mtimes_there: vec![(7, -8)],
             ..Meta::default()
         };
         let good = MetaBytes::from(&meta).seal(2).to_vec();
@@ -580,6 +587,12 @@ mod tests {
         let mut newer = MetaBytes::from(&meta).seal(meta.known).to_vec();
         let again = decode_meta(&newer, "meta").unwrap();
         assert_eq!(again.files, meta.files);
+        // The second ended before the last list.
+        let mut second = newer[..newer.len() - 8].to_vec();
+        second[8] = 2;
+        let crc = crc32fast::hash(&second[16..]);
+        second[12..16].copy_from_slice(&crc.to_le_bytes());
+        assert_eq!(decode_meta(&second, "meta").unwrap().files, meta.files);
         newer[8] = 99;
         let refused = decode_meta(&newer, "meta");
         assert!(matches!(refused, Err(Error::Newer { found: 99, .. })));

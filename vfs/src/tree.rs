@@ -48,6 +48,8 @@ pub(crate) struct Node {
     /// Rises with every change of ours to the names in this directory, here or on the share: what the
     /// share was asked before such a change says nothing about after.
     pub turns: u32,
+    /// Modification time on the share as last told, where a waiting change of ours hides it in `attr`.
+    pub mtime_there: Option<i64>,
     /// The journal or the metadata knows this node.
     pub logged: bool,
     pub file: Option<Arc<FileNode>>,
@@ -97,6 +99,7 @@ impl Tree {
             fresh: None,
             listed: None,
             turns: 0,
+            mtime_there: None,
             logged: true,
             file: None,
         };
@@ -125,6 +128,11 @@ impl Tree {
                 }
             } else {
                 tree.insert(record.clone());
+            }
+        }
+        for (id, mtime) in &meta.mtimes_there {
+            if let Some(node) = tree.nodes.get_mut(id) {
+                node.mtime_there = Some(*mtime);
             }
         }
         tree.next_id = meta.next_id.max(tree.next_id);
@@ -348,6 +356,7 @@ impl Tree {
             fresh: None,
             listed: None,
             turns: old.as_ref().map_or(0, |o| o.turns),
+            mtime_there: None,
             logged: true,
             file: old.and_then(|o| o.file),
         };
@@ -543,7 +552,12 @@ impl Tree {
                 }
             }
             TreeOp::SetAttr { id, set, ctime } => {
+                let timed = |p: &Pending| matches!(&p.op, TreeOp::SetAttr { id: x, set, .. } if x == id && set.mtime.is_some());
+                let first = set.mtime.is_some() && !self.pending.iter().any(timed);
                 if let Some(node) = self.nodes.get_mut(id) {
+                    if first {
+                        node.mtime_there = pending.then_some(node.attr.mtime);
+                    }
                     set.apply(&mut node.attr);
                     node.attr.ctime = *ctime;
                 }

@@ -196,7 +196,13 @@ impl Drive {
             stored
         });
         meta.list(files.len(), stored);
-        meta.end(tree.tried);
+        meta.tried(tree.tried);
+        let hidden: Vec<_> = tree
+            .nodes
+            .iter()
+            .filter_map(|(&id, n)| Some((id, n.mtime_there?)))
+            .collect();
+        meta.list(hidden.len(), hidden.iter());
         (data_lsn, doomed)
     }
 

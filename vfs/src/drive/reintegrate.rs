@@ -204,8 +204,19 @@ impl Drive {
                     set.mtime = set.mtime.and(Some(changed));
                 }
                 let ours = file.as_ref().and_then(|f| f.read().stamp);
+                let known = self.tree().nodes.get(id).and_then(|n| {
+                    let untold = ours.is_none() && n.attr.kind == Kind::File;
+                    untold.then_some(n.mtime_there).flatten()
+                });
                 let after = self.change(&at, move |share| {
                     let before = ours.map(|_| share.stamp(&path)).transpose()?;
+                    // Of what never was here the time alone tells that another wrote it: it stays.
+                    if let (Some(known), true) = (known, set.mtime.is_some())
+                        && ![Some(known), asked, set.mtime]
+                            .contains(&Some(share.stat(&path)?.mtime))
+                    {
+                        set.mtime = None;
+                    }
                     share.set_attr(&path, &set)?;
                     // Done before without an answer, it looks so.
                     let again = before.zip(ours).is_some_and(|(b, o)| {
