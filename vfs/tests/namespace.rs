@@ -582,3 +582,38 @@ fn a_directory_never_moves_into_itself() {
     );
     assert_eq!(on_share(&rig), ["a/", "a/b/"]);
 }
+
+/// Of a file that never was here only its time tells that another wrote it, and a time set here must not
+/// hide that.
+#[test]
+fn a_time_set_offline_does_not_hide_what_others_wrote() {
+    for restarted in [false, true] {
+        let rig = Rig::new();
+        rig.put("old", &pattern(9000, 1));
+        rig.put("new", &pattern(500, 2));
+        let d = rig.drive(State::Online);
+        let old = d.find("old").unwrap();
+        d.find("new").unwrap();
+        d.set_state(State::Offline);
+        let set = SetAttr {
+            mtime: Some(470_719_000),
+            ..SetAttr::default()
+        };
+        d.set_attr(old, &set).unwrap();
+        d.rename(ROOT, "new", ROOT, "old", true).unwrap();
+        d.checkpoint().unwrap();
+        let d = if restarted {
+            drop(d);
+            rig.drive(State::Offline)
+        } else {
+            d
+        };
+        let theirs = pattern(9000, 3);
+        std::fs::write(rig.share_file("old"), &theirs).unwrap();
+        d.set_state(State::Online);
+        d.reintegrate("D", "H").unwrap();
+        let kept = std::fs::read_dir(rig.share_file("")).unwrap();
+        let kept = kept.filter(|e| std::fs::read(e.as_ref().unwrap().path()).unwrap() == theirs);
+        assert_eq!(kept.count(), 1, "restarted: {restarted}");
+    }
+}
