@@ -53,7 +53,7 @@ impl Exclusivity {
         })
     }
 
-    /// Takes a container that was opened with [`Access::Alone`], for as long as its file is open.
+    /// Takes a container that was opened with `Access::Alone`, for as long as its file is open.
     pub fn take(self, place: &Place) -> Result<(), Fault> {
         self.patiently(&place.path, &place.file, place.access)
     }
