@@ -2,7 +2,7 @@
 //! from the caller, as durations since any fixed moment, and equal calls give equal figures.
 //!
 //! A small question that had the link to itself shows the round trip, and the least of several is the
-//! one with the least waiting and thinking in it. Large ones show the rate ([`super::lane`]). A call
+//! one with the least waiting and thinking in it. Large ones show the rate (`lane`). A call
 //! that the link failed counts as lost.
 
 use std::collections::{BTreeMap, VecDeque};

@@ -17,7 +17,7 @@
 //!   all who wait (group commit), after the cache files that hold directly written appends.
 //! * Recovery yields a prefix of what was appended, at least through the last flush. A bad record
 //!   that lies before a known flush is damage, not a torn tail, and is refused, never skipped: see
-//!   [`mod@recovery`]. What can be read of a damaged journal is read on request ([`Start::salvage`]).
+//!   `recovery`. What can be read of a damaged journal is read on request ([`Start::salvage`]).
 //! * The first failed flush poisons the journal: nothing is accepted any more.
 
 mod frame;
