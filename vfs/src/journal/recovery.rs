@@ -338,9 +338,9 @@ impl Reading {
                     });
                 }
             };
-            self.marked = self.marked.max(frame.durable);
+            let mut said = frame.durable;
             if let Record::Synced { through } = record {
-                self.marked = self.marked.max(through);
+                said = said.max(through);
             }
             self.next = Some(frame.lsn + 1);
             let how = Recovered {
@@ -358,6 +358,8 @@ impl Reading {
                 self.erase(head.seq, frame.pos, bytes.len() as u64)?;
                 return Ok(true);
             }
+            // Not what a record says that goes with the end of the log.
+            self.marked = self.marked.max(said);
         }
     }
 
