@@ -193,7 +193,7 @@ impl MountHandle {
             }
             if let Some(session) = self.session.take() {
                 self.drive.on_change(None);
-                session.join()?;
+                ended(session.join())?;
             }
         }
         self.drive.shutdown().map_err(io::Error::from)
@@ -205,7 +205,7 @@ impl MountHandle {
     /// What ended the session; what could not be flushed.
     pub fn wait(mut self) -> io::Result<()> {
         if let Some(session) = self.session.take() {
-            session.join()?;
+            ended(session.join())?;
         }
         self.drive.shutdown().map_err(io::Error::from)
     }
@@ -229,5 +229,14 @@ impl MountHandle {
         self.session
             .as_ref()
             .is_some_and(|s| !s.guard.is_finished())
+    }
+}
+
+/// How a session ended whose mount is gone: a thread that still asks for requests may be told that the
+/// connection was aborted instead of that there is no device any more, which is the same.
+fn ended(session: io::Result<()>) -> io::Result<()> {
+    match session {
+        Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => Ok(()),
+        other => other,
     }
 }
