@@ -17,16 +17,14 @@
 use std::io;
 use std::sync::Arc;
 
-use storage::{FileStorage, Leaves, Loaded, Outcome, ReadAt, RedoError, RedoLog, WriteSet};
+use storage::{Leaves, Loaded, Outcome, ReadAt, RedoError, RedoLog, WriteAt, WriteSet};
 use sync::wire::{self, ApplyAnswer, ApplyRequest, ContainerAnswer, ErrorCode, InventoryAnswer};
 
-use crate::container::{Known, forget_cached, to_wire};
+use crate::container::{Known, to_wire};
 use crate::engine::Engine;
 use crate::error::Fault;
-use crate::exclusive::Exclusivity;
-use crate::platform::{self, Access};
 use crate::records::{Mark, Record, Records};
-use crate::root::{Place, Root};
+use crate::site::{Access, Container, Site};
 
 /// Told of each step of an apply, by the step's name.
 pub type StepHook = Arc<dyn Fn(&'static str) + Send + Sync>;
@@ -35,13 +33,11 @@ pub type StepHook = Arc<dyn Fn(&'static str) + Send + Sync>;
 /// container, and passes what is known of it in `slot`.
 pub struct Worker {
     /// Where containers are.
-    pub root: Root,
+    pub site: Box<dyn Site>,
     /// What was applied.
     pub records: Records,
     /// Understands containers.
     pub engine: Arc<dyn Engine>,
-    /// How others are kept away.
-    pub exclusivity: Exclusivity,
     /// Told of each step.
     pub steps: Option<StepHook>,
     /// The most bytes that a package may unpack to.
@@ -55,9 +51,9 @@ impl Worker {
         path: &str,
         slot: &mut Option<Known>,
     ) -> Result<ContainerAnswer, Fault> {
-        let storage = self.open_to_read(path, slot)?;
-        let known = Known::refresh(slot, path, &storage)?;
-        let inventory = known.inventory(path, &storage, &*self.engine)?;
+        let container = self.open_to_read(path, slot)?;
+        let known = Known::refresh(slot, path, &*container)?;
+        let inventory = known.inventory(path, &*container, &*self.engine)?;
         Ok(ContainerAnswer {
             generation: known.generation(),
             stamp: known.stamp,
@@ -75,9 +71,9 @@ impl Worker {
         path: &str,
         slot: &mut Option<Known>,
     ) -> Result<InventoryAnswer, Fault> {
-        let storage = self.open_to_read(path, slot)?;
-        let known = Known::refresh(slot, path, &storage)?;
-        let inventory = known.inventory(path, &storage, &*self.engine)?;
+        let container = self.open_to_read(path, slot)?;
+        let known = Known::refresh(slot, path, &*container)?;
+        let inventory = known.inventory(path, &*container, &*self.engine)?;
         Ok(InventoryAnswer {
             generation: known.generation(),
             digest: inventory.digest,
@@ -87,12 +83,11 @@ impl Worker {
 
     /// Finishes what a crash left of a change of this container, if anything.
     pub fn recover(&self, path: &str, slot: &mut Option<Known>) -> Result<(), Fault> {
-        let place = self.root.container(path, Access::Alone)?;
-        if place.has_sidecar().map_err(|e| Fault::io(path, &e))? {
-            self.exclusivity.take(&place)?;
+        let container = self.site.open(path, Access::Alone)?;
+        if container.has_log().map_err(|e| Fault::io(path, &e))? {
+            container.take()?;
             *slot = None;
-            let (place, storage) = split(place)?;
-            self.settle_sidecar(&place, &storage)?;
+            self.settle_log(path, &*container)?;
         }
         Ok(())
     }
@@ -120,17 +115,16 @@ impl Worker {
             });
         }
 
-        let place = self.root.container(path, Access::Alone)?;
-        self.exclusivity.take(&place)?;
-        if !place.is_current().map_err(|e| Fault::io(path, &e))? {
+        let container = self.site.open(path, Access::Alone)?;
+        container.take()?;
+        if !container.is_current().map_err(|e| Fault::io(path, &e))? {
             return Err(Fault::in_use(path));
         }
-        let (place, storage) = split(place)?;
-        if place.has_sidecar().map_err(|e| Fault::io(path, &e))? {
+        if container.has_log().map_err(|e| Fault::io(path, &e))? {
             *slot = None;
-            self.settle_sidecar(&place, &storage)?;
+            self.settle_log(path, &*container)?;
         }
-        let generation = Known::refresh(slot, path, &storage)?.generation();
+        let generation = Known::refresh(slot, path, &*container)?.generation();
         if let Some(answer) = self.earlier(&mark, request, generation)? {
             return Ok(answer);
         }
@@ -141,7 +135,7 @@ impl Worker {
             );
             return Err(Fault::new(ErrorCode::WrongBase, message).with_generation(generation));
         }
-        let result = self.change(request, &package, &mark, &place, &storage, slot);
+        let result = self.change(request, &package, &mark, &*container, slot);
         if result.is_err() {
             // Whatever was written or not: read again before anything is trusted.
             *slot = None;
@@ -217,8 +211,7 @@ impl Worker {
         request: &ApplyRequest,
         package: &[u8],
         mark: &Mark,
-        place: &Place,
-        storage: &Arc<FileStorage>,
+        container: &dyn Container,
         slot: &mut Option<Known>,
     ) -> Result<ApplyAnswer, Fault> {
         let path = request.container.as_str();
@@ -226,10 +219,11 @@ impl Worker {
         let Some(known) = slot.as_mut() else {
             return Err(Fault::in_use(path));
         };
-        let rows = known.inventory(path, storage, &*self.engine)?;
+        let storage = container.storage();
+        let rows = known.inventory(path, container, &*self.engine)?;
         let plan = self
             .engine
-            .apply(Arc::clone(storage) as Arc<dyn ReadAt>, package)
+            .apply(to_read(&storage), package)
             .map_err(|e| Fault::engine(path, &e))?;
         let writes = plan.write_set;
         if writes.base_len != known.stamp.len || writes.validate().is_err() {
@@ -238,12 +232,12 @@ impl Worker {
         }
 
         let growth = writes.target_len.saturating_sub(writes.base_len);
-        if growth > place.available().map_err(io)? {
+        if growth > container.available().map_err(io)? {
             return Err(io(io::ErrorKind::StorageFull.into()));
         }
 
         let changed = writes.covered();
-        let preview = Arc::new(writes.preview(Arc::clone(storage)).map_err(io)?);
+        let preview = Arc::new(writes.preview(Arc::clone(&storage)).map_err(io)?);
         let mut leaves = known.leaves.clone();
         leaves.rehash(&*preview, &changed).map_err(io)?;
         let simulated = self
@@ -267,7 +261,7 @@ impl Worker {
             repeated: false,
         };
         if !writes.is_empty() {
-            reserve(storage, &writes).map_err(io)?;
+            container.reserve(writes.base_len, growth).map_err(io)?;
             self.records
                 .put(
                     mark,
@@ -277,14 +271,14 @@ impl Worker {
                     },
                 )
                 .map_err(|e| Fault::database(&e))?;
-            self.commit(mark, place, storage, &writes, &known.leaves)?;
+            self.commit(mark, container, &writes, &known.leaves)?;
 
-            forget_cached(storage, &changed);
+            container.forget_cached(&changed);
             let mut reread = known.leaves.clone();
-            reread.rehash(&**storage, &changed).map_err(io)?;
+            reread.rehash(&*storage, &changed).map_err(io)?;
             let found = self
                 .engine
-                .inventory(Arc::clone(storage) as Arc<dyn ReadAt>, Some(&rows.rows))
+                .inventory(to_read(&storage), Some(&rows.rows))
                 .map_err(|e| not_verified(path, &e.to_string()))?;
             if reread != leaves {
                 return Err(not_verified(path, "other bytes"));
@@ -293,7 +287,8 @@ impl Worker {
                 return Err(not_verified(path, "another inventory"));
             }
             self.step("verified");
-            *slot = Some(Known::of(storage, reread, Arc::new(found)).map_err(io)?);
+            container.settled(&reread).map_err(io)?;
+            *slot = Some(Known::of(container, reread, Arc::new(found)).map_err(io)?);
         }
         self.records
             .put(
@@ -307,7 +302,7 @@ impl Worker {
         self.step("recorded");
         if !writes.is_empty() {
             // The change is done and recorded: a sidecar that will not go is found again later.
-            if let Err(error) = RedoLog::drop_log(&place.sidecar()) {
+            if let Err(error) = container.drop_log() {
                 tracing::warn!(container = path, %error, "the redo sidecar was not removed");
             }
             self.step("dropped");
@@ -325,25 +320,20 @@ impl Worker {
     fn commit(
         &self,
         mark: &Mark,
-        place: &Place,
-        storage: &FileStorage,
+        container: &dyn Container,
         writes: &WriteSet,
         leaves: &Leaves,
     ) -> Result<(), Fault> {
         let path = mark.container.as_str();
-        let sidecar = place.sidecar();
-        if !self.exclusivity.undisturbed(storage.file()) {
+        if !container.undisturbed() {
             return Err(Fault::in_use(path));
         }
         let meta = mark.encode().map_err(|e| Fault::database(&e))?;
-        place.prepare_sidecar().map_err(|e| Fault::io(path, &e))?;
-        if let Err(error) = RedoLog::create_with_leaves(&sidecar, writes, storage, leaves, &meta) {
-            // Nothing of the container was touched: what there is of a log only takes room.
-            let _ = RedoLog::drop_log(&sidecar);
-            return Err(Fault::redo(path, &error));
-        }
+        container
+            .write_log(writes, leaves, &meta)
+            .map_err(|e| Fault::redo(path, &e))?;
         self.step("logged");
-        writes.commit(storage).map_err(|e| {
+        writes.commit(&*container.storage()).map_err(|e| {
             tracing::error!(container = path, error = %e, "a change was cut short; it is finished later");
             Fault::io(path, &e)
         })?;
@@ -353,32 +343,33 @@ impl Worker {
 
     /// Finishes the change whose redo log lies beside the container; sets a log aside that fits
     /// no state of it. The container is ours alone.
-    fn settle_sidecar(&self, place: &Place, storage: &FileStorage) -> Result<(), Fault> {
-        let path = place.path.as_str();
-        let sidecar = place.sidecar();
-        let log = match RedoLog::load(&sidecar) {
+    fn settle_log(&self, path: &str, container: &dyn Container) -> Result<(), Fault> {
+        let log = match container.load_log() {
             Ok(Loaded::Complete(log)) => log,
             // It was never durable, so nothing of the container was touched.
             Ok(Loaded::Absent | Loaded::Torn) => {
-                return RedoLog::drop_log(&sidecar).map_err(|e| Fault::redo(path, &e));
+                return container.drop_log().map_err(|e| Fault::redo(path, &e));
             }
             // A newer agent's: it will know what to do.
             Err(error @ RedoError::Version(_)) => return Err(Fault::redo(path, &error)),
             Err(RedoError::Io { source, .. }) => return Err(Fault::io(path, &source)),
-            Err(error) => return set_aside(place, &error.to_string()),
+            Err(error) => return set_aside(path, container, &error.to_string()),
         };
-        match log.recover(storage).map_err(|e| Fault::io(path, &e))? {
+        let io = |e: io::Error| Fault::io(path, &e);
+        match log.recover(&*container.storage()).map_err(io)? {
             Outcome::Finished | Outcome::AlreadyDone => {
-                let now = Leaves::hash(storage).map_err(|e| Fault::io(path, &e))?;
+                let now = container.leaves_after(&log).map_err(io)?;
+                container.settled(&now).map_err(io)?;
                 if now.generation() == log.target() {
                     self.promote(&log)?;
                 }
-                RedoLog::drop_log(&sidecar).map_err(|e| Fault::redo(path, &e))?;
+                container.drop_log().map_err(|e| Fault::redo(path, &e))?;
                 tracing::info!(container = path, "finished a change that was cut short");
                 Ok(())
             }
             Outcome::Foreign { leaf } => set_aside(
-                place,
+                path,
+                container,
                 &format!("somebody else changed the file (leaf {leaf})"),
             ),
         }
@@ -406,16 +397,15 @@ impl Worker {
         &self,
         path: &str,
         slot: &mut Option<Known>,
-    ) -> Result<Arc<FileStorage>, Fault> {
-        let place = self.root.container(path, Access::Read)?;
-        if place.has_sidecar().map_err(|e| Fault::io(path, &e))? {
-            // Our own open file would keep the lease away.
-            drop(place);
+    ) -> Result<Box<dyn Container>, Fault> {
+        let container = self.site.open(path, Access::Read)?;
+        if container.has_log().map_err(|e| Fault::io(path, &e))? {
+            // Our own open file would keep us from having it alone.
+            drop(container);
             self.recover(path, slot)?;
-            let (_, storage) = split(self.root.container(path, Access::Read)?)?;
-            return Ok(storage);
+            return self.site.open(path, Access::Read);
         }
-        Ok(split(place)?.1)
+        Ok(container)
     }
 
     fn step(&self, name: &'static str) {
@@ -425,34 +415,19 @@ impl Worker {
     }
 }
 
-/// The same open file as storage: what a lease holds for, and nothing else is opened.
-fn split(place: Place) -> Result<(Place, Arc<FileStorage>), Fault> {
-    let file = place
-        .file
-        .try_clone()
-        .map_err(|e| Fault::io(&place.path, &e))?;
-    Ok((place, Arc::new(FileStorage::from(file))))
+fn to_read(storage: &Arc<dyn WriteAt>) -> Arc<dyn ReadAt> {
+    Arc::clone(storage) as Arc<dyn ReadAt>
 }
 
-fn set_aside(place: &Place, reason: &str) -> Result<(), Fault> {
-    let name = place
-        .set_sidecar_aside()
-        .map_err(|e| Fault::io(&place.path, &e))?;
+fn set_aside(path: &str, container: &dyn Container, reason: &str) -> Result<(), Fault> {
+    let name = container.set_log_aside().map_err(|e| Fault::io(path, &e))?;
     tracing::error!(
-        container = place.path,
+        container = path,
         reason,
         name,
         "a redo log that fits no state of the file was set aside; clients merge again"
     );
     Ok(())
-}
-
-/// Takes the room that growth needs, so that a full disk is noticed before anything is written.
-fn reserve(storage: &FileStorage, writes: &WriteSet) -> io::Result<()> {
-    match writes.target_len.saturating_sub(writes.base_len) {
-        0 => Ok(()),
-        growth => platform::reserve(storage.file(), writes.base_len, growth),
-    }
 }
 
 fn not_verified(path: &str, detail: &str) -> Fault {

@@ -4,12 +4,13 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use storage::{FileStorage, Leaves, RangeSet, ReadAt};
+use storage::{FileStorage, Leaves, ReadAt};
 use sync::wire::{self, Stamp};
 
 use crate::engine::{Engine, InventoryAnswer};
 use crate::error::Fault;
 use crate::platform;
+use crate::site::Container;
 
 /// Bytes that the stamp's hash covers: the PST header with room to spare.
 const HEADER: u64 = 4096;
@@ -38,13 +39,13 @@ impl Known {
         to_wire(self.leaves.generation())
     }
 
-    /// Something that was read from `storage` while nobody else could change it.
+    /// Something that was read from `container` while nobody else could change it.
     pub fn of(
-        storage: &FileStorage,
+        container: &dyn Container,
         leaves: Leaves,
         inventory: Arc<InventoryAnswer>,
     ) -> io::Result<Self> {
-        let stamp = stamp(storage)?;
+        let stamp = container.stamp()?;
         Ok(Self {
             stamp,
             leaves,
@@ -53,21 +54,21 @@ impl Known {
         })
     }
 
-    /// The digests of `storage`: from `slot` where the stamp vouches for them, else read.
+    /// The digests of `container`: from `slot` where the stamp vouches for them, else read.
     pub fn refresh<'s>(
         slot: &'s mut Option<Self>,
         path: &str,
-        storage: &FileStorage,
+        container: &dyn Container,
     ) -> Result<&'s mut Self, Fault> {
         let io = |e: io::Error| Fault::io(path, &e);
-        let now = stamp(storage).map_err(io)?;
+        let now = container.stamp().map_err(io)?;
         if !slot
             .as_ref()
             .is_some_and(|known| known.settled && known.stamp == now)
         {
             // What was known of other bytes must not survive a failure below.
             let old = slot.take();
-            let (leaves, read_at) = read_leaves(path, storage)?;
+            let (leaves, read_at) = read_leaves(path, container)?;
             // The same bytes have the same inventory.
             let inventory = old
                 .filter(|o| o.leaves.generation() == leaves.generation())
@@ -83,19 +84,19 @@ impl Known {
         slot.as_mut().ok_or_else(|| Fault::in_use(path))
     }
 
-    /// The inventory of `storage`, of which `self` knows the digests.
+    /// The inventory of `container`, of which `self` knows the digests.
     pub fn inventory(
         &mut self,
         path: &str,
-        storage: &Arc<FileStorage>,
+        container: &dyn Container,
         engine: &dyn Engine,
     ) -> Result<Arc<InventoryAnswer>, Fault> {
         if let Some(inventory) = &self.inventory {
             return Ok(Arc::clone(inventory));
         }
-        let read = engine.inventory(Arc::clone(storage) as Arc<dyn ReadAt>, None);
+        let read = engine.inventory(container.storage() as Arc<dyn ReadAt>, None);
         // A file that changed meanwhile explains any failure.
-        if stamp(storage).map_err(|e| Fault::io(path, &e))? != self.stamp {
+        if container.stamp().map_err(|e| Fault::io(path, &e))? != self.stamp {
             return Err(Fault::in_use(path));
         }
         let inventory = Arc::new(read.map_err(|e| Fault::engine(path, &e))?);
@@ -104,23 +105,16 @@ impl Known {
     }
 }
 
-fn read_leaves(path: &str, storage: &FileStorage) -> Result<(Leaves, Stamp), Fault> {
+fn read_leaves(path: &str, container: &dyn Container) -> Result<(Leaves, Stamp), Fault> {
     let io = |e: io::Error| Fault::io(path, &e);
     for _ in 0..TRIES {
-        let before = stamp(storage).map_err(io)?;
-        let leaves = Leaves::hash(storage);
-        if stamp(storage).map_err(io)? == before {
+        let before = container.stamp().map_err(io)?;
+        let leaves = container.leaves();
+        if container.stamp().map_err(io)? == before {
             return Ok((leaves.map_err(io)?, before));
         }
     }
     Err(Fault::in_use(path))
-}
-
-/// Reads `changed` again from the disk, not from memory, where the system lets us.
-pub fn forget_cached(storage: &FileStorage, changed: &RangeSet) {
-    for run in changed.iter() {
-        platform::forget_cached(storage.file(), run.start, run.end - run.start);
-    }
 }
 
 /// The stamp of an open file.
@@ -158,16 +152,20 @@ pub const fn to_wire(generation: storage::Generation) -> wire::Generation {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::exclusive::Exclusivity;
+    use crate::local::LocalSite;
+    use crate::site::{Access, Site};
 
     #[test]
     fn a_stamp_vouches_only_once_it_has_settled() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("box");
         std::fs::write(&path, b"new bytes").unwrap();
-        let storage = FileStorage::open(&path).unwrap();
-        let right = Leaves::hash(&storage).unwrap();
+        let site = LocalSite::open(dir.path(), Exclusivity::Promised).unwrap();
+        let container = site.open("box", Access::Read).unwrap();
+        let right = container.leaves().unwrap();
         let stale = Leaves::hash(&storage::MemStorage::from(b"old bytes".as_slice())).unwrap();
-        let now = stamp(&storage).unwrap();
+        let now = container.stamp().unwrap();
         for (settled, other_stamp, expected) in [
             (true, false, &stale),
             (false, false, &right),
@@ -182,7 +180,7 @@ mod tests {
                 inventory: None,
                 settled,
             });
-            let known = Known::refresh(&mut slot, "box", &storage).unwrap();
+            let known = Known::refresh(&mut slot, "box", &*container).unwrap();
             assert_eq!(known.leaves, *expected, "{settled} {other_stamp}");
         }
     }

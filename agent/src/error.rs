@@ -87,6 +87,8 @@ pub struct Fault {
     pub next: &'static str,
     /// The bytes there now, where that helps the client.
     pub generation: Option<Generation>,
+    /// The way to where the container lies failed: nothing answers.
+    pub offline: bool,
 }
 
 impl Fault {
@@ -97,6 +99,7 @@ impl Fault {
             message: message.into(),
             next: next_step(code),
             generation: None,
+            offline: false,
         }
     }
 
@@ -121,10 +124,14 @@ impl Fault {
         let code = match error.kind() {
             Kind::NotFound => ErrorCode::NotFound,
             Kind::StorageFull | Kind::QuotaExceeded => ErrorCode::DiskFull,
+            Kind::ResourceBusy => return Self::in_use(path),
             _ if platform::is_in_use(error) => return Self::in_use(path),
             _ => ErrorCode::Storage,
         };
-        Self::new(code, format!("{path}: {error}"))
+        Self {
+            offline: is_link(error.kind()),
+            ..Self::new(code, format!("{path}: {error}"))
+        }
     }
 
     /// An error of the redo log of `path`.
@@ -168,6 +175,24 @@ impl Fault {
             generation: self.generation,
         }
     }
+}
+
+/// Kinds that a disk of this machine never answers with.
+const fn is_link(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind as Kind;
+    matches!(
+        kind,
+        Kind::TimedOut
+            | Kind::ConnectionRefused
+            | Kind::ConnectionReset
+            | Kind::ConnectionAborted
+            | Kind::NotConnected
+            | Kind::BrokenPipe
+            | Kind::HostUnreachable
+            | Kind::NetworkUnreachable
+            | Kind::NetworkDown
+            | Kind::StaleNetworkFileHandle
+    )
 }
 
 const fn next_step(code: ErrorCode) -> &'static str {

@@ -1,8 +1,8 @@
-//! Local placement (DESIGN 6): the agent's own work on a directory share, without a server.
+//! Local placement (DESIGN 6): the agent's own work on a share, without a server.
 //!
-//! Where the link is good, the daemon applies change lists to the PST on the share itself. It does
-//! so exactly as an agent beside it would: lease, redo sidecar, ordered phases, re-read, and the
-//! same records that make every sequence happen once.
+//! The daemon applies change lists to the PST on the share itself, where the link is good or no agent is
+//! to be had. It does so exactly as an agent beside it would: alone with the file, redo sidecar, ordered
+//! phases, re-read, and the same records that make every sequence happen once.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,11 +17,12 @@ use crate::container::Known;
 use crate::engine::Engine;
 use crate::error::Fault;
 use crate::exclusive::Exclusivity;
+use crate::local::LocalSite;
 use crate::records::Records;
-use crate::root::Root;
+use crate::site::Site;
 use crate::{AgentError, PstEngine};
 
-/// The PSTs beneath a directory, changed by this process.
+/// The PSTs of one site, changed by this process.
 pub struct InPlace {
     worker: Worker,
     /// The container worked on last, and what is known of it. One at a time: each sync of a
@@ -32,8 +33,8 @@ pub struct InPlace {
 }
 
 impl InPlace {
-    /// Works beneath `root` in the name of `client`, with records in `records_dir`. `name` is the
-    /// destination's name in the sync database, `exclusivity` how other programs are kept away.
+    /// Works beneath the directory `root`; `exclusivity` says how other programs are kept away. See
+    /// [`InPlace::at`].
     ///
     /// # Errors
     /// [`AgentError`] if the root or the records cannot be opened.
@@ -44,11 +45,25 @@ impl InPlace {
         name: String,
         exclusivity: Exclusivity,
     ) -> Result<Self, AgentError> {
+        let site = Box::new(LocalSite::open(root, exclusivity)?);
+        Self::at(site, records_dir, client, name)
+    }
+
+    /// Works at `site` in the name of `client`, with records in `records_dir`. `name` is the
+    /// destination's name in the sync database.
+    ///
+    /// # Errors
+    /// [`AgentError`] if the records cannot be opened.
+    pub fn at(
+        site: Box<dyn Site>,
+        records_dir: &Path,
+        client: ClientId,
+        name: String,
+    ) -> Result<Self, AgentError> {
         let worker = Worker {
-            root: Root::open(root)?,
+            site,
             records: Records::open(records_dir)?,
             engine: Arc::new(PstEngine::with_scratch(records_dir)) as Arc<dyn Engine>,
-            exclusivity,
             steps: None,
             max_package: wire::MAX_UNPACKED,
         };
@@ -152,6 +167,6 @@ fn fault(fault: Fault) -> SyncError {
     SyncError::Destination {
         message: said(&fault),
         retry: fault.code.retry(),
-        offline: false,
+        offline: fault.offline,
     }
 }

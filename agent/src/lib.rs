@@ -14,11 +14,13 @@ mod engine;
 mod error;
 mod exclusive;
 mod in_place;
+mod local;
 mod platform;
 mod pst_engine;
 mod records;
 mod root;
 mod server;
+mod site;
 mod state;
 
 use std::future::Future;
@@ -32,11 +34,12 @@ use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
 
 pub use apply::StepHook;
 pub use engine::{Applied, Engine, EngineError, InventoryAnswer};
-pub use error::AgentError;
+pub use error::{AgentError, Fault};
 pub use exclusive::{Exclusivity, NotAlone};
 pub use in_place::InPlace;
 pub use pst_engine::PstEngine;
 pub use server::Limits;
+pub use site::{Access, Container, Site};
 
 /// Result of starting or serving.
 pub type Result<T, E = AgentError> = std::result::Result<T, E>;
@@ -124,7 +127,12 @@ impl std::fmt::Debug for SharedHandle {
 /// [`AgentError`] if the root, the state directory or the address cannot be used; nothing runs
 /// then.
 pub async fn start(config: AgentConfig, engine: Arc<dyn Engine>) -> Result<Agent> {
-    let root = root::Root::open(&config.root)?;
+    let exclusivity = if config.exclusive {
+        Exclusivity::Promised
+    } else {
+        Exclusivity::Lease
+    };
+    let site = Box::new(local::LocalSite::open(&config.root, exclusivity)?);
     let state = state::State::open(&config.state_dir)?;
     let records = records::Records::open(&config.state_dir.join("applied"))?;
     let names = state::server_names(&config.names, config.listen.ip());
@@ -144,16 +152,10 @@ pub async fn start(config: AgentConfig, engine: Arc<dyn Engine>) -> Result<Agent
     let invitation = state.write_invitation(&url)?;
     let ca_fingerprint = state.ca_fingerprint();
 
-    let exclusivity = if config.exclusive {
-        Exclusivity::Promised
-    } else {
-        Exclusivity::Lease
-    };
     let worker = apply::Worker {
-        root,
+        site,
         records,
         engine,
-        exclusivity,
         steps: config.steps,
         max_package: config.limits.package,
     };

@@ -118,7 +118,7 @@ impl Shared {
 
     /// Finishes unfinished changes, one by one; one that fails does not stop the others.
     pub fn recover_all(&self) {
-        for path in self.worker.root.unfinished() {
+        for path in self.worker.site.unfinished() {
             let slot = self.slot(&path);
             let mut known = slot.blocking_lock();
             if let Err(fault) = self.worker.recover(&path, &mut known) {
