@@ -1,0 +1,442 @@
+//! A file on the share as storage, of which as little as possible is read over the link.
+//!
+//! Where the digest of a leaf is known, its bytes may come from anywhere: from the drive's own copy of
+//! the file, most of which is the same, from a copy of leaves that were fetched before ([`Sources`]), or
+//! from the share; whatever does not have the digest is not it. So neither copy needs bookkeeping or has
+//! to be whole, and either may be lost.
+//!
+//! Where no digest is known, and for everything that was written or [forgotten](FarStorage::forget), the
+//! share itself is read.
+//!
+//! Writes are gathered until the next flush and then sent many at a time: a change is hundreds of small
+//! pages, and each would wait for its answer. Their order within a phase means nothing
+//! ([`storage::Phase`]); a flush ends each.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use storage::{Digest, FileStorage, LEAF_SIZE, Leaves, RangeSet, ReadAt, WriteAt};
+use vfs::share::ShareFile;
+
+/// Leaves kept in memory.
+const CACHED: usize = 128;
+/// Most leaves read by one call, where reading goes on in order.
+const AHEAD: u64 = 16;
+/// Bytes of writes that are gathered at most.
+const GATHERED: u64 = 8 << 20;
+/// Most bytes of one write call.
+const PIECE: usize = 1 << 20;
+/// Write calls on their way at once.
+const AT_ONCE: usize = 8;
+
+/// Where leaves may be had without the link.
+#[derive(Default)]
+pub struct Sources {
+    /// The drive's own copy, frozen.
+    pub local: Option<Arc<dyn ReadAt>>,
+    /// Leaves that were fetched before, at their places; a sparse file.
+    pub fetched: Option<FileStorage>,
+}
+
+/// The file; see the module's head.
+pub struct FarStorage {
+    file: Box<dyn ShareFile>,
+    sources: Sources,
+    state: Mutex<State>,
+}
+
+struct State {
+    len: u64,
+    digests: Option<Leaves>,
+    /// Leaves of which `digests` says nothing any more.
+    changed: RangeSet,
+    cache: Cache,
+    gathered: Vec<(u64, Vec<u8>)>,
+    bytes: u64,
+    /// The leaf after the last one that was fetched, and how many were.
+    next: (u64, u64),
+}
+
+impl FarStorage {
+    /// Wraps an open file.
+    ///
+    /// # Errors
+    /// What the share says when asked for the length.
+    pub fn new(file: Box<dyn ShareFile>, sources: Sources) -> io::Result<Self> {
+        let len = file.stat()?.size;
+        let state = State {
+            len,
+            digests: None,
+            changed: RangeSet::new(),
+            cache: Cache::default(),
+            gathered: Vec::new(),
+            bytes: 0,
+            next: (0, 1),
+        };
+        Ok(Self {
+            file,
+            sources,
+            state: Mutex::new(state),
+        })
+    }
+
+    /// The open file.
+    pub fn file(&self) -> &dyn ShareFile {
+        &*self.file
+    }
+
+    // One sync uses it, from one thread at a time: nobody else waits while the share is asked.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The digests of all leaves, where they are known.
+    pub fn digests(&self) -> Option<Leaves> {
+        let state = self.state();
+        state.digests.clone().filter(|_| state.changed.is_empty())
+    }
+
+    /// From now on these are the digests.
+    pub fn set_digests(&self, leaves: Leaves) {
+        let mut state = self.state();
+        state.digests = Some(leaves);
+        state.changed.clear();
+    }
+
+    /// Nothing is known of these bytes any more.
+    pub fn forget(&self, changed: &RangeSet) {
+        let mut state = self.state();
+        for run in changed.iter() {
+            state.lose(run);
+        }
+    }
+
+    /// Reads the file, but for what the drive's own copy has: `same` are the bytes in which both are
+    /// known to be equal.
+    ///
+    /// # Errors
+    /// What the share says.
+    pub fn hash(&self, same: &RangeSet) -> io::Result<Leaves> {
+        let len = self.len()?;
+        let mut digests = Vec::new();
+        let mut leaf = vec![0; LEAF_SIZE as usize];
+        let mut at = 0;
+        while at < len {
+            let end = len.min(at + LEAF_SIZE);
+            let part = part_of(&mut leaf, &(at..end))?;
+            if same.contains_range(at..end)
+                && let Some(local) = &self.sources.local
+            {
+                local.read_exact_at(at, part)?;
+                digests.push(*blake3::hash(part).as_bytes());
+                at = end;
+                continue;
+            }
+            let mut until = end;
+            while until < len && until < at + AHEAD * LEAF_SIZE {
+                let next = until..len.min(until + LEAF_SIZE);
+                if same.contains_range(next.clone()) {
+                    break;
+                }
+                until = next.end;
+            }
+            let bytes = self.read_far(at..until)?;
+            for leaf in bytes.chunks(LEAF_SIZE as usize) {
+                let digest = *blake3::hash(leaf).as_bytes();
+                digests.push(digest);
+                let range = at..at + leaf.len() as u64;
+                if self.from_local(&range, &digest).is_none() {
+                    self.keep(at, leaf);
+                }
+                at = range.end;
+            }
+        }
+        Leaves::from_parts(len, digests).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
+    fn read_far(&self, range: Range<u64>) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; usize::try_from(range.end - range.start).map_err(io::Error::other)?];
+        let mut have = 0;
+        while let Some(rest) = bytes.get_mut(have..).filter(|r| !r.is_empty()) {
+            match self.file.read_at(range.start + have as u64, rest)? {
+                0 => return Err(changed_meanwhile()),
+                n => have += n,
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// Keeps a leaf for another time. A copy that cannot be written is one that is not there.
+    fn keep(&self, at: u64, leaf: &[u8]) {
+        if let Some(fetched) = &self.sources.fetched
+            && let Err(error) = fetched.write_all_at(at, leaf)
+        {
+            tracing::debug!(%error, "a leaf was not kept");
+        }
+    }
+
+    fn from_local(&self, range: &Range<u64>, digest: &Digest) -> Option<Vec<u8>> {
+        let local = self.sources.local.as_deref();
+        local.and_then(|local| leaf_with(local, range, digest))
+    }
+
+    fn from_here(&self, range: &Range<u64>, digest: &Digest) -> Option<Vec<u8>> {
+        self.from_local(range, digest).or_else(|| {
+            let fetched = self.sources.fetched.as_ref();
+            fetched.and_then(|fetched| leaf_with(fetched, range, digest))
+        })
+    }
+
+    fn leaf(&self, state: &mut State, index: u64) -> io::Result<Arc<[u8]>> {
+        if let Some(leaf) = state.cache.get(index) {
+            return Ok(leaf);
+        }
+        let range = state.range(index);
+        if let Some(digest) = state.digest(index)
+            && let Some(bytes) = self.from_here(&range, &digest)
+        {
+            return Ok(state.cache.put(index, bytes));
+        }
+        // Reading in order asks for ever more at once.
+        let (next, count) = state.next;
+        let count = if next == index { (count * 2).min(AHEAD) } else { 1 };
+        let end = state.len.min((index + count) * LEAF_SIZE);
+        state.next = (index + count, count);
+        let bytes = self.read_far(range.start..end.max(range.end))?;
+        let mut wanted = None;
+        for (at, leaf) in (index..).zip(bytes.chunks(LEAF_SIZE as usize)) {
+            let digest = state.digest(at);
+            if digest.is_some_and(|digest| *blake3::hash(leaf).as_bytes() != digest) {
+                return Err(changed_meanwhile());
+            }
+            if at != index && state.cache.get(at).is_some() {
+                continue;
+            }
+            self.keep(at * LEAF_SIZE, leaf);
+            let kept = state.cache.put(at, leaf.to_vec());
+            wanted = wanted.or(Some(kept));
+        }
+        wanted.ok_or_else(changed_meanwhile)
+    }
+
+    /// Sends what was gathered.
+    fn send(&self, state: &mut State) -> io::Result<()> {
+        state.bytes = 0;
+        let calls = joined(std::mem::take(&mut state.gathered));
+        for some in calls.chunks(AT_ONCE) {
+            if let [(at, bytes)] = some {
+                self.file.write_all_at(*at, bytes)?;
+                continue;
+            }
+            std::thread::scope(|scope| {
+                let running: Vec<_> = some
+                    .iter()
+                    .map(|(at, bytes)| scope.spawn(|| self.file.write_all_at(*at, bytes)))
+                    .collect();
+                // All are waited for: nothing is on its way when this returns.
+                let answers: Vec<_> = running.into_iter().map(|r| r.join()).collect();
+                answers.into_iter().try_for_each(|answer| {
+                    answer.unwrap_or_else(|_| Err(io::Error::other("a write failed")))
+                })
+            })?;
+        }
+        Ok(())
+    }
+}
+
+impl ReadAt for FarStorage {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.state().len)
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        let mut state = self.state();
+        let end = state.len.min(offset.saturating_add(buf.len() as u64));
+        if offset >= end {
+            return Ok(0);
+        }
+        let unsent = |(at, bytes): &(u64, Vec<u8>)| *at < end && at + bytes.len() as u64 > offset;
+        if state.gathered.iter().any(unsent) {
+            self.send(&mut state)?;
+        }
+        let mut done = 0;
+        while offset + (done as u64) < end {
+            let at = offset + done as u64;
+            let leaf = self.leaf(&mut state, at / LEAF_SIZE)?;
+            let from = usize::try_from(at % LEAF_SIZE).map_err(io::Error::other)?;
+            let part = leaf.get(from..).filter(|p| !p.is_empty());
+            let part = part.ok_or_else(changed_meanwhile)?;
+            let left = buf.get_mut(done..).unwrap_or_default();
+            let n = part.len().min(left.len());
+            if let (Some(to), Some(from)) = (left.get_mut(..n), part.get(..n)) {
+                to.copy_from_slice(from);
+            }
+            done += n;
+        }
+        Ok(done.min(buf.len()))
+    }
+}
+
+impl WriteAt for FarStorage {
+    fn write_all_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        if data.is_empty() {
+            return Ok(());
+        }
+        let mut state = self.state();
+        let end = offset.saturating_add(data.len() as u64);
+        state.lose(offset..end);
+        if end > state.len {
+            let old = state.len;
+            state.lose(old..end);
+            state.len = end;
+        }
+        state.gathered.push((offset, data.to_vec()));
+        state.bytes += data.len() as u64;
+        if state.bytes > GATHERED {
+            self.send(&mut state)?;
+        }
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        let mut state = self.state();
+        self.send(&mut state)?;
+        self.file.set_len(len)?;
+        let (old, new) = (state.len.min(len), state.len.max(len));
+        state.len = len;
+        state.lose(old..new);
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.send(&mut self.state())?;
+        self.file.sync()
+    }
+}
+
+impl State {
+    fn range(&self, index: u64) -> Range<u64> {
+        let start = index * LEAF_SIZE;
+        start..self.len.min(start + LEAF_SIZE)
+    }
+
+    fn digest(&self, index: u64) -> Option<Digest> {
+        let known = self.digests.as_ref()?;
+        if self.changed.contains(index * LEAF_SIZE) {
+            return None;
+        }
+        known.get(index).copied()
+    }
+
+    /// Nothing is known of these bytes any more. The leaf in which a shorter file ended is another one
+    /// in a longer file.
+    fn lose(&mut self, run: Range<u64>) {
+        let first = run.start / LEAF_SIZE;
+        let end = run.end.div_ceil(LEAF_SIZE).max(first + 1);
+        self.changed.insert(first * LEAF_SIZE..end * LEAF_SIZE);
+        self.cache.drop_range(first..end);
+    }
+}
+
+fn part_of<'a>(buf: &'a mut [u8], range: &Range<u64>) -> io::Result<&'a mut [u8]> {
+    usize::try_from(range.end - range.start)
+        .ok()
+        .and_then(|n| buf.get_mut(..n))
+        .ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// The leaf at `range`, if `copy` has it with this digest.
+fn leaf_with(copy: &dyn ReadAt, range: &Range<u64>, digest: &Digest) -> Option<Vec<u8>> {
+    if copy.len().ok()? < range.end {
+        return None;
+    }
+    let mut leaf = vec![0; usize::try_from(range.end - range.start).ok()?];
+    copy.read_exact_at(range.start, &mut leaf).ok()?;
+    (blake3::hash(&leaf).as_bytes() == digest).then_some(leaf)
+}
+
+fn changed_meanwhile() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::ResourceBusy,
+        "the file was changed on the share meanwhile",
+    )
+}
+
+/// Writes in as few calls as possible, none of which overlap. Later bytes win, as they would have.
+fn joined(mut writes: Vec<(u64, Vec<u8>)>) -> Vec<(u64, Vec<u8>)> {
+    let end = |(at, bytes): &(u64, Vec<u8>)| at + bytes.len() as u64;
+    let mut seen = RangeSet::new();
+    let overlap = writes.iter().any(|write| {
+        let range = write.0..end(write);
+        let met = seen.intersects(range.clone());
+        seen.insert(range);
+        met
+    });
+    if overlap {
+        // Rare: all of it in order, as one picture of what it leads to.
+        let mut whole: Vec<(u64, Vec<u8>)> = seen
+            .iter()
+            .map(|r| (r.start, vec![0; usize::try_from(r.end - r.start).unwrap_or(0)]))
+            .collect();
+        for (at, bytes) in writes {
+            let index = whole.partition_point(|(start, _)| *start <= at);
+            let Some((start, target)) = index.checked_sub(1).and_then(|i| whole.get_mut(i)) else {
+                continue;
+            };
+            let from = usize::try_from(at - *start).unwrap_or(usize::MAX);
+            let to = target.get_mut(from..);
+            if let Some(to) = to.and_then(|to| to.get_mut(..bytes.len())) {
+                to.copy_from_slice(&bytes);
+            }
+        }
+        writes = whole;
+    } else {
+        writes.sort_by_key(|(at, _)| *at);
+    }
+    let mut calls: Vec<(u64, Vec<u8>)> = Vec::new();
+    for (at, bytes) in writes {
+        for (n, piece) in bytes.chunks(PIECE).enumerate() {
+            let at = at + (n * PIECE) as u64;
+            match calls.last_mut() {
+                Some(last) if end(last) == at && last.1.len() + piece.len() <= PIECE => {
+                    last.1.extend_from_slice(piece);
+                }
+                _ => calls.push((at, piece.to_vec())),
+            }
+        }
+    }
+    calls
+}
+
+/// Leaves in memory; the oldest goes first.
+#[derive(Default)]
+struct Cache {
+    leaves: HashMap<u64, Arc<[u8]>>,
+    order: VecDeque<u64>,
+}
+
+impl Cache {
+    fn get(&self, index: u64) -> Option<Arc<[u8]>> {
+        self.leaves.get(&index).cloned()
+    }
+
+    fn put(&mut self, index: u64, leaf: Vec<u8>) -> Arc<[u8]> {
+        let leaf: Arc<[u8]> = leaf.into();
+        if self.leaves.insert(index, Arc::clone(&leaf)).is_none() {
+            self.order.push_back(index);
+        }
+        while self.order.len() > CACHED {
+            if let Some(old) = self.order.pop_front() {
+                self.leaves.remove(&old);
+            }
+        }
+        leaf
+    }
+
+    fn drop_range(&mut self, range: Range<u64>) {
+        self.order.retain(|index| !range.contains(index));
+        self.leaves.retain(|index, _| !range.contains(index));
+    }
+}

@@ -1,0 +1,112 @@
+//! What is known of containers on the share: the digests of their leaves, by stamp.
+//!
+//! They were worked out when a container was last read or written as a whole, and stand for as long as
+//! its stamp does. With them a sync need not read the container again, and a renewal of the drive's own
+//! copy reads just the leaves that differ. They may be lost: then the container is read.
+//!
+//! ```text
+//! placed/KEY.leaves    the digests and the stamp
+//! placed/KEY.fetched   leaves that were fetched, at their places (sparse; see `bytes`)
+//! placed/KEY.redo      the redo log of a change on its way (see `log`)
+//! ```
+//! KEY stands for the container's path on the share.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use bincode::{Decode, Encode};
+use storage::{FileStorage, Leaves};
+use sync::{hex, record};
+use vfs::share::Stamp;
+
+const VERSION: u8 = 1;
+/// Bounds a record: the leaves of a file of two terabytes.
+const MAX_RECORD: usize = 1 << 30;
+/// The copy of fetched leaves is begun anew when it takes more than this of the disk, in bytes.
+const MAX_FETCHED: u64 = 512 << 20;
+
+/// What is known of containers, in a directory.
+pub struct Known {
+    dir: PathBuf,
+}
+
+#[derive(Encode, Decode)]
+struct Digests {
+    path: String,
+    stamp: Stamp,
+    len: u64,
+    digests: Vec<[u8; 32]>,
+}
+
+impl Known {
+    /// Keeps it in `dir`, which is made where it is missing.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn open(dir: PathBuf) -> io::Result<Self> {
+        sync::kv::create_private_dir(&dir)?;
+        Ok(Self { dir })
+    }
+
+    /// The file that is kept for a container, by what it holds.
+    pub fn file(&self, container: &str, what: &str) -> PathBuf {
+        let key = blake3::hash(container.as_bytes());
+        let key = hex::encode(key.as_bytes().get(..16).unwrap_or_default());
+        self.dir.join(format!("{key}.{what}"))
+    }
+
+    /// The digests of a container as they were last known, and the stamp that they belong to.
+    pub fn last(&self, container: &str) -> Option<(Stamp, Leaves)> {
+        let bytes = fs::read(self.file(container, "leaves")).ok()?;
+        let known: Digests = record::decode::<_, MAX_RECORD>(VERSION, &bytes).ok()?;
+        if known.path != container || known.len != known.stamp.size {
+            return None;
+        }
+        Some((known.stamp, Leaves::from_parts(known.len, known.digests)?))
+    }
+
+    /// The digests of a container that has this stamp.
+    pub fn leaves(&self, container: &str, stamp: &Stamp) -> Option<Leaves> {
+        let (known, leaves) = self.last(container)?;
+        (known == *stamp).then_some(leaves)
+    }
+
+    /// From now on these are the digests.
+    ///
+    /// # Errors
+    /// What the system says; the digests of before are then as they were.
+    pub fn keep(&self, container: &str, stamp: Stamp, leaves: &Leaves) -> io::Result<()> {
+        let known = Digests {
+            path: container.to_owned(),
+            stamp,
+            len: leaves.len(),
+            digests: leaves.digests().to_vec(),
+        };
+        let bytes = record::encode(VERSION, &known).map_err(io::Error::other)?;
+        let path = self.file(container, "leaves");
+        let fresh = path.with_extension("leaves-new");
+        private(&fresh, true)?.write_all(&bytes)?;
+        // Not made durable: a checksum tells what a power cut left.
+        fs::rename(&fresh, &path)
+    }
+
+    /// The copy of leaves that were fetched; `None` where none can be kept.
+    pub fn fetched(&self, container: &str) -> Option<FileStorage> {
+        let path = self.file(container, "fetched");
+        let large = fs::metadata(&path).is_ok_and(|m| m.blocks().saturating_mul(512) > MAX_FETCHED);
+        private(&path, large).ok().map(FileStorage::from)
+    }
+}
+
+/// A file that only its owner can open.
+pub fn private(path: &Path, empty: bool) -> io::Result<fs::File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(empty)
+        .mode(0o600)
+        .open(path)
+}
