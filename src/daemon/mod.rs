@@ -12,6 +12,7 @@ mod history;
 mod holders;
 pub mod options;
 pub mod paths;
+mod place;
 pub mod patterns;
 mod schedule;
 mod smb;

@@ -348,7 +348,11 @@ fn free_name(dir: &Path) -> Result<PathBuf, KvError> {
     )))
 }
 
-pub(crate) fn create_private_dir(dir: &Path) -> io::Result<()> {
+/// Makes a directory that only its owner can enter, with what leads to it.
+///
+/// # Errors
+/// What the system says.
+pub fn create_private_dir(dir: &Path) -> io::Result<()> {
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true);
     #[cfg(unix)]

@@ -5,8 +5,8 @@
 //! from the share; whatever does not have the digest is not it. So neither copy needs bookkeeping or has
 //! to be whole, and either may be lost.
 //!
-//! Where no digest is known, and for everything that was written or [forgotten](FarStorage::forget), the
-//! share itself is read.
+//! Where no digest is known the share itself is read; of leaves that were written or
+//! [forgotten](FarStorage::forget) in part, just those parts, over what the leaf was before.
 //!
 //! Writes are gathered until the next flush and then sent many at a time: a change is hundreds of small
 //! pages, and each would wait for its answer. Their order within a phase means nothing
@@ -50,7 +50,7 @@ pub struct FarStorage {
 struct State {
     len: u64,
     digests: Option<Leaves>,
-    /// Leaves of which `digests` says nothing any more.
+    /// Bytes of which `digests` says nothing any more.
     changed: RangeSet,
     cache: Cache,
     gathered: Vec<(u64, Vec<u8>)>,
@@ -101,6 +101,13 @@ impl FarStorage {
     /// From now on these are the digests.
     pub fn set_digests(&self, leaves: Leaves) {
         let mut state = self.state();
+        for (index, leaf) in &state.cache.leaves {
+            if leaves.get(*index) == Some(blake3::hash(leaf).as_bytes())
+                && state.changed.intersects(state.range(*index))
+            {
+                self.keep(index * LEAF_SIZE, leaf);
+            }
+        }
         state.digests = Some(leaves);
         state.changed.clear();
     }
@@ -194,9 +201,15 @@ impl FarStorage {
             return Ok(leaf);
         }
         let range = state.range(index);
-        if let Some(digest) = state.digest(index)
-            && let Some(bytes) = self.from_here(&range, &digest)
+        if let Some((digest, changed)) = state.digest_before(index)
+            && let Some(mut bytes) = self.from_here(&range, &digest)
         {
+            for part in changed.iter() {
+                let fresh = self.read_far(part.clone())?;
+                let at = usize::try_from(part.start - range.start).unwrap_or(usize::MAX);
+                let place = bytes.get_mut(at..).and_then(|b| b.get_mut(..fresh.len()));
+                place.ok_or_else(changed_meanwhile)?.copy_from_slice(&fresh);
+            }
             return Ok(state.cache.put(index, bytes));
         }
         // Reading in order asks for ever more at once.
@@ -289,8 +302,7 @@ impl WriteAt for FarStorage {
         state.lose(offset..end);
         if end > state.len {
             let old = state.len;
-            state.lose(old..end);
-            state.len = end;
+            state.resize(old, end);
         }
         state.gathered.push((offset, data.to_vec()));
         state.bytes += data.len() as u64;
@@ -304,9 +316,8 @@ impl WriteAt for FarStorage {
         let mut state = self.state();
         self.send(&mut state)?;
         self.file.set_len(len)?;
-        let (old, new) = (state.len.min(len), state.len.max(len));
-        state.len = len;
-        state.lose(old..new);
+        let old = state.len;
+        state.resize(old, len);
         Ok(())
     }
 
@@ -322,21 +333,37 @@ impl State {
         start..self.len.min(start + LEAF_SIZE)
     }
 
+    /// The digest of a leaf, where it is known to be that still.
     fn digest(&self, index: u64) -> Option<Digest> {
-        let known = self.digests.as_ref()?;
-        if self.changed.contains(index * LEAF_SIZE) {
-            return None;
-        }
-        known.get(index).copied()
+        let (digest, changed) = self.digest_before(index)?;
+        changed.is_empty().then_some(digest)
     }
 
-    /// Nothing is known of these bytes any more. The leaf in which a shorter file ended is another one
-    /// in a longer file.
+    /// The digest that a leaf had, where it has the length that it had then, and what was changed of it
+    /// since.
+    fn digest_before(&self, index: u64) -> Option<(Digest, RangeSet)> {
+        let known = self.digests.as_ref()?;
+        let range = self.range(index);
+        if known.len() < range.end || (range.end < (index + 1) * LEAF_SIZE && known.len() != self.len) {
+            return None;
+        }
+        let changed = self.changed.within(range).collect();
+        Some((known.get(index).copied()?, changed))
+    }
+
+    /// The leaf in which the shorter file ends is another one in the longer file.
+    fn resize(&mut self, old: u64, new: u64) {
+        let (short, long) = (old.min(new), old.max(new));
+        self.len = new;
+        self.lose(short..long);
+        self.cache.drop_range(short / LEAF_SIZE..long.div_ceil(LEAF_SIZE));
+    }
+
+    /// Nothing is known of these bytes any more.
     fn lose(&mut self, run: Range<u64>) {
-        let first = run.start / LEAF_SIZE;
-        let end = run.end.div_ceil(LEAF_SIZE).max(first + 1);
-        self.changed.insert(first * LEAF_SIZE..end * LEAF_SIZE);
-        self.cache.drop_range(first..end);
+        let leaves = run.start / LEAF_SIZE..run.end.div_ceil(LEAF_SIZE);
+        self.changed.insert(run);
+        self.cache.drop_range(leaves);
     }
 }
 

@@ -8,6 +8,8 @@
 //! placed/KEY.leaves    the digests and the stamp
 //! placed/KEY.fetched   leaves that were fetched, at their places (sparse; see `bytes`)
 //! placed/KEY.redo      the redo log of a change on its way (see `log`)
+//! placed/KEY.sent      how much of it is on the share
+//! placed/KEY.begun     the change that was begun last
 //! ```
 //! KEY stands for the container's path on the share.
 
@@ -18,18 +20,31 @@ use std::path::{Path, PathBuf};
 
 use bincode::{Decode, Encode};
 use storage::{FileStorage, Leaves};
+use sync::wire::Generation;
 use sync::{hex, record};
 use vfs::share::Stamp;
 
 const VERSION: u8 = 1;
 /// Bounds a record: the leaves of a file of two terabytes.
 const MAX_RECORD: usize = 1 << 30;
+const SMALL_RECORD: usize = 1024;
 /// The copy of fetched leaves is begun anew when it takes more than this of the disk, in bytes.
 const MAX_FETCHED: u64 = 512 << 20;
 
 /// What is known of containers, in a directory.
 pub struct Known {
     dir: PathBuf,
+}
+
+/// A change that was begun: since then the file has this time on the share, unless others wrote it.
+#[derive(Encode, Decode, PartialEq, Clone, Copy, Debug)]
+pub struct Begun {
+    /// What the file was.
+    pub base: Generation,
+    /// What it is to be.
+    pub target: Generation,
+    /// Nanoseconds since 1970, as the share says.
+    pub mtime: i64,
 }
 
 #[derive(Encode, Decode)]
@@ -90,6 +105,21 @@ impl Known {
         private(&fresh, true)?.write_all(&bytes)?;
         // Not made durable: a checksum tells what a power cut left.
         fs::rename(&fresh, &path)
+    }
+
+    /// The change that was begun last.
+    pub fn begun(&self, container: &str) -> Option<Begun> {
+        let bytes = fs::read(self.file(container, "begun")).ok()?;
+        record::decode::<_, SMALL_RECORD>(VERSION, &bytes).ok()
+    }
+
+    /// From now on this is the change that was begun last.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn begin(&self, container: &str, begun: &Begun) -> io::Result<()> {
+        let bytes = record::encode(VERSION, begun).map_err(io::Error::other)?;
+        private(&self.file(container, "begun"), true)?.write_all(&bytes)
     }
 
     /// The copy of leaves that were fetched; `None` where none can be kept.
