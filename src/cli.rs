@@ -6,6 +6,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::control::Policy;
+use crate::daemon::Placement;
 
 /// A virtual network drive for PST files that syncs mail objects, not bytes.
 #[derive(Parser)]
@@ -42,9 +43,8 @@ pub enum Command {
     Status(DriveArg),
     /// Show what is known of a drive's link, and the last changes of its state
     Link(DriveArg),
-    /// Sync the containers of a drive
-    #[command(subcommand)]
-    Sync(SyncCommand),
+    /// Sync the containers of a drive, or show how that would be done
+    Sync(SyncArgs),
     /// Look into a drive's cache without its daemon or its share
     #[command(subcommand)]
     Cache(CacheCommand),
@@ -75,6 +75,9 @@ pub struct MountArgs {
     /// How to reach the agent beside the share.
     #[command(flatten)]
     pub agent: AgentArgs,
+    /// Which way changes of PST files take to the share: from here, or by the agent
+    #[arg(long, value_name = "WAY", default_value = "auto")]
+    pub placement: Placement,
     /// Where cache, journal and sync database are kept [default: by share, in the state directory]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
@@ -337,6 +340,21 @@ fn parse_time(text: &str) -> Result<u64, String> {
     seconds
         .filter(|s| *s <= 366 * 86400)
         .ok_or_else(|| format!("{text} is no time: give it as in 90s, 30m, 2h or 1d"))
+}
+
+/// Arguments of `sync`.
+#[derive(Args)]
+#[command(args_conflicts_with_subcommands = true, arg_required_else_help = true)]
+pub struct SyncArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Option<SyncCommand>,
+    /// Sync nothing: show what waits, which way it would take, and why
+    #[arg(long, required = true)]
+    pub plan: bool,
+    /// Which drive.
+    #[command(flatten)]
+    pub drive: DriveArg,
 }
 
 /// Verbs of `sync`.

@@ -14,7 +14,7 @@ use crate::cli::{Asked, DriveArg, ModeArgs, UnmountArgs};
 use crate::control::client::path_in_drive;
 use crate::control::{
     AutoSync, CacheStatus, Client, DriveEntry, DriveStatus, Event, FileOutcome, FileReport,
-    FileStatus, SyncState, TreeStatus,
+    FileStatus, PlannedWay, SyncState, TreeStatus,
 };
 use crate::daemon::paths;
 use crate::error::{Outcome, UserError};
@@ -76,6 +76,38 @@ pub fn link(args: &DriveArg, out: &mut Output) -> Outcome {
     } else {
         crate::exit::ExitStatus::Offline
     })
+}
+
+/// `sync --plan`.
+///
+/// # Errors
+/// No such drive, or its daemon does not answer.
+pub fn plan(args: &DriveArg, out: &mut Output) -> Outcome {
+    let (_, client) = drive(args.drive.as_deref())?;
+    let plan = client.plan()?;
+    out.result(&plan, |out| {
+        if plan.files.is_empty() {
+            out.line("Nothing waits to be synced.")?;
+        }
+        for file in &plan.files {
+            let way = match file.way {
+                PlannedWay::Local => "from here",
+                PlannedWay::Split => "by agent",
+                PlannedWay::Bytes => "bytes",
+                PlannedWay::Waits => "waits",
+            };
+            let (path, bytes) = (clean(&file.path), size(file.pending_bytes));
+            out.line(format_args!(
+                "{way:<9} {path}, {bytes}: {}",
+                clean(&file.why)
+            ))?;
+        }
+        if plan.more_files > 0 {
+            out.line(format_args!("… and {} more files", count(plan.more_files)))?;
+        }
+        Ok(())
+    })?;
+    Ok(plan.exit())
 }
 
 /// `sync now`.

@@ -90,11 +90,14 @@ fn answer(command: &Command, out: &mut Output) -> Outcome {
         Command::Mode(args) => commands::mode(args, out),
         Command::Status(args) => commands::status(args, out),
         Command::Link(args) => commands::link(args, out),
-        Command::Sync(SyncCommand::Now {
-            path,
-            allow_deletes,
-            drive,
-        }) => commands::sync_now(path.as_deref(), *allow_deletes, drive, out),
+        Command::Sync(args) => match &args.command {
+            Some(SyncCommand::Now {
+                path,
+                allow_deletes,
+                drive,
+            }) => commands::sync_now(path.as_deref(), *allow_deletes, drive, out),
+            None => commands::plan(&args.drive, out),
+        },
         Command::Cache(command) => cache_cmd::run(command, out),
         Command::Pst(command) => pst_cmd::run(command, out),
         Command::Completions { shell } => completions(*shell, out),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::protocol::{
     self, Answer, DriveStatus, Event, Explanation, LinkStatus, MAX_REPLY, Policy, Reply, Request,
-    SyncReport, UnmountReport,
+    SyncPlan, SyncReport, UnmountReport,
 };
 use super::registry::DriveEntry;
 use crate::error::{UserError, plain};
@@ -101,6 +101,17 @@ impl Client {
     pub fn link(&self) -> Result<LinkStatus, UserError> {
         match self.ask(&Request::Link {}, |_| {})? {
             Answer::Link(link) => Ok(*link),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// How what waits would be synced now.
+    ///
+    /// # Errors
+    /// The daemon does not answer, or its own error.
+    pub fn plan(&self) -> Result<SyncPlan, UserError> {
+        match self.ask(&Request::Plan {}, |_| {})? {
+            Answer::Plan(plan) => Ok(plan),
             other => Err(self.unexpected(&other)),
         }
     }

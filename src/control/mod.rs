@@ -20,8 +20,9 @@ mod tests;
 pub use client::Client;
 pub use protocol::{
     AgentStatus, Answer, AutoSync, Binding, CacheStatus, DriveStatus, Event, Explanation,
-    FileOutcome, FileReport, FileStatus, LinkStatus, Measured, PartOf, Policy, Request, State,
-    StateChange, SyncReport, SyncState, TreeStatus, UnmountReport,
+    FileOutcome, FileReport, FileStatus, LinkStatus, Measured, PartOf, PlannedFile, PlannedWay,
+    Policy, Request, State, StateChange, SyncPlan, SyncReport, SyncState, TreeStatus,
+    UnmountReport,
 };
 pub use registry::{DriveEntry, Registration, Registry};
 pub use server::{Limits, Server};
@@ -61,6 +62,12 @@ pub trait DriveControl: Send + Sync + 'static {
     /// # Errors
     /// As the drive reports them.
     fn link(&self) -> Result<LinkStatus, UserError>;
+
+    /// How what waits would be synced now. Answers from memory.
+    ///
+    /// # Errors
+    /// As the drive reports them.
+    fn plan(&self) -> Result<SyncPlan, UserError>;
 
     /// Syncs one file (a path relative to the drive's root, without `..`), or all with changes, to the
     /// verified end. `allow_deletes`: the user has said that mass deletes are meant.

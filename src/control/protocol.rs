@@ -8,6 +8,7 @@
 mod frame;
 mod link;
 mod mode;
+mod plan;
 mod report;
 mod status;
 
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 pub use frame::{decode_reply, decode_request, encode_reply, encode_request};
 pub use link::{Explanation, LinkStatus, Measured, StateChange};
 pub use mode::{Policy, State};
+pub use plan::{PlannedFile, PlannedWay, SyncPlan};
 pub use report::{FileOutcome, FileReport, SyncReport, UnmountReport};
 pub use status::{
     AgentStatus, AutoSync, Binding, CacheStatus, DriveStatus, FileStatus, PartOf, SyncState,
@@ -63,6 +65,8 @@ pub enum Request {
         /// Send deletes beyond the guard against mass deletes.
         allow_deletes: bool,
     },
+    /// How would what waits be synced now?
+    Plan {},
     /// Unmount, and end the daemon.
     Unmount {
         /// Keep in the journal what is not synced, without waiting.
@@ -125,6 +129,8 @@ pub enum Answer {
     Explanation(Box<Explanation>),
     /// To link.
     Link(Box<LinkStatus>),
+    /// To plan.
+    Plan(SyncPlan),
     /// To sync-now.
     Sync(SyncReport),
     /// To unmount.

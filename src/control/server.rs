@@ -346,6 +346,7 @@ fn carry_out(
             .map(Answer::Status),
         Request::Explain {} => drive.explain().map(Box::new).map(Answer::Explanation),
         Request::Link {} => drive.link().map(Box::new).map(Answer::Link),
+        Request::Plan {} => drive.plan().map(Answer::Plan),
         Request::SyncNow {
             path,
             allow_deletes,

@@ -64,6 +64,10 @@ impl DriveControl for FakeDrive {
         Ok(LinkStatus::default())
     }
 
+    fn plan(&self) -> Result<SyncPlan, UserError> {
+        Err(UserError::new("none", "no plan", "none"))
+    }
+
     fn sync_now(
         &self,
         path: Option<&str>,

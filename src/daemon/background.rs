@@ -14,6 +14,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use super::{DriveOptions, Ready};
@@ -127,6 +128,8 @@ fn child_args(args: &MountArgs, verbose: u8) -> Vec<OsString> {
         "--agent-invitation",
         args.agent.agent_invitation.clone().map(Into::into),
     );
+    let placement = args.placement.to_possible_value();
+    option("--placement", placement.map(|p| p.get_name().into()));
     option("--mode", Some(args.mode.to_string().into()));
     option("--rules", args.rules.clone().map(Into::into));
     if args.auto_sync == Switch::Off {
@@ -247,6 +250,8 @@ mod tests {
             "my rules",
             "--mode",
             "cached",
+            "--placement",
+            "local",
             "--cache-size",
             "20G",
             "--fill-rate",
@@ -288,6 +293,7 @@ mod tests {
         assert_eq!(again.cache.monitor, ["*.mail"]);
         assert_eq!(again.cache.pin, ["a/*", "**/*.pst"]);
         assert_eq!(again.mode, args.mode);
+        assert_eq!(again.placement, args.placement);
         assert_eq!(again.rules.as_deref(), Some(Path::new("my rules")));
         assert_eq!(again.auto_sync, Switch::Off);
         assert_eq!(again.agent.agent_url, args.agent.agent_url);

@@ -1,8 +1,10 @@
 //! The drive itself: vfs over the share, cache and journal, and the sync engine beside it.
 
 mod errors;
+mod plan;
 mod refused;
 mod standing;
+mod ways;
 mod work;
 
 use std::fs;
@@ -11,11 +13,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use agent::{Exclusivity, InPlace};
-use sync::client::{AgentClient, Timeouts};
+use sync::SyncDatabase;
 use sync::kv::KvStore;
-use sync::wire::{ClientId, Invitation};
-use sync::{AgentDestination, Destination, SyncDatabase};
+use sync::wire::ClientId;
 use vfs::fuse::{MountHandle, MountOptions, mount};
 use vfs::share::dir::DirShare;
 use vfs::share::measured::MeasuredShare;
@@ -24,14 +24,14 @@ use vfs::{Drive, DriveConfig, Reintegrated, ReintegratedOutcome, Share};
 use super::auto::Auto;
 use super::governor::{Governed, Governor, first_state};
 use super::paths::StateDir;
-use super::smb::NeedsAgent;
+use super::place::Known;
 use super::syncer::{Syncer, host, today};
 use super::validator::PstValidator;
 use super::{DriveOptions, End, Stop, volumes};
 use crate::control::protocol::MAX_FILES;
 use crate::control::{
-    DriveControl, DriveStatus, Event, Explanation, LinkStatus, Policy, Progress, State, SyncReport,
-    UnmountReport,
+    DriveControl, DriveStatus, Event, Explanation, LinkStatus, Policy, Progress, State, SyncPlan,
+    SyncReport, UnmountReport,
 };
 use crate::error::UserError;
 use crate::exit::ExitStatus;
@@ -59,8 +59,10 @@ pub fn open(
         Arc::clone(&meter),
         crate::link::hints::of_this_system(),
     )?);
+    let patterns = options.patterns.clone().settle(state.path())?;
+    let containers = patterns.monitor.clone().unwrap_or_default();
     let share: Arc<dyn Share> = match &options.smb {
-        Some(smb) => Arc::new(smb.open()?),
+        Some(smb) => Arc::new(smb.open(&containers)?),
         None => Arc::new(
             DirShare::open(&options.share)
                 .map_err(|e| UserError::file("open the share", &options.share, &e))?,
@@ -74,7 +76,6 @@ pub fn open(
         State::Offline => vfs::State::Offline,
     };
     config.cache_size = options.cache_size;
-    let patterns = options.patterns.clone().settle(state.path())?;
     if let Some(monitor) = patterns.monitor {
         config.containers = monitor;
     }
@@ -82,6 +83,11 @@ pub fn open(
     config.fill_rate = options.fill_rate;
     config.removable = options.removable.then(vfs::Removable::here);
     config.validator = Some(Arc::new(PstValidator));
+    let placed = in_state("placed");
+    let known = Known::open(placed.clone())
+        .map_err(|e| UserError::file("keep what is known of containers in", &placed, &e))?;
+    let known = Arc::new(known);
+    config.leaves = Some(Arc::clone(&known) as Arc<dyn vfs::KnownLeaves>);
     let drive = Drive::open(config).map_err(|e| not_opened(&e, state.path()))?;
     if options.removable {
         volumes::remember(&options.share, state.path());
@@ -99,47 +105,13 @@ pub fn open(
     }
     let client = client_id(&in_state("client-id"))
         .map_err(|e| UserError::file("keep the client's id in", &in_state("client-id"), &e))?;
-    let destination: Box<dyn Destination> = match &options.agent {
-        Some(agent) => {
-            let invitation = Invitation {
-                url: agent.url.clone(),
-                ca_fingerprint: agent.ca_fingerprint,
-                token: agent.token.expose().clone(),
-            };
-            let http = AgentClient::new(&invitation, Timeouts::default()).map_err(|e| {
-                UserError::new(
-                    "agent",
-                    e.to_string(),
-                    "check the agent's address and token",
-                )
-            })?;
-            Box::new(AgentDestination::new(http, client, SHARE.to_owned()))
-        }
-        None if options.smb.is_some() => {
-            tracing::warn!(
-                "an SMB share without an agent: changes of PST files made without the link will wait"
-            );
-            Box::new(NeedsAgent(SHARE.to_owned()))
-        }
-        None => {
-            let records = in_state("applied");
-            let exclusivity = if options.exclusive {
-                Exclusivity::Promised
-            } else {
-                Exclusivity::Lease
-            };
-            let name = SHARE.to_owned();
-            let here = InPlace::open(&options.share, &records, client, name, exclusivity);
-            Box::new(here.map_err(|e| {
-                UserError::new(
-                    "share",
-                    e.to_string(),
-                    "check the share and the state directory",
-                )
-            })?)
-        }
-    };
-    let syncer = Syncer::new(Arc::clone(&drive), destination, SyncDatabase::new(store));
+    let (destination, own) = ways::of(options, state.path(), client, &share, &known, &drive)?;
+    let syncer = Syncer::new(
+        Arc::clone(&drive),
+        destination,
+        own,
+        SyncDatabase::new(store),
+    );
 
     let root = rustix::process::geteuid().is_root();
     let fuse = MountOptions {
@@ -265,6 +237,10 @@ impl DriveControl for Mounted {
 
     fn link(&self) -> Result<LinkStatus, UserError> {
         Ok(self.governor.link())
+    }
+
+    fn plan(&self) -> Result<SyncPlan, UserError> {
+        Ok(self.planned())
     }
 
     fn sync_now(

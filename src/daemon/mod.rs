@@ -12,8 +12,8 @@ mod history;
 mod holders;
 pub mod options;
 pub mod paths;
-mod place;
 pub mod patterns;
+mod place;
 mod schedule;
 mod smb;
 mod syncer;
@@ -26,6 +26,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use serde::{Deserialize, Serialize};
 
 pub use options::{AgentOptions, DriveOptions};
+pub use place::Placement;
 
 use crate::cli::MountArgs;
 use crate::control::{DriveControl, Event, Limits, Progress, Registry, Server};
@@ -275,7 +276,8 @@ mod tests {
     use super::*;
     use crate::cli::{Cli, Command};
     use crate::control::{
-        Client, DriveStatus, Explanation, LinkStatus, Policy, State, SyncReport, UnmountReport,
+        Client, DriveStatus, Explanation, LinkStatus, Policy, State, SyncPlan, SyncReport,
+        UnmountReport,
     };
 
     /// A drive without a mount; the first `stubborn` unmounts fail.
@@ -315,6 +317,10 @@ mod tests {
 
         fn link(&self) -> Result<LinkStatus, UserError> {
             Ok(LinkStatus::default())
+        }
+
+        fn plan(&self) -> Result<SyncPlan, UserError> {
+            Err(UserError::new("none", "no plan", "none"))
         }
 
         fn sync_now(

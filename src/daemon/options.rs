@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use super::paths::StateDir;
 use super::patterns::Patterns;
+use super::place::Placement;
 use super::smb::SmbOptions;
 use super::volumes::check_plugged_in;
 use crate::cli::{AgentArgs, MountArgs, Switch};
@@ -41,6 +42,8 @@ pub struct DriveOptions {
     pub fill_rate: Option<u64>,
     /// The agent, where one was named.
     pub agent: Option<AgentOptions>,
+    /// Which way changes of containers take to the share.
+    pub placement: Placement,
     /// Let other users enter the drive.
     pub allow_other: bool,
     /// Nothing else opens the PSTs on the share: no leases are asked for.
@@ -92,6 +95,13 @@ impl DriveOptions {
             check_plugged_in(&share, &state_dir)?;
         }
         let agent = AgentOptions::read(&args.agent)?;
+        if args.placement == Placement::Split && agent.is_none() {
+            return Err(UserError::new(
+                "no-agent",
+                "changes cannot go by an agent: none was named",
+                "name one with --agent or --agent-invitation, or leave out --placement split",
+            ));
+        }
         check_fuse(args.allow_other)?;
         Ok(Self {
             share,
@@ -106,6 +116,7 @@ impl DriveOptions {
             },
             fill_rate: args.cache.fill_rate,
             agent,
+            placement: args.placement,
             allow_other: args.allow_other,
             exclusive: args.exclusive,
             policy: args.mode,

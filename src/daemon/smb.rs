@@ -9,7 +9,6 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use sync::{ApplyAnswer, ApplyJob, Destination, RemoteInventory, SyncError};
 use vfs::path::Patterns;
 use vfs::share::smb::{Password, Retry, SmbAddress, SmbConfig, SmbError, SmbShare};
 
@@ -87,16 +86,21 @@ impl SmbOptions {
         PathBuf::from(self.address.to_string())
     }
 
-    /// The share. A server that cannot be reached now is no reason not to mount: the drive begins with
+    /// The share, of which `containers` are patterns of files that nobody else may write while they are open
+    /// for writing here, beside those that Windows programs open so. A server that cannot be reached now is no reason not to mount: the drive begins with
     /// what it has. One that refuses is.
     ///
     /// # Errors
     /// What the server says.
-    pub fn open(&self) -> Result<SmbShare, UserError> {
+    pub fn open(&self, containers: &[String]) -> Result<SmbShare, UserError> {
         let password = Password::new(self.password.expose().clone());
         let mut config = SmbConfig::new(self.address.clone(), password);
         config.encrypt = self.encrypt;
-        config.alone = Patterns::new(&ALONE);
+        let alone = ALONE
+            .iter()
+            .copied()
+            .chain(containers.iter().map(String::as_str));
+        config.alone = Patterns::new(&alone.collect::<Vec<_>>());
         let failed = |e: &io::Error| {
             UserError::new(
                 "share-refused",
@@ -157,41 +161,6 @@ fn password(from: impl Read) -> io::Result<Secret<String>> {
         ));
     }
     Ok(Secret::new(line.to_owned()))
-}
-
-/// The destination of containers on an SMB share that has no agent: online they are written directly,
-/// but what was changed without the link cannot be brought over yet. It waits in the journal.
-pub struct NeedsAgent(pub String);
-
-impl NeedsAgent {
-    fn answer<T>() -> sync::Result<T> {
-        Err(SyncError::Destination {
-            message:
-                "this share is reached over SMB, and without an agent beside it changes of PST \
-                      files cannot be brought over: mount the drive again with --agent"
-                    .to_owned(),
-            retry: false,
-            offline: false,
-        })
-    }
-}
-
-impl Destination for NeedsAgent {
-    fn name(&self) -> &str {
-        &self.0
-    }
-
-    fn inventory(&self, _container: &str) -> sync::Result<RemoteInventory> {
-        Self::answer()
-    }
-
-    fn apply(
-        &self,
-        _job: &ApplyJob<'_>,
-        _progress: &mut dyn FnMut(u64, u64),
-    ) -> sync::Result<ApplyAnswer> {
-        Self::answer()
-    }
 }
 
 #[cfg(test)]

@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use sync::{
-    Destination, Options, Report, Sequencer, Source, SyncDatabase, SyncError, Verdict,
+    Destination as _, Options, Report, Sequencer, Source, SyncDatabase, SyncError, Verdict,
     sync_container,
 };
 use vfs::{ContainerStatus, Drive, PushOutcome, Snapshot};
 
+use super::place::{Choice, OwnCopy, Placed};
 use super::validator::whole_though_abandoned;
 use crate::control::{Event, FileOutcome, FileReport, Progress};
 use crate::error::UserError;
@@ -26,7 +27,9 @@ const RESTS: Duration = Duration::from_secs(5);
 /// The engine with what it works on.
 pub struct Syncer {
     drive: Arc<Drive>,
-    destination: Box<dyn Destination>,
+    destination: Placed,
+    /// Where the destination finds the drive's own copy of what is synced.
+    own: Arc<Mutex<Option<OwnCopy>>>,
     database: SyncDatabase,
     /// One sync at a time; also what went wrong last, by path.
     failures: Mutex<HashMap<String, UserError>>,
@@ -39,12 +42,14 @@ impl Syncer {
     /// Syncs the containers of `drive` to `destination`.
     pub fn new(
         drive: Arc<Drive>,
-        destination: Box<dyn Destination>,
+        destination: Placed,
+        own: Arc<Mutex<Option<OwnCopy>>>,
         database: SyncDatabase,
     ) -> Self {
         Self {
             drive,
             destination,
+            own,
             database,
             failures: Mutex::default(),
             reachable: Mutex::default(),
@@ -138,6 +143,12 @@ impl Syncer {
             let outcome = drive.push_epoch(path, snapshot, &today(), &host())?;
             return Ok(push_report(container, &outcome));
         }
+        // What is passed through to the share now is written there by programs, beneath any change of ours.
+        // It was opened meanwhile: then there is nothing that the share lacks.
+        if self.drive.file_status(path)?.passed_through {
+            return Err(Failure::PassedThrough);
+        }
+        let _own = self.lend(at, &snapshot);
         let is_base = || {
             snapshot.attached
                 && !snapshot.flipped
@@ -169,7 +180,7 @@ impl Syncer {
         let report = sync_container(
             at,
             &source,
-            self.destination.as_ref(),
+            &self.destination,
             &self.database,
             &mut sequencer,
             options,
@@ -186,6 +197,24 @@ impl Syncer {
             "synced and verified"
         );
         Ok(file_report(container, &report))
+    }
+
+    /// Which way a container's changes would take now.
+    pub fn choose(&self, container: &ContainerStatus) -> Choice {
+        let at = container.share_path.as_deref().unwrap_or_default();
+        self.destination.choose(at)
+    }
+
+    /// Lends the drive's own copy to the destination, which need not read over the link what is the same.
+    fn lend(&self, at: &str, snapshot: &Snapshot) -> Lent<'_> {
+        let stamp = snapshot.attached_stamp;
+        let same_as = stamp.filter(|_| snapshot.attached && !snapshot.flipped);
+        *self.own.lock().unwrap_or_else(PoisonError::into_inner) = Some(OwnCopy {
+            container: at.to_owned(),
+            reader: Arc::clone(&snapshot.reader),
+            same_as: same_as.map(|stamp| (stamp, snapshot.dirty.clone())),
+        });
+        Lent(&self.own)
     }
 
     /// Brings an opaque file's own bytes to the share.
@@ -229,6 +258,15 @@ impl Syncer {
     }
 }
 
+/// Until when the destination has the drive's own copy.
+struct Lent<'a>(&'a Mutex<Option<OwnCopy>>);
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
 /// Sequence numbers from the drive's journal, durable before they are used (R7).
 struct Journaled<'a> {
     drive: &'a Drive,
@@ -249,6 +287,8 @@ enum Failure {
     NotOnShare,
     /// Calls to the share were left behind that may still take effect.
     InDoubt,
+    /// Programs write it on the share.
+    PassedThrough,
     /// No consistent moment was found.
     NoMoment(String),
     /// Another program holds the container at the destination.
@@ -271,9 +311,11 @@ impl From<SyncError> for Failure {
 
 const fn outcome_of(failure: &Failure) -> FileOutcome {
     match failure {
-        Failure::NoMoment(_) | Failure::Deferred(_) | Failure::InDoubt | Failure::NotOnShare => {
-            FileOutcome::Pending
-        }
+        Failure::NoMoment(_)
+        | Failure::Deferred(_)
+        | Failure::InDoubt
+        | Failure::PassedThrough
+        | Failure::NotOnShare => FileOutcome::Pending,
         Failure::Drive(vfs::Error::NotCached(_) | vfs::Error::Link(_)) => FileOutcome::Offline,
         Failure::Sync(SyncError::Destination { offline: true, .. }) => FileOutcome::Offline,
         Failure::Drive(_) | Failure::Sync(_) => FileOutcome::Failed,
@@ -291,6 +333,11 @@ fn explain(path: &str, failure: &Failure) -> UserError {
             "share-in-doubt",
             format!("calls to the share for {path} were never answered and may still take effect"),
             "wait until the share answers again, then sync again",
+        ),
+        Failure::PassedThrough => UserError::new(
+            "passed-through",
+            format!("{path} is open, and what programs write to it goes to the share itself"),
+            "sync again when it is closed",
         ),
         Failure::NoMoment(why) => UserError::new(
             "no-consistent-moment",
@@ -357,7 +404,7 @@ fn file_report(container: &ContainerStatus, report: &Report) -> FileReport {
 
 /// The share may be in the middle of the application's own commit, or holds nothing yet: then
 /// bytes are sent, not objects (DESIGN 6).
-fn is_physical(container: &ContainerStatus) -> bool {
+pub fn is_physical(container: &ContainerStatus) -> bool {
     container.flipped
         || container
             .stamp

@@ -67,6 +67,7 @@ pub use locks::{HeldLock, LockOwner};
 pub use names::{DirEntry, NodeAttr};
 pub use push::PushOutcome;
 pub use reintegrate::{Reintegrated, ReintegratedOutcome};
+pub use renew::KnownLeaves;
 pub use room::{CacheStatus, Filling, Incomplete};
 pub use watch::OnChange;
 pub use xattr::XattrMode;
@@ -147,6 +148,8 @@ pub struct DriveConfig {
     pub background: bool,
     /// Judges epochs of containers.
     pub validator: Option<Arc<dyn EpochValidator>>,
+    /// Knows leaves of files on the share, so that a copy that falls behind them need not read all.
+    pub leaves: Option<Arc<dyn KnownLeaves>>,
 }
 
 impl DriveConfig {
@@ -175,6 +178,7 @@ impl DriveConfig {
             disk: None,
             background: true,
             validator: None,
+            leaves: None,
         }
     }
 }
@@ -202,6 +206,7 @@ pub struct Drive {
     attr_life: Duration,
     direct_append: usize,
     validator: Option<Arc<dyn EpochValidator>>,
+    leaves: Option<Arc<dyn KnownLeaves>>,
     /// Which files are kept here whole.
     pins: Patterns,
     space: room::Space,

@@ -34,8 +34,8 @@ pub mod unwritten;
 pub use disk::owner::Removable;
 pub use drive::{
     AheadCount, CacheStatus, ContainerStatus, DirEntry, Drive, DriveConfig, DriveStatus, Event,
-    Exclusive, Filling, HeldLock, Incomplete, LockOwner, NodeAttr, OnChange, Opened, PushOutcome,
-    RefusedChange, Reintegrated, ReintegratedOutcome, State, TreeStatus, XattrMode,
+    Exclusive, Filling, HeldLock, Incomplete, KnownLeaves, LockOwner, NodeAttr, OnChange, Opened,
+    PushOutcome, RefusedChange, Reintegrated, ReintegratedOutcome, State, TreeStatus, XattrMode,
 };
 pub use epoch::{EpochValidator, Verdict};
 pub use error::{Error, Result};

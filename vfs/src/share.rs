@@ -233,13 +233,6 @@ pub trait Share: Send + Sync {
     /// Cheap proof that the share answers.
     fn probe(&self) -> io::Result<()>;
 
-    /// Digests of a file's leaves, where something beside the share works them out, so that what has
-    /// changed is known without reading it; `None`: nothing does.
-    fn leaves(&self, path: &str) -> io::Result<Option<storage::Leaves>> {
-        let _ = path;
-        Ok(None)
-    }
-
     /// The stamp of a file.
     fn stamp(&self, path: &str) -> io::Result<Stamp> {
         self.open(path, false)?.stamp()
@@ -359,9 +352,6 @@ impl<S: Share + ?Sized> Share for std::sync::Arc<S> {
     }
     fn probe(&self) -> io::Result<()> {
         (**self).probe()
-    }
-    fn leaves(&self, path: &str) -> io::Result<Option<storage::Leaves>> {
-        (**self).leaves(path)
     }
     fn stamp(&self, path: &str) -> io::Result<Stamp> {
         (**self).stamp(path)

@@ -15,8 +15,8 @@ use vfs::disk::crash::CrashDisk;
 use vfs::share::dir::DirShare;
 use vfs::share::fault::{Fault, FaultControl, FaultShare};
 use vfs::{
-    Attr, Drive, DriveConfig, EpochValidator, Error, SetAttr, Share, ShareFile, Stamp, State,
-    Statfs, Verdict,
+    Attr, Drive, DriveConfig, EpochValidator, Error, KnownLeaves, SetAttr, Share, ShareFile, Stamp,
+    State, Statfs, Verdict,
 };
 
 const LEAF: usize = LEAF_SIZE as usize;
@@ -70,11 +70,14 @@ impl Share for Counted {
     fn probe(&self) -> io::Result<()> {
         self.inner.probe()
     }
-    fn leaves(&self, path: &str) -> io::Result<Option<Leaves>> {
-        if !self.tells.load(Ordering::SeqCst) {
-            return Ok(None);
+}
+
+impl KnownLeaves for Counted {
+    fn leaves(&self, path: &str, stamp: &Stamp) -> Option<Leaves> {
+        if !self.tells.load(Ordering::SeqCst) || self.stamp(path).ok()? != *stamp {
+            return None;
         }
-        Leaves::hash(&FileStorage::open(self.root.join(path))?).map(Some)
+        Leaves::hash(&FileStorage::open(self.root.join(path)).ok()?).ok()
     }
 }
 
@@ -135,6 +138,7 @@ impl World {
         let mut c = DriveConfig::new(self.share.clone(), self.tmp.path().join("state"));
         c.state = state;
         c.background = false;
+        c.leaves = Some(self.counted.clone());
         c.attr_life = Duration::ZERO;
         c.attach_after = Duration::ZERO;
         c.segment_len = 1 << 16;

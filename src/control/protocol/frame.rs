@@ -132,6 +132,7 @@ mod tests {
             },
             Request::Explain {},
             Request::Link {},
+            Request::Plan {},
             Request::SyncNow {
                 path: None,
                 allow_deletes: false,

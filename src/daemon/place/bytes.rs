@@ -164,7 +164,8 @@ impl FarStorage {
     }
 
     fn read_far(&self, range: Range<u64>) -> io::Result<Vec<u8>> {
-        let mut bytes = vec![0; usize::try_from(range.end - range.start).map_err(io::Error::other)?];
+        let mut bytes =
+            vec![0; usize::try_from(range.end - range.start).map_err(io::Error::other)?];
         let mut have = 0;
         while let Some(rest) = bytes.get_mut(have..).filter(|r| !r.is_empty()) {
             match self.file.read_at(range.start + have as u64, rest)? {
@@ -214,7 +215,11 @@ impl FarStorage {
         }
         // Reading in order asks for ever more at once.
         let (next, count) = state.next;
-        let count = if next == index { (count * 2).min(AHEAD) } else { 1 };
+        let count = if next == index {
+            (count * 2).min(AHEAD)
+        } else {
+            1
+        };
         let end = state.len.min((index + count) * LEAF_SIZE);
         state.next = (index + count, count);
         let bytes = self.read_far(range.start..end.max(range.end))?;
@@ -344,7 +349,9 @@ impl State {
     fn digest_before(&self, index: u64) -> Option<(Digest, RangeSet)> {
         let known = self.digests.as_ref()?;
         let range = self.range(index);
-        if known.len() < range.end || (range.end < (index + 1) * LEAF_SIZE && known.len() != self.len) {
+        if known.len() < range.end
+            || (range.end < (index + 1) * LEAF_SIZE && known.len() != self.len)
+        {
             return None;
         }
         let changed = self.changed.within(range).collect();
@@ -356,7 +363,8 @@ impl State {
         let (short, long) = (old.min(new), old.max(new));
         self.len = new;
         self.lose(short..long);
-        self.cache.drop_range(short / LEAF_SIZE..long.div_ceil(LEAF_SIZE));
+        self.cache
+            .drop_range(short / LEAF_SIZE..long.div_ceil(LEAF_SIZE));
     }
 
     /// Nothing is known of these bytes any more.
@@ -405,7 +413,12 @@ fn joined(mut writes: Vec<(u64, Vec<u8>)>) -> Vec<(u64, Vec<u8>)> {
         // Rare: all of it in order, as one picture of what it leads to.
         let mut whole: Vec<(u64, Vec<u8>)> = seen
             .iter()
-            .map(|r| (r.start, vec![0; usize::try_from(r.end - r.start).unwrap_or(0)]))
+            .map(|r| {
+                (
+                    r.start,
+                    vec![0; usize::try_from(r.end - r.start).unwrap_or(0)],
+                )
+            })
             .collect();
         for (at, bytes) in writes {
             let index = whole.partition_point(|(start, _)| *start <= at);

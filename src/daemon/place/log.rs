@@ -284,10 +284,7 @@ fn identity(log: &FileStorage) -> io::Result<(u64, [u8; 32])> {
     Ok((len, checksum))
 }
 
-fn checksum(
-    len: u64,
-    read: impl FnOnce(u64, &mut [u8]) -> io::Result<()>,
-) -> io::Result<[u8; 32]> {
+fn checksum(len: u64, read: impl FnOnce(u64, &mut [u8]) -> io::Result<()>) -> io::Result<[u8; 32]> {
     let mut sum = [0; 32];
     if let Some(at) = len.checked_sub(CHECKSUM) {
         read(at, &mut sum)?;

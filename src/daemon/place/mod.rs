@@ -7,6 +7,7 @@
 //! just its writes are sent, after its redo log ([`log`]).
 
 mod bytes;
+mod choice;
 mod known;
 mod log;
 #[cfg(test)]
@@ -24,6 +25,7 @@ use sync::wire::{self, ErrorCode};
 use vfs::share::{Kind, SetAttr, Share, Stamp};
 
 use self::bytes::{FarStorage, Sources};
+pub use self::choice::{Choice, Placed, Placement, Way};
 use self::known::Begun;
 pub use self::known::Known;
 use self::log::FarLog;
@@ -48,18 +50,15 @@ pub struct ShareSite {
 
 impl ShareSite {
     /// The containers of `share`, which keeps others away from files that are open for writing. What is
-    /// known of them is kept in `known`.
-    pub fn new(share: Arc<dyn Share>, known: Arc<Known>) -> Self {
-        Self {
-            share,
-            known,
-            own: Arc::default(),
-        }
+    /// known of them is kept in `known`; the drive's own copy of one is taken from `own` where it is there.
+    pub fn new(share: Arc<dyn Share>, known: Arc<Known>, own: Arc<Mutex<Option<OwnCopy>>>) -> Self {
+        Self { share, known, own }
     }
+}
 
-    /// Where the drive's own copy of the container that is worked on next is put.
-    pub fn own_copy(&self) -> Arc<Mutex<Option<OwnCopy>>> {
-        Arc::clone(&self.own)
+impl vfs::KnownLeaves for Known {
+    fn leaves(&self, path: &str, stamp: &Stamp) -> Option<Leaves> {
+        Self::leaves(self, path, stamp)
     }
 }
 
@@ -137,7 +136,11 @@ impl ShareContainer {
         let before = self.storage.file().stat()?.mtime;
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let now = now.ok().and_then(|d| i64::try_from(d.as_nanos()).ok());
-        Ok(now.unwrap_or_default().max(before.saturating_add(1_000_000)) / 1000 * 1000)
+        Ok(now
+            .unwrap_or_default()
+            .max(before.saturating_add(1_000_000))
+            / 1000
+            * 1000)
     }
 
     fn begin(&self, log: &RedoLog) -> io::Result<()> {
@@ -153,9 +156,10 @@ impl ShareContainer {
     /// Whether the change of `log` was begun by us, and nobody else wrote the file since. Then just what the
     /// change covers is not known of it.
     fn resume(&self, log: &RedoLog) -> io::Result<()> {
-        let begun = self.known.begun(&self.path).filter(|begun| {
-            begun.base == log.base().into() && begun.target == log.target().into()
-        });
+        let begun = self
+            .known
+            .begun(&self.path)
+            .filter(|begun| begun.base == log.base().into() && begun.target == log.target().into());
         let base = self.known.last(&self.path).map(|(_, leaves)| leaves);
         let base = base.filter(|base| base.generation() == log.base());
         if let (Some(begun), Some(base)) = (begun, base)

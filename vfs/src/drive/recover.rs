@@ -89,6 +89,7 @@ impl Drive {
             attr_life: config.attr_life,
             direct_append: config.direct_append.max(1),
             validator: config.validator,
+            leaves: config.leaves,
             pins: config
                 .pins
                 .map_or_else(|| containers.clone(), |p| Patterns::new(&p)),

@@ -6,8 +6,8 @@
 //! durable step at the end, when the container's validator finds the result whole. A lost link breaks it off
 //! and the next attempt goes on; a program that opens the file comes first.
 //!
-//! What must be read of the share: where its [`crate::Share::leaves`] answers, the leaves that differ; else
-//! all of it, since nothing but its bytes tells which of them are others. An unchanged stamp takes nothing.
+//! What must be read of the share: where [`KnownLeaves`] knows its leaves, those that differ; else all of
+//! it, since nothing but its bytes tells which of them are others. An unchanged stamp takes nothing.
 //!
 //! A program never sees it: it happens to closed files alone, and the step waits for none to be opened.
 
@@ -34,6 +34,13 @@ use crate::share::{ShareFile, Stamp};
 const STEP: u64 = 16 * LEAF_SIZE;
 /// Progress is kept every so many bytes.
 const RECORD: u64 = 64 << 20;
+
+/// What is known of files on the share from elsewhere.
+pub trait KnownLeaves: Send + Sync {
+    /// The digests of the leaves of the file at `path` on the share while it has this stamp; `None` where
+    /// they are not known. Never waits for the share.
+    fn leaves(&self, path: &str, stamp: &Stamp) -> Option<Leaves>;
+}
 
 /// Whether nobody uses the file, and the share lacks nothing of it.
 fn idle(st: &FileState) -> bool {
@@ -191,16 +198,8 @@ impl Drive {
         if found != stamp {
             return Err(Error::ShareChanged(at.to_owned()));
         }
-        let leaves = {
-            let path = at.to_owned();
-            let asked = self.link.call_for(
-                at,
-                self.flush_budget,
-                &crate::link::InDoubt::default(),
-                move |share| share.leaves(&path),
-            )?;
-            asked.filter(|leaves| leaves.len() == stamp.size)
-        };
+        let known = self.leaves.as_ref().and_then(|l| l.leaves(at, &stamp));
+        let leaves = known.filter(|leaves| leaves.len() == stamp.size);
         let mut since = 0;
         for gap in stage.left() {
             let mut start = gap.start;

@@ -256,9 +256,6 @@ impl<S: Share> Share for FaultShare<S> {
     fn statfs(&self) -> io::Result<Statfs> {
         self.control.run("", || self.inner.statfs())
     }
-    fn leaves(&self, path: &str) -> io::Result<Option<storage::Leaves>> {
-        self.control.run(path, || self.inner.leaves(path))
-    }
     fn probe(&self) -> io::Result<()> {
         self.control.run("", || self.inner.probe())
     }

@@ -186,9 +186,6 @@ impl<S: Share> Share for MeasuredShare<S> {
     fn probe(&self) -> io::Result<()> {
         self.run(Use::Exchange, || self.inner.probe())
     }
-    fn leaves(&self, path: &str) -> io::Result<Option<storage::Leaves>> {
-        self.run(Use::Work, || self.inner.leaves(path))
-    }
     fn stamp(&self, path: &str) -> io::Result<Stamp> {
         self.several(|| self.inner.stamp(path))
     }
