@@ -31,6 +31,7 @@ pub struct FaultControl(Arc<(Mutex<Plan>, Condvar)>);
 struct Plan {
     calls: u64,
     at: Option<(u64, Fault)>,
+    since: Option<(u64, Fault)>,
     all: Option<Fault>,
     only_path: Option<String>,
     released: u64,
@@ -46,6 +47,13 @@ impl FaultControl {
     pub fn at(&self, n: u64, fault: Fault) {
         let mut plan = self.plan();
         plan.at = Some((plan.calls + n, fault));
+    }
+
+    /// The `n`-th call from now (1 = the next) and every one after it meet `fault`, until
+    /// [`FaultControl::heal`].
+    pub fn since(&self, n: u64, fault: Fault) {
+        let mut plan = self.plan();
+        plan.since = Some((plan.calls + n, fault));
     }
 
     /// Every call meets `fault`, until [`FaultControl::heal`].
@@ -64,6 +72,7 @@ impl FaultControl {
     pub fn heal(&self) {
         let mut plan = self.plan();
         plan.at = None;
+        plan.since = None;
         plan.all = None;
         plan.only_path = None;
         plan.released += 1;
@@ -109,7 +118,12 @@ impl FaultControl {
                 plan.at = None;
                 Some(fault)
             }
-            _ => plan.all.filter(|_| here),
+            _ => {
+                let since = plan.since.filter(|(n, _)| calls >= *n);
+                since
+                    .map(|(_, fault)| fault)
+                    .or_else(|| plan.all.filter(|_| here))
+            }
         };
         match fault {
             None => {
