@@ -201,6 +201,8 @@ impl FarStorage {
         if let Some(leaf) = state.cache.get(index) {
             return Ok(leaf);
         }
+        // What is kept from now on must have in it what was written until now.
+        self.send(state)?;
         let range = state.range(index);
         if let Some((digest, changed)) = state.digest_before(index)
             && let Some(mut bytes) = self.from_here(&range, &digest)
@@ -274,10 +276,6 @@ impl ReadAt for FarStorage {
         let end = state.len.min(offset.saturating_add(buf.len() as u64));
         if offset >= end {
             return Ok(0);
-        }
-        let unsent = |(at, bytes): &(u64, Vec<u8>)| *at < end && at + bytes.len() as u64 > offset;
-        if state.gathered.iter().any(unsent) {
-            self.send(&mut state)?;
         }
         let mut done = 0;
         while offset + (done as u64) < end {
@@ -403,12 +401,12 @@ fn changed_meanwhile() -> io::Error {
 fn joined(mut writes: Vec<(u64, Vec<u8>)>) -> Vec<(u64, Vec<u8>)> {
     let end = |(at, bytes): &(u64, Vec<u8>)| at + bytes.len() as u64;
     let mut seen = RangeSet::new();
-    let overlap = writes.iter().any(|write| {
+    let mut overlap = false;
+    for write in &writes {
         let range = write.0..end(write);
-        let met = seen.intersects(range.clone());
+        overlap |= seen.intersects(range.clone());
         seen.insert(range);
-        met
-    });
+    }
     if overlap {
         // Rare: all of it in order, as one picture of what it leads to.
         let mut whole: Vec<(u64, Vec<u8>)> = seen
@@ -480,3 +478,7 @@ impl Cache {
         self.leaves.retain(|index, _| !range.contains(index));
     }
 }
+
+#[cfg(test)]
+#[path = "bytes_tests.rs"]
+mod tests;
