@@ -175,6 +175,24 @@ impl Far {
         self.mounted.push((mountpoint, pid));
     }
 
+    /// Kills the daemon of a drive, and takes its dead mount away.
+    pub fn kill(&mut self, at: &str) {
+        let mountpoint = self.path(at);
+        let place = self.mounted.iter().position(|(m, _)| *m == mountpoint);
+        let (mountpoint, pid) = self.mounted.remove(place.expect("mounted"));
+        let kill = Command::new("kill").args(["-9", &pid.to_string()]).output();
+        assert!(kill.expect("runs").status.success());
+        let umount = Command::new("umount").arg("-l").arg(mountpoint).output();
+        assert!(umount.expect("runs").status.success());
+    }
+
+    /// Stops the agent.
+    pub fn stop_agent(&mut self) {
+        let mut agent = self.agent.take().expect("it runs");
+        agent.kill().expect("kills");
+        agent.wait().expect("waits");
+    }
+
     pub fn unmount(&mut self, at: &str) {
         let mountpoint = self.path(at);
         self.mounted.retain(|(m, _)| *m != mountpoint);

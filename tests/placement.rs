@@ -1,0 +1,244 @@
+//! Which way mail objects take to a PST on an SMB server: written there from here, over whatever link there
+//! is, or by the agent beside it, without a byte written over SMB.
+//!
+//! `PSTSYNCD_POOR_LINK_MB` sets how large the PST is (3 by default).
+
+mod far;
+mod net;
+mod support;
+
+use std::fs::{self, OpenOptions};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use far::Far;
+use serde_json::Value;
+use support::{edit, port, skip};
+
+const RATE: u64 = 1_000_000;
+
+fn megabytes() -> u64 {
+    let set = std::env::var("PSTSYNCD_POOR_LINK_MB").ok();
+    set.map_or(3, |n| n.parse().expect("a number"))
+}
+
+fn make(pst: &Path) {
+    let example = edit(pst);
+    let status = Command::new(example.get_program())
+        .args(["create", pst.to_str().expect("UTF-8"), "--megabytes"])
+        .arg(megabytes().to_string())
+        .stdout(Stdio::null())
+        .status();
+    assert!(status.expect("runs").success());
+}
+
+fn edits(far: &Far, count: u32, seed: u32) {
+    let status = edit(&far.on_drive())
+        .args(["--operations", &count.to_string()])
+        .args(["--seed", &seed.to_string()])
+        .status();
+    assert!(status.expect("runs").success(), "the mail program fails");
+}
+
+fn wait_whole(far: &Far) {
+    within(far, 600, "whole", |status| {
+        let files = status["files"].as_array().cloned().unwrap_or_default();
+        files.iter().any(|f| f["fully_cached"] == true)
+    });
+}
+
+fn within(far: &Far, seconds: u64, what: &str, done: impl Fn(&Value) -> bool) {
+    let end = Instant::now() + Duration::from_secs(seconds);
+    loop {
+        let (_, status) = far.run(&["status"]);
+        if done(&status) {
+            return;
+        }
+        assert!(Instant::now() < end, "not {what}: {status}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// The way that the PST would take now, and why.
+fn planned(far: &Far) -> (String, String) {
+    let (code, plan) = far.run(&["sync", "--plan"]);
+    assert_eq!(code, 2, "{plan}");
+    let files = plan["files"].as_array().expect("files");
+    assert_eq!(files.len(), 1, "{plan}");
+    let text = |field: &str| files[0][field].as_str().expect("text").to_owned();
+    assert_eq!(text("path"), "Mail/work.pst");
+    (text("way"), text("why"))
+}
+
+#[test]
+fn without_an_agent_a_poor_link_carries_what_changed() {
+    let Some(mut far) = Far::new("") else { return };
+    make(&far.on_share());
+    let size = fs::metadata(far.on_share()).expect("there").len();
+    far.mount("drive", "online", &[]);
+    wait_whole(&far);
+    far.ok(&["mode", "cached"]);
+    far.net.shape(RATE);
+    // The second time the share's file holds the same mail in other bytes.
+    for seed in 1..=3 {
+        edits(&far, 7, seed);
+        let (way, why) = planned(&far);
+        assert_eq!((&way[..], &why[..]), ("local", "there is no agent"));
+        let before = far.net.passed();
+        let began = Instant::now();
+        let answer = far.synced();
+        let took = began.elapsed();
+        let ours = far.net.passed().since(before).total();
+        assert_eq!(answer["files"][0]["outcome"], "synced", "{answer}");
+        far.assert_synced();
+        println!(
+            "7 edits of a PST of {size} bytes, written from here at {RATE} bit/s: {ours} bytes on the wire, \
+             {:.1} s",
+            took.as_secs_f64()
+        );
+        assert!(ours * 2 < size, "{ours} bytes of {size}");
+    }
+    let (code, plan) = far.run(&["sync", "--plan"]);
+    assert_eq!(code, 0, "{plan}");
+    far.net.unshape();
+    // The drive's copy follows the share's file again, by what differs.
+    far.ok(&["mode", "online"]);
+    let beside: Vec<_> = fs::read_dir(far.path("share/Mail"))
+        .expect("lists")
+        .collect();
+    assert_eq!(beside.len(), 1, "{beside:?}");
+    far.unmount("drive");
+}
+
+/// The link goes in the middle, at many moments; once the daemon goes with it. When both are back the sync
+/// goes on, and what was there of it is not done twice.
+#[test]
+fn a_link_that_goes_in_the_middle_leaves_a_whole_file() {
+    let Some(mut far) = Far::new("") else { return };
+    make(&far.on_share());
+    far.mount("drive", "online", &[]);
+    wait_whole(&far);
+    far.ok(&["mode", "cached"]);
+    for round in 0..5u32 {
+        edits(&far, 6, 10 + round);
+        far.net.shape(RATE);
+        let mut sync = far
+            .command(&["sync", "now", "--json"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("runs");
+        std::thread::sleep(Duration::from_millis(150 + 450 * u64::from(round)));
+        far.net.down();
+        std::thread::sleep(Duration::from_millis(300));
+        // Whatever was cut: others can open what is there.
+        let copy = far.path("cut.pst");
+        fs::copy(far.on_share(), &copy).expect("copies");
+        let output = far.command(&["pst", "inventory"]).arg(&copy).output();
+        assert!(output.expect("runs").status.success(), "round {round}");
+        if round == 3 {
+            far.kill("drive");
+        }
+        far.net.up();
+        far.net.unshape();
+        let _ = sync.wait();
+        if round == 3 {
+            far.mount("drive", "cached", &[]);
+        }
+        let end = Instant::now() + Duration::from_secs(90);
+        loop {
+            let (code, answer) = far.run(&["sync", "now"]);
+            if code == 0 {
+                break;
+            }
+            assert!(Instant::now() < end, "round {round}: {answer}");
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        far.assert_synced();
+    }
+    let beside: Vec<_> = fs::read_dir(far.path("share/Mail"))
+        .expect("lists")
+        .collect();
+    assert_eq!(beside.len(), 1, "{beside:?}");
+    far.unmount("drive");
+}
+
+/// Online from here, cached by the agent; and by the agent nothing is written over SMB: the share allows
+/// nobody to.
+#[test]
+fn cached_by_the_agent_without_a_write_over_smb() {
+    let Some(mut far) = Far::new("read only = yes") else {
+        return;
+    };
+    make(&far.on_share());
+    far.start_agent();
+    far.mount("drive", "cached", &[]);
+    wait_whole(&far);
+    edits(&far, 5, 1);
+    let (way, why) = planned(&far);
+    assert_eq!((&way[..], &why[..]), ("split", "the drive is not online"));
+    far.synced();
+    far.assert_synced();
+    edits(&far, 5, 2);
+    far.synced();
+    far.assert_synced();
+    far.unmount("drive");
+}
+
+#[test]
+fn online_from_here_without_the_agent() {
+    let Some(mut far) = Far::new("") else { return };
+    make(&far.on_share());
+    far.start_agent();
+    far.mount("drive", "cached", &[]);
+    wait_whole(&far);
+    far.stop_agent();
+    for seed in 1..=2 {
+        edits(&far, 5, seed);
+        let (way, _) = planned(&far);
+        assert_eq!(way, "split");
+        // It was never reached, so it has nothing in hand.
+        far.ok(&["mode", "online"]);
+        let (way, why) = planned(&far);
+        assert_eq!((&way[..], &why[..]), ("local", "the drive is online"));
+        far.synced();
+        far.assert_synced();
+        far.ok(&["mode", "cached"]);
+    }
+    far.unmount("drive");
+}
+
+/// A program at another machine has the PST open for writing: the sync waits, and says why.
+#[test]
+fn a_pst_that_others_write_waits() {
+    let Some(mut far) = Far::new("") else { return };
+    make(&far.on_share());
+    far.mount("drive", "cached", &[]);
+    wait_whole(&far);
+    edits(&far, 3, 1);
+    far.mount("other", "online", &[]);
+    let mut options = OpenOptions::new();
+    let theirs = options
+        .read(true)
+        .write(true)
+        .open(far.path("other/Mail/work.pst"));
+    let theirs = theirs.expect("opens");
+    let drive = far.path("drive");
+    let sync = ["sync", "now", "--drive", drive.to_str().expect("UTF-8")];
+    let before = support::sha256(&far.on_share());
+    let (code, answer) = far.run(&sync);
+    assert_eq!(code, 2, "{answer}");
+    let error = answer["files"][0]["error"]["message"].as_str();
+    assert!(error.is_some_and(|e| e.contains("in use")), "{answer}");
+    assert_eq!(support::sha256(&far.on_share()), before);
+    drop(theirs);
+    let end = Instant::now() + Duration::from_secs(30);
+    while far.run(&sync).0 != 0 {
+        assert!(Instant::now() < end, "it stays in use");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    far.assert_synced();
+    far.unmount("other");
+    far.unmount("drive");
+}
