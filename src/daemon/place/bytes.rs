@@ -15,6 +15,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use storage::{Digest, FileStorage, LEAF_SIZE, Leaves, RangeSet, ReadAt, WriteAt};
@@ -28,8 +29,14 @@ const AHEAD: u64 = 16;
 const GATHERED: u64 = 8 << 20;
 /// Most bytes of one write call.
 const PIECE: usize = 1 << 20;
-/// Write calls on their way at once.
+/// Calls on their way at once.
 const AT_ONCE: usize = 8;
+/// A leaf's length, in bytes.
+const LEAF: usize = LEAF_SIZE as usize;
+/// Bytes that are hashed at a time; whole leaves.
+const WINDOW: usize = 16 * LEAF;
+/// Parts that lie as close as this are read by one call, in bytes.
+const NEAR: u64 = 2048;
 
 /// Where leaves may be had without the link.
 #[derive(Default)]
@@ -45,6 +52,8 @@ pub struct FarStorage {
     file: Box<dyn ShareFile>,
     sources: Sources,
     state: Mutex<State>,
+    read: AtomicU64,
+    written: AtomicU64,
 }
 
 struct State {
@@ -79,12 +88,20 @@ impl FarStorage {
             file,
             sources,
             state: Mutex::new(state),
+            read: AtomicU64::new(0),
+            written: AtomicU64::new(0),
         })
     }
 
     /// The open file.
     pub fn file(&self) -> &dyn ShareFile {
         &*self.file
+    }
+
+    /// Bytes that were read of the share, and that were written there.
+    pub fn carried(&self) -> (u64, u64) {
+        let load = |n: &AtomicU64| n.load(Ordering::Relaxed);
+        (load(&self.read), load(&self.written))
     }
 
     // One sync uses it, from one thread at a time: nobody else waits while the share is asked.
@@ -128,39 +145,40 @@ impl FarStorage {
     pub fn hash(&self, same: &RangeSet) -> io::Result<Leaves> {
         let len = self.len()?;
         let mut digests = Vec::new();
-        let mut leaf = vec![0; LEAF_SIZE as usize];
-        let mut at = 0;
-        while at < len {
-            let end = len.min(at + LEAF_SIZE);
-            let part = part_of(&mut leaf, &(at..end))?;
-            if same.contains_range(at..end)
-                && let Some(local) = &self.sources.local
-            {
-                local.read_exact_at(at, part)?;
-                digests.push(*blake3::hash(part).as_bytes());
-                at = end;
-                continue;
-            }
-            let mut until = end;
-            while until < len && until < at + AHEAD * LEAF_SIZE {
-                let next = until..len.min(until + LEAF_SIZE);
-                if same.contains_range(next.clone()) {
-                    break;
+        let mut window = Vec::new();
+        for start in (0..len).step_by(WINDOW) {
+            let range = start..len.min(start + WINDOW as u64);
+            window.resize(size(&range)?, 0);
+            let mut far: RangeSet = range_of(&range);
+            if let Some(local) = &self.sources.local {
+                for run in same.within(range.clone()) {
+                    local.read_exact_at(run.start, part_of(&mut window, start, &run)?)?;
+                    far.remove(run);
                 }
-                until = next.end;
             }
-            let bytes = self.read_far(at..until)?;
-            for leaf in bytes.chunks(LEAF_SIZE as usize) {
+            self.read_into(&near_joined(&far), start, &mut window)?;
+            for (at, leaf) in (start..).step_by(LEAF).zip(window.chunks(LEAF)) {
                 let digest = *blake3::hash(leaf).as_bytes();
                 digests.push(digest);
                 let range = at..at + leaf.len() as u64;
-                if self.from_local(&range, &digest).is_none() {
+                if far.intersects(range.clone()) && self.in_own_copy(&range, &digest).is_none() {
                     self.keep(at, leaf);
                 }
-                at = range.end;
             }
         }
         Leaves::from_parts(len, digests).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
+    /// Reads these parts of the share into `bytes`, which begins at `start`; several calls at once.
+    fn read_into(&self, parts: &RangeSet, start: u64, bytes: &mut [u8]) -> io::Result<()> {
+        let parts: Vec<_> = parts.iter().collect();
+        for some in parts.chunks(AT_ONCE) {
+            let read = at_once(some, |part| self.read_far(part.clone()))?;
+            for (part, fresh) in some.iter().zip(read) {
+                part_of(bytes, start, part)?.copy_from_slice(&fresh);
+            }
+        }
+        Ok(())
     }
 
     fn read_far(&self, range: Range<u64>) -> io::Result<Vec<u8>> {
@@ -173,6 +191,7 @@ impl FarStorage {
                 n => have += n,
             }
         }
+        self.read.fetch_add(have as u64, Ordering::Relaxed);
         Ok(bytes)
     }
 
@@ -185,13 +204,13 @@ impl FarStorage {
         }
     }
 
-    fn from_local(&self, range: &Range<u64>, digest: &Digest) -> Option<Vec<u8>> {
+    fn in_own_copy(&self, range: &Range<u64>, digest: &Digest) -> Option<Vec<u8>> {
         let local = self.sources.local.as_deref();
         local.and_then(|local| leaf_with(local, range, digest))
     }
 
-    fn from_here(&self, range: &Range<u64>, digest: &Digest) -> Option<Vec<u8>> {
-        self.from_local(range, digest).or_else(|| {
+    fn here(&self, range: &Range<u64>, digest: &Digest) -> Option<Vec<u8>> {
+        self.in_own_copy(range, digest).or_else(|| {
             let fetched = self.sources.fetched.as_ref();
             fetched.and_then(|fetched| leaf_with(fetched, range, digest))
         })
@@ -205,14 +224,9 @@ impl FarStorage {
         self.send(state)?;
         let range = state.range(index);
         if let Some((digest, changed)) = state.digest_before(index)
-            && let Some(mut bytes) = self.from_here(&range, &digest)
+            && let Some(mut bytes) = self.here(&range, &digest)
         {
-            for part in changed.iter() {
-                let fresh = self.read_far(part.clone())?;
-                let at = usize::try_from(part.start - range.start).unwrap_or(usize::MAX);
-                let place = bytes.get_mut(at..).and_then(|b| b.get_mut(..fresh.len()));
-                place.ok_or_else(changed_meanwhile)?.copy_from_slice(&fresh);
-            }
+            self.read_into(&near_joined(&changed), range.start, &mut bytes)?;
             return Ok(state.cache.put(index, bytes));
         }
         // Reading in order asks for ever more at once.
@@ -226,7 +240,7 @@ impl FarStorage {
         state.next = (index + count, count);
         let bytes = self.read_far(range.start..end.max(range.end))?;
         let mut wanted = None;
-        for (at, leaf) in (index..).zip(bytes.chunks(LEAF_SIZE as usize)) {
+        for (at, leaf) in (index..).zip(bytes.chunks(LEAF)) {
             let digest = state.digest(at);
             if digest.is_some_and(|digest| *blake3::hash(leaf).as_bytes() != digest) {
                 return Err(changed_meanwhile());
@@ -245,22 +259,10 @@ impl FarStorage {
     fn send(&self, state: &mut State) -> io::Result<()> {
         state.bytes = 0;
         let calls = joined(std::mem::take(&mut state.gathered));
+        let bytes: usize = calls.iter().map(|(_, bytes)| bytes.len()).sum();
+        self.written.fetch_add(bytes as u64, Ordering::Relaxed);
         for some in calls.chunks(AT_ONCE) {
-            if let [(at, bytes)] = some {
-                self.file.write_all_at(*at, bytes)?;
-                continue;
-            }
-            std::thread::scope(|scope| {
-                let running: Vec<_> = some
-                    .iter()
-                    .map(|(at, bytes)| scope.spawn(|| self.file.write_all_at(*at, bytes)))
-                    .collect();
-                // All are waited for: nothing is on its way when this returns.
-                let answers: Vec<_> = running.into_iter().map(|r| r.join()).collect();
-                answers.into_iter().try_for_each(|answer| {
-                    answer.unwrap_or_else(|_| Err(io::Error::other("a write failed")))
-                })
-            })?;
+            at_once(some, |(at, bytes)| self.file.write_all_at(*at, bytes))?;
         }
         Ok(())
     }
@@ -373,11 +375,58 @@ impl State {
     }
 }
 
-fn part_of<'a>(buf: &'a mut [u8], range: &Range<u64>) -> io::Result<&'a mut [u8]> {
-    usize::try_from(range.end - range.start)
-        .ok()
-        .and_then(|n| buf.get_mut(..n))
-        .ok_or_else(|| io::ErrorKind::InvalidData.into())
+/// Does a few calls at once, and waits for all of them: nothing is on its way when this returns.
+fn at_once<T: Sync, R: Send>(
+    calls: &[T],
+    call: impl Fn(&T) -> io::Result<R> + Sync,
+) -> io::Result<Vec<R>> {
+    if let [one] = calls {
+        return Ok(vec![call(one)?]);
+    }
+    std::thread::scope(|scope| {
+        let running: Vec<_> = calls.iter().map(|one| scope.spawn(|| call(one))).collect();
+        let answers: Vec<_> = running
+            .into_iter()
+            .map(std::thread::ScopedJoinHandle::join)
+            .collect();
+        answers
+            .into_iter()
+            .map(|answer| answer.unwrap_or_else(|_| Err(io::Error::other("a call failed inside"))))
+            .collect()
+    })
+}
+
+fn size(range: &Range<u64>) -> io::Result<usize> {
+    usize::try_from(range.end.saturating_sub(range.start)).map_err(io::Error::other)
+}
+
+fn range_of(range: &Range<u64>) -> RangeSet {
+    std::iter::once(range.clone()).collect()
+}
+
+/// The place of `range` in bytes that begin at `start`.
+fn part_of<'a>(bytes: &'a mut [u8], start: u64, range: &Range<u64>) -> io::Result<&'a mut [u8]> {
+    let at = size(&(start..range.start))?;
+    let part = bytes
+        .get_mut(at..)
+        .and_then(|b| b.get_mut(..size(range).ok()?));
+    part.ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// What lies close together is one call: a few bytes cost less than an answer's way.
+fn near_joined(parts: &RangeSet) -> RangeSet {
+    let mut joined = RangeSet::new();
+    let mut last: Option<Range<u64>> = None;
+    for part in parts.iter() {
+        match &mut last {
+            Some(last) if part.start - last.end <= NEAR => last.end = part.end,
+            _ => {
+                joined.extend(last.replace(part));
+            }
+        }
+    }
+    joined.extend(last);
+    joined
 }
 
 /// The leaf at `range`, if `copy` has it with this digest.

@@ -116,6 +116,11 @@ impl<'a> FarLog<'a> {
     fn bring(&self) -> io::Result<()> {
         let copy = File::open(&self.copy)?;
         let log = identity(&FileStorage::from(copy.try_clone()?))?;
+        tracing::debug!(
+            container = self.container,
+            bytes = log.0,
+            "bringing over the redo log"
+        );
         let (far, mut sent) = self.resume(log)?;
         let copy = FileStorage::from(copy);
         let mut piece = vec![0; PIECE];

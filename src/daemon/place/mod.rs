@@ -81,11 +81,16 @@ impl Site for ShareSite {
             local: own.as_ref().map(|own| Arc::clone(&own.reader)),
             fetched: self.known.fetched(path),
         };
+        let storage = FarStorage::new(file, sources).map_err(|e| refused(&e))?;
+        let stamp = storage.file().stamp().map_err(|e| refused(&e))?;
+        if let Some(leaves) = self.known.leaves(path, &stamp) {
+            storage.set_digests(leaves);
+        }
         Ok(Box::new(ShareContainer {
             share: Arc::clone(&self.share),
             known: Arc::clone(&self.known),
             path: path.to_owned(),
-            storage: Arc::new(FarStorage::new(file, sources).map_err(|e| refused(&e))?),
+            storage: Arc::new(storage),
             same_as: own.and_then(|own| own.same_as),
             resumed: AtomicBool::new(false),
         }))
@@ -192,6 +197,13 @@ impl ShareContainer {
     }
 }
 
+impl Drop for ShareContainer {
+    fn drop(&mut self) {
+        let (read, written) = self.storage.carried();
+        tracing::debug!(container = self.path, read, written, "bytes over the link");
+    }
+}
+
 impl Container for ShareContainer {
     fn storage(&self) -> Arc<dyn WriteAt> {
         Arc::clone(&self.storage) as Arc<dyn WriteAt>
@@ -231,10 +243,6 @@ impl Container for ShareContainer {
             return Ok(leaves);
         }
         let stamp = self.now()?;
-        if let Some(leaves) = self.known.leaves(&self.path, &stamp) {
-            self.storage.set_digests(leaves.clone());
-            return Ok(leaves);
-        }
         let leaves = self.storage.hash(&self.same(&stamp))?;
         if self.now()? == stamp {
             self.learn(stamp, &leaves);

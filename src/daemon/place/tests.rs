@@ -39,7 +39,7 @@ impl World {
         let temp = tempfile::tempdir().unwrap();
         fs::create_dir(temp.path().join("share")).unwrap();
         fs::write(temp.path().join("share").join(PATH), container.0.to_vec()).unwrap();
-        let (share, control) = FaultShare::new(DirShare::open(&temp.path().join("share")).unwrap());
+        let (share, control) = FaultShare::new(DirShare::open(temp.path().join("share")).unwrap());
         Self {
             temp,
             share: Arc::new(share),
