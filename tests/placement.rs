@@ -223,6 +223,29 @@ fn online_from_here_without_the_agent() {
     far.unmount("drive");
 }
 
+/// What cannot be written there waits, and the user is told why.
+#[test]
+fn a_share_that_may_not_be_written_is_said() {
+    let Some(mut far) = Far::new("read only = yes") else {
+        return;
+    };
+    make(&far.on_share());
+    far.mount("drive", "cached", &[]);
+    wait_whole(&far);
+    edits(&far, 3, 1);
+    let before = support::sha256(&far.on_share());
+    let (code, answer) = far.run(&["sync", "now"]);
+    assert_eq!(code, 5, "{answer}");
+    let error = &answer["files"][0]["error"];
+    println!("{error}");
+    let said = error["message"].as_str().expect("a sentence");
+    assert!(
+        said.starts_with("Mail/work.pst may not be changed"),
+        "{said}"
+    );
+    assert_eq!(support::sha256(&far.on_share()), before);
+}
+
 /// A program at another machine has the PST open for writing: the sync waits, and says why.
 #[test]
 fn a_pst_that_others_write_waits() {

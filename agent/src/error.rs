@@ -125,6 +125,15 @@ impl Fault {
             Kind::NotFound => ErrorCode::NotFound,
             Kind::StorageFull | Kind::QuotaExceeded => ErrorCode::DiskFull,
             Kind::ResourceBusy => return Self::in_use(path),
+            Kind::PermissionDenied | Kind::ReadOnlyFilesystem => {
+                return Self {
+                    next: "let the account that is used there write the file and its folder",
+                    ..Self::new(
+                        ErrorCode::Storage,
+                        format!("{path} may not be changed: {error}"),
+                    )
+                };
+            }
             _ if platform::is_in_use(error) => return Self::in_use(path),
             _ => ErrorCode::Storage,
         };

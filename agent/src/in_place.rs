@@ -159,7 +159,9 @@ fn said(fault: &Fault) -> String {
     if body.next.is_empty() {
         return body.message;
     }
-    format!("{}; {}", body.message, body.next)
+    // There is none here but ours.
+    let next = body.next.replace("the agent's log", "the log");
+    format!("{}; {next}", body.message)
 }
 
 #[allow(clippy::needless_pass_by_value)]

@@ -84,7 +84,7 @@ pub fn open(
     config.removable = options.removable.then(vfs::Removable::here);
     config.validator = Some(Arc::new(PstValidator));
     let placed = in_state("placed");
-    let known = Known::open(placed.clone())
+    let known = Known::open(placed.clone(), !options.removable)
         .map_err(|e| UserError::file("keep what is known of containers in", &placed, &e))?;
     let known = Arc::new(known);
     config.leaves = Some(Arc::clone(&known) as Arc<dyn vfs::KnownLeaves>);

@@ -356,7 +356,10 @@ fn explain(path: &str, failure: &Failure) -> UserError {
         ),
         Failure::Sync(error) => UserError::new(
             "sync",
-            format!("{path}: {error}"),
+            match error.to_string() {
+                said if said.contains(path) => said,
+                said => format!("{path}: {said}"),
+            },
             if error.retryable() {
                 "sync again later; everything is kept in the journal"
             } else {

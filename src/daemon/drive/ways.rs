@@ -38,8 +38,14 @@ pub(super) fn of(
         )
     };
     let guarded = options.smb.is_some();
+    let state_of = |is: fn(vfs::State) -> bool| -> Arc<dyn Fn() -> bool + Send + Sync> {
+        let drive = Arc::downgrade(drive);
+        Arc::new(move || drive.upgrade().is_some_and(|drive| is(drive.state())))
+    };
+    let online = state_of(|state| state == vfs::State::Online);
+    let may = state_of(|state| state != vfs::State::Offline);
     let local: Option<Box<dyn Destination>> = if guarded {
-        let site = ShareSite::new(Arc::clone(share), Arc::clone(known), Arc::clone(&own));
+        let site = ShareSite::new(Arc::clone(share), Arc::clone(known), Arc::clone(&own), may);
         let local = InPlace::at(Box::new(site), &records, client, SHARE.to_owned());
         Some(Box::new(local.map_err(failed)?))
     } else if agent.is_none() || options.placement == Placement::Local {
@@ -54,12 +60,6 @@ pub(super) fn of(
     } else {
         None
     };
-    let drive = Arc::downgrade(drive);
-    let online = move || {
-        drive
-            .upgrade()
-            .is_some_and(|drive| drive.state() == vfs::State::Online)
-    };
     let handed = state.join("handed");
     let placed = Placed::new(
         SHARE.to_owned(),
@@ -67,7 +67,7 @@ pub(super) fn of(
         local,
         agent,
         guarded,
-        Arc::new(online),
+        online,
         handed.clone(),
     );
     let placed = placed.map_err(|e| UserError::file("make", &handed, &e))?;

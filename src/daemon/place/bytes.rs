@@ -35,8 +35,27 @@ const AT_ONCE: usize = 8;
 const LEAF: usize = LEAF_SIZE as usize;
 /// Bytes that are hashed at a time; whole leaves.
 const WINDOW: usize = 16 * LEAF;
+/// So many windows are hashed before it is noted how far it came.
+const PART: u64 = 8;
 /// Parts that lie as close as this are read by one call, in bytes.
 const NEAR: u64 = 2048;
+
+/// Whether the share may be used now: asked before each call of what may take long.
+pub type MayAsk = Arc<dyn Fn() -> bool + Send + Sync>;
+
+/// What the share is not asked while it may not be.
+///
+/// # Errors
+/// It may not.
+pub fn allowed(may: &MayAsk) -> io::Result<()> {
+    if may() {
+        return Ok(());
+    }
+    Err(io::Error::new(
+        io::ErrorKind::NetworkDown,
+        "the drive was taken offline",
+    ))
+}
 
 /// Where leaves may be had without the link.
 #[derive(Default)]
@@ -51,6 +70,7 @@ pub struct Sources {
 pub struct FarStorage {
     file: Box<dyn ShareFile>,
     sources: Sources,
+    may: MayAsk,
     state: Mutex<State>,
     read: AtomicU64,
     written: AtomicU64,
@@ -73,7 +93,7 @@ impl FarStorage {
     ///
     /// # Errors
     /// What the share says when asked for the length.
-    pub fn new(file: Box<dyn ShareFile>, sources: Sources) -> io::Result<Self> {
+    pub fn new(file: Box<dyn ShareFile>, sources: Sources, may: MayAsk) -> io::Result<Self> {
         let len = file.stat()?.size;
         let state = State {
             len,
@@ -87,6 +107,7 @@ impl FarStorage {
         Ok(Self {
             file,
             sources,
+            may,
             state: Mutex::new(state),
             read: AtomicU64::new(0),
             written: AtomicU64::new(0),
@@ -138,15 +159,26 @@ impl FarStorage {
     }
 
     /// Reads the file, but for what the drive's own copy has: `same` are the bytes in which both are
-    /// known to be equal.
+    /// known to be equal. `done` are the digests of its first leaves, of an earlier attempt; `part` is told
+    /// the digests until now, now and then.
     ///
     /// # Errors
     /// What the share says.
-    pub fn hash(&self, same: &RangeSet) -> io::Result<Leaves> {
+    pub fn hash(
+        &self,
+        same: &RangeSet,
+        done: Vec<Digest>,
+        part: &dyn Fn(&[Digest]),
+    ) -> io::Result<Leaves> {
         let len = self.len()?;
-        let mut digests = Vec::new();
+        let mut digests = done;
         let mut window = Vec::new();
-        for start in (0..len).step_by(WINDOW) {
+        digests.truncate(digests.len() / (WINDOW / LEAF) * (WINDOW / LEAF));
+        let first = (digests.len() * LEAF) as u64;
+        for start in (first..len).step_by(WINDOW) {
+            if start > first && (start / WINDOW as u64).is_multiple_of(PART) {
+                part(&digests);
+            }
             let range = start..len.min(start + WINDOW as u64);
             window.resize(size(&range)?, 0);
             let mut far: RangeSet = range_of(&range);
@@ -182,6 +214,7 @@ impl FarStorage {
     }
 
     fn read_far(&self, range: Range<u64>) -> io::Result<Vec<u8>> {
+        allowed(&self.may)?;
         let mut bytes =
             vec![0; usize::try_from(range.end - range.start).map_err(io::Error::other)?];
         let mut have = 0;

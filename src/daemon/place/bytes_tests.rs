@@ -54,7 +54,12 @@ impl World {
 
     fn open(&self, sources: Sources) -> FarStorage {
         let file = self.share.open("f", true).unwrap();
-        FarStorage::new(Box::new(Counted(file, Arc::clone(&self.read))), sources).unwrap()
+        FarStorage::new(
+            Box::new(Counted(file, Arc::clone(&self.read))),
+            sources,
+            Arc::new(|| true),
+        )
+        .unwrap()
     }
 
     fn there(&self) -> Vec<u8> {
@@ -188,7 +193,7 @@ fn only_what_is_not_here_is_read() {
     let mut same = RangeSet::new();
     same.insert(0..bytes.len() as u64);
     same.remove(3 * LEAF_SIZE..3 * LEAF_SIZE + 1);
-    let leaves = far.hash(&same).unwrap();
+    let leaves = far.hash(&same, Vec::new(), &|_| ()).unwrap();
     assert_eq!(
         leaves,
         Leaves::hash(&MemStorage::from(bytes.clone())).unwrap()

@@ -6,16 +6,21 @@
 //! past. Only the user's word, `--placement local`, takes it back unseen. A piece that was begun from here
 //! needs no such care: its redo log lies beside the container, and whoever comes next finishes it.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use bincode::{Decode, Encode};
 use clap::ValueEnum;
 use sync::{ApplyAnswer, ApplyJob, Destination, RemoteInventory, SyncError, hex, record};
 
 use super::known::private;
+
+/// So long the agent is asked first where a container could not be written from here.
+const REFUSED: Duration = Duration::from_secs(600);
 
 const VERSION: u8 = 1;
 const MAX_RECORD: usize = 64 * 1024;
@@ -63,6 +68,8 @@ pub struct Placed {
     guarded: bool,
     online: IsOnline,
     handed: Handed,
+    /// Containers that could not be written from here, and when that was found.
+    refused: Mutex<HashMap<String, Instant>>,
 }
 
 impl Placed {
@@ -90,6 +97,7 @@ impl Placed {
             guarded,
             online,
             handed: Handed(handed),
+            refused: Mutex::default(),
         })
     }
 
@@ -108,10 +116,19 @@ impl Placed {
                 Way::Split,
                 "a directory does not keep other programs away from the file",
             ),
+            _ if self.is_refused(container) => {
+                (Way::Split, "it could not be written from here a moment ago")
+            }
             _ if (self.online)() => (Way::Local, "the drive is online"),
             _ => (Way::Split, "the drive is not online"),
         };
         Choice { way, why }
+    }
+
+    fn is_refused(&self, container: &str) -> bool {
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        refused.retain(|_, since| since.elapsed() < REFUSED);
+        refused.contains_key(container)
     }
 
     fn by(&self, way: Way) -> sync::Result<&dyn Destination> {
@@ -184,9 +201,18 @@ impl Destination for Placed {
                 }
             }
             Way::Local => {
-                let answer = self.by(Way::Local)?.apply(job, progress)?;
-                self.handed.drop(container);
-                Ok(answer)
+                let answer = self.by(Way::Local)?.apply(job, progress);
+                match &answer {
+                    Ok(_) => self.handed.drop(container),
+                    // Whatever it began, the agent can finish.
+                    Err(SyncError::Destination { offline: false, .. }) => {
+                        let mut refused =
+                            self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+                        refused.insert(container.to_owned(), Instant::now());
+                    }
+                    Err(_) => {}
+                }
+                answer
             }
         }
     }

@@ -6,6 +6,7 @@
 //!
 //! ```text
 //! placed/KEY.leaves    the digests and the stamp
+//! placed/KEY.part      as KEY.leaves, of a file that is still being read
 //! placed/KEY.fetched   leaves that were fetched, at their places (sparse; see `bytes`)
 //! placed/KEY.redo      the redo log of a change on its way (see `log`)
 //! placed/KEY.sent      how much of it is on the share
@@ -19,7 +20,7 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use bincode::{Decode, Encode};
-use storage::{FileStorage, Leaves};
+use storage::{Digest, FileStorage, Leaves};
 use sync::wire::Generation;
 use sync::{hex, record};
 use vfs::share::Stamp;
@@ -29,11 +30,13 @@ const VERSION: u8 = 1;
 const MAX_RECORD: usize = 1 << 30;
 const SMALL_RECORD: usize = 1024;
 /// The copy of fetched leaves is begun anew when it takes more than this of the disk, in bytes.
-const MAX_FETCHED: u64 = 512 << 20;
+const MAX_FETCHED: u64 = 64 << 20;
 
 /// What is known of containers, in a directory.
 pub struct Known {
     dir: PathBuf,
+    /// Files have holes where nothing was written: leaves may be kept at their places.
+    sparse: bool,
 }
 
 /// A change that was begun: since then the file has this time on the share, unless others wrote it.
@@ -51,18 +54,18 @@ pub struct Begun {
 struct Digests {
     path: String,
     stamp: Stamp,
-    len: u64,
-    digests: Vec<[u8; 32]>,
+    digests: Vec<Digest>,
 }
 
 impl Known {
-    /// Keeps it in `dir`, which is made where it is missing.
+    /// Keeps it in `dir`, which is made where it is missing; `sparse`: files there have holes where nothing
+    /// was written.
     ///
     /// # Errors
     /// What the system says.
-    pub fn open(dir: PathBuf) -> io::Result<Self> {
+    pub fn open(dir: PathBuf, sparse: bool) -> io::Result<Self> {
         sync::kv::create_private_dir(&dir)?;
-        Ok(Self { dir })
+        Ok(Self { dir, sparse })
     }
 
     /// The file that is kept for a container, by what it holds.
@@ -74,12 +77,51 @@ impl Known {
 
     /// The digests of a container as they were last known, and the stamp that they belong to.
     pub fn last(&self, container: &str) -> Option<(Stamp, Leaves)> {
-        let bytes = fs::read(self.file(container, "leaves")).ok()?;
+        let known = self.read(container, "leaves")?;
+        Some((
+            known.stamp,
+            Leaves::from_parts(known.stamp.size, known.digests)?,
+        ))
+    }
+
+    fn read(&self, container: &str, what: &str) -> Option<Digests> {
+        let bytes = fs::read(self.file(container, what)).ok()?;
         let known: Digests = record::decode::<_, MAX_RECORD>(VERSION, &bytes).ok()?;
-        if known.path != container || known.len != known.stamp.size {
-            return None;
+        (known.path == container).then_some(known)
+    }
+
+    fn write(
+        &self,
+        container: &str,
+        what: &str,
+        stamp: Stamp,
+        digests: &[Digest],
+    ) -> io::Result<()> {
+        let known = Digests {
+            path: container.to_owned(),
+            stamp,
+            digests: digests.to_vec(),
+        };
+        let bytes = record::encode(VERSION, &known).map_err(io::Error::other)?;
+        let path = self.file(container, what);
+        let fresh = self.file(container, "new");
+        private(&fresh, true)?.write_all(&bytes)?;
+        // Not made durable: a checksum tells what a power cut left.
+        fs::rename(&fresh, &path)
+    }
+
+    /// The digests of the first leaves of a container that has this stamp, of a reading that was broken off.
+    pub fn part(&self, container: &str, stamp: &Stamp) -> Vec<Digest> {
+        let known = self.read(container, "part");
+        let known = known.filter(|known| known.stamp == *stamp);
+        known.map(|known| known.digests).unwrap_or_default()
+    }
+
+    /// So far came the reading of a container. That it could not be noted only costs time.
+    pub fn keep_part(&self, container: &str, stamp: Stamp, digests: &[Digest]) {
+        if let Err(error) = self.write(container, "part", stamp, digests) {
+            tracing::debug!(container, %error, "how far a container was read was not noted");
         }
-        Some((known.stamp, Leaves::from_parts(known.len, known.digests)?))
     }
 
     /// The digests of a container that has this stamp.
@@ -93,18 +135,9 @@ impl Known {
     /// # Errors
     /// What the system says; the digests of before are then as they were.
     pub fn keep(&self, container: &str, stamp: Stamp, leaves: &Leaves) -> io::Result<()> {
-        let known = Digests {
-            path: container.to_owned(),
-            stamp,
-            len: leaves.len(),
-            digests: leaves.digests().to_vec(),
-        };
-        let bytes = record::encode(VERSION, &known).map_err(io::Error::other)?;
-        let path = self.file(container, "leaves");
-        let fresh = path.with_extension("leaves-new");
-        private(&fresh, true)?.write_all(&bytes)?;
-        // Not made durable: a checksum tells what a power cut left.
-        fs::rename(&fresh, &path)
+        self.write(container, "leaves", stamp, leaves.digests())?;
+        let _ = fs::remove_file(self.file(container, "part"));
+        Ok(())
     }
 
     /// The change that was begun last.
@@ -124,6 +157,9 @@ impl Known {
 
     /// The copy of leaves that were fetched; `None` where none can be kept.
     pub fn fetched(&self, container: &str) -> Option<FileStorage> {
+        if !self.sparse {
+            return None;
+        }
         let path = self.file(container, "fetched");
         let large = fs::metadata(&path).is_ok_and(|m| m.blocks().saturating_mul(512) > MAX_FETCHED);
         private(&path, large).ok().map(FileStorage::from)

@@ -17,6 +17,7 @@ use sync::record;
 use sync::wire::REDO_SUFFIX;
 use vfs::share::{Share, ShareFile};
 
+use super::bytes::{MayAsk, allowed};
 use super::known::private;
 
 /// Bytes brought over between two flushes; a lost link costs one of them at most.
@@ -48,16 +49,24 @@ pub struct FarLog<'a> {
     copy: PathBuf,
     /// Where is noted how much of it was brought over.
     note: PathBuf,
+    may: &'a MayAsk,
 }
 
 impl<'a> FarLog<'a> {
     /// The log of `container`; `copy` and `note` are files of its own here.
-    pub fn new(share: &'a dyn Share, container: &'a str, copy: PathBuf, note: PathBuf) -> Self {
+    pub fn new(
+        share: &'a dyn Share,
+        container: &'a str,
+        copy: PathBuf,
+        note: PathBuf,
+        may: &'a MayAsk,
+    ) -> Self {
         Self {
             share,
             container,
             copy,
             note,
+            may,
         }
     }
 
@@ -125,6 +134,7 @@ impl<'a> FarLog<'a> {
         let copy = FileStorage::from(copy);
         let mut piece = vec![0; PIECE];
         while sent.bytes < log.0 {
+            allowed(self.may)?;
             let n = copy.read_at(sent.bytes, &mut piece)?;
             let part = piece.get(..n).filter(|p| !p.is_empty());
             far.write_all_at(sent.bytes, part.ok_or(io::ErrorKind::UnexpectedEof)?)?;

@@ -20,10 +20,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use agent::{Access, Container, Fault, Site};
-use storage::{Leaves, Loaded, RangeSet, ReadAt, RedoError, RedoLog, WriteAt, WriteSet};
+use storage::{Digest, Leaves, Loaded, RangeSet, ReadAt, RedoError, RedoLog, WriteAt, WriteSet};
 use sync::wire::{self, ErrorCode};
 use vfs::share::{Kind, SetAttr, Share, Stamp};
 
+pub use self::bytes::MayAsk;
 use self::bytes::{FarStorage, Sources};
 pub use self::choice::{Choice, Placed, Placement, Way};
 use self::known::Begun;
@@ -46,13 +47,25 @@ pub struct ShareSite {
     share: Arc<dyn Share>,
     known: Arc<Known>,
     own: Arc<Mutex<Option<OwnCopy>>>,
+    may: MayAsk,
 }
 
 impl ShareSite {
     /// The containers of `share`, which keeps others away from files that are open for writing. What is
-    /// known of them is kept in `known`; the drive's own copy of one is taken from `own` where it is there.
-    pub fn new(share: Arc<dyn Share>, known: Arc<Known>, own: Arc<Mutex<Option<OwnCopy>>>) -> Self {
-        Self { share, known, own }
+    /// known of them is kept in `known`; the drive's own copy of one is taken from `own` where it is there;
+    /// `may` says whether the share may be asked.
+    pub fn new(
+        share: Arc<dyn Share>,
+        known: Arc<Known>,
+        own: Arc<Mutex<Option<OwnCopy>>>,
+        may: MayAsk,
+    ) -> Self {
+        Self {
+            share,
+            known,
+            own,
+            may,
+        }
     }
 }
 
@@ -81,13 +94,15 @@ impl Site for ShareSite {
             local: own.as_ref().map(|own| Arc::clone(&own.reader)),
             fetched: self.known.fetched(path),
         };
-        let storage = FarStorage::new(file, sources).map_err(|e| refused(&e))?;
+        let storage =
+            FarStorage::new(file, sources, Arc::clone(&self.may)).map_err(|e| refused(&e))?;
         let stamp = storage.file().stamp().map_err(|e| refused(&e))?;
         if let Some(leaves) = self.known.leaves(path, &stamp) {
             storage.set_digests(leaves);
         }
         Ok(Box::new(ShareContainer {
             share: Arc::clone(&self.share),
+            may: Arc::clone(&self.may),
             known: Arc::clone(&self.known),
             path: path.to_owned(),
             storage: Arc::new(storage),
@@ -99,6 +114,7 @@ impl Site for ShareSite {
 
 struct ShareContainer {
     share: Arc<dyn Share>,
+    may: MayAsk,
     known: Arc<Known>,
     path: String,
     storage: Arc<FarStorage>,
@@ -110,7 +126,13 @@ struct ShareContainer {
 impl ShareContainer {
     fn log(&self) -> FarLog<'_> {
         let file = |what| -> PathBuf { self.known.file(&self.path, what) };
-        FarLog::new(&*self.share, &self.path, file("redo"), file("sent"))
+        FarLog::new(
+            &*self.share,
+            &self.path,
+            file("redo"),
+            file("sent"),
+            &self.may,
+        )
     }
 
     fn now(&self) -> io::Result<Stamp> {
@@ -182,6 +204,13 @@ impl ShareContainer {
         Ok(())
     }
 
+    /// Reads the file while it has this stamp; what an earlier attempt read is not read again.
+    fn read(&self, stamp: &Stamp) -> io::Result<Leaves> {
+        let done = self.known.part(&self.path, stamp);
+        let part = |digests: &[Digest]| self.known.keep_part(&self.path, *stamp, digests);
+        self.storage.hash(&self.same(stamp), done, &part)
+    }
+
     /// In which bytes the drive's own copy and the file are the same.
     fn same(&self, stamp: &Stamp) -> RangeSet {
         let mut same = RangeSet::new();
@@ -243,7 +272,7 @@ impl Container for ShareContainer {
             return Ok(leaves);
         }
         let stamp = self.now()?;
-        let leaves = self.storage.hash(&self.same(&stamp))?;
+        let leaves = self.read(&stamp)?;
         if self.now()? == stamp {
             self.learn(stamp, &leaves);
         }
@@ -260,7 +289,7 @@ impl Container for ShareContainer {
                 return Ok(leaves);
             }
         }
-        self.storage.hash(&RangeSet::new())
+        self.read(&self.now()?)
     }
 
     fn settled(&self, leaves: &Leaves) -> io::Result<()> {

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
-use agent::InPlace;
+use agent::{Access, InPlace, Site as _};
 use common::{Far, Mailbox, Near, faults};
 use pst::ltp::PropValue;
 use pst::messaging::tags;
@@ -51,13 +51,18 @@ impl World {
     /// As a process that was started just now.
     fn start(&self) -> InPlace {
         let known = Arc::new(self.known());
-        let site = ShareSite::new(Arc::clone(&self.share), known, Arc::clone(&self.own));
+        let site = ShareSite::new(
+            Arc::clone(&self.share),
+            known,
+            Arc::clone(&self.own),
+            Arc::new(|| true),
+        );
         let records = self.temp.path().join("applied");
         InPlace::at(Box::new(site), &records, [7; 16], "far".to_owned()).unwrap()
     }
 
     fn known(&self) -> Known {
-        Known::open(self.temp.path().join("placed")).unwrap()
+        Known::open(self.temp.path().join("placed"), true).unwrap()
     }
 
     fn stamp(&self) -> Stamp {
@@ -419,6 +424,27 @@ fn each_piece_takes_the_way_that_is_open() {
     assert_eq!(ways.placed(Placement::Local).choose(PATH).way, Way::Local);
 }
 
+/// What cannot be written from here, the agent writes.
+#[test]
+fn what_the_share_refuses_goes_by_the_agent() {
+    let base = Mailbox::new(8);
+    let ways = Ways::new(&base);
+    let far = Far::new(base.twin());
+    let mut near = Near::new(base.twin());
+    near.mailbox.add("new");
+    let placed = ways.placed(Placement::Auto);
+    let denied = Fault::Fail(io::ErrorKind::PermissionDenied);
+    // It can be read; opening it to write is refused.
+    let calls = ways.world.control.calls();
+    placed.inventory(PATH).unwrap();
+    let calls = ways.world.control.calls() - calls;
+    ways.world.control.since(calls + 1, denied);
+    sync(&mut near, &far, &placed).unwrap_err();
+    assert_eq!(placed.choose(PATH).way, Way::Split);
+    sync(&mut near, &far, &placed).unwrap();
+    assert_eq!(ways.world.there().subjects(), near.mailbox.subjects());
+}
+
 /// R7: what the agent may have done or may still do is not done from here.
 #[test]
 fn a_piece_that_the_agent_has_is_the_agents() {
@@ -493,6 +519,55 @@ fn each_way_finishes_what_the_other_began() {
         assert_eq!(ways.world.left_over(), Vec::<String>::new(), "call {n}");
     }
     assert!(finished > 5, "{finished}");
+}
+
+/// A large file is not read from its beginning each time that the link breaks; nor at all while the drive
+/// is offline.
+#[test]
+fn reading_goes_on_where_it_was_broken_off() {
+    let world = World::new(&Mailbox::new(1));
+    let bytes = common::noise(20 << 20);
+    fs::write(world.file(), &bytes).unwrap();
+    let may = Arc::new(AtomicBool::new(true));
+    let site = || {
+        let may = Arc::clone(&may);
+        let may: super::MayAsk = Arc::new(move || may.load(Ordering::SeqCst));
+        let known = Arc::new(world.known());
+        ShareSite::new(Arc::clone(&world.share), known, Arc::clone(&world.own), may)
+    };
+    let calls = |work: &dyn Fn()| {
+        let before = world.control.calls();
+        work();
+        world.control.calls() - before
+    };
+    let whole = calls(&|| {
+        let found = site().open(PATH, Access::Read).unwrap().leaves().unwrap();
+        assert_eq!(
+            found,
+            Leaves::hash(&MemStorage::from(bytes.clone())).unwrap()
+        );
+    });
+    fs::remove_file(world.known().file(PATH, "leaves")).unwrap();
+    let first = calls(&|| {
+        let dead = Fault::Fail(io::ErrorKind::TimedOut);
+        world.control.since(whole * 9 / 10, dead);
+        let container = site().open(PATH, Access::Read).unwrap();
+        container.leaves().unwrap_err();
+        world.control.heal();
+    });
+    let second = calls(&|| {
+        let found = site().open(PATH, Access::Read).unwrap().leaves().unwrap();
+        assert_eq!(
+            found,
+            Leaves::hash(&MemStorage::from(bytes.clone())).unwrap()
+        );
+    });
+    assert!(second * 2 < whole, "{whole} calls, {first} and {second}");
+    fs::remove_file(world.known().file(PATH, "leaves")).unwrap();
+    let container = site().open(PATH, Access::Read).unwrap();
+    may.store(false, Ordering::SeqCst);
+    let error = container.leaves().unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::NetworkDown);
 }
 
 #[test]
