@@ -212,6 +212,7 @@ impl Syncer {
         *self.own.lock().unwrap_or_else(PoisonError::into_inner) = Some(OwnCopy {
             container: at.to_owned(),
             reader: Arc::clone(&snapshot.reader),
+            written: snapshot.written.clone(),
             same_as: same_as.map(|stamp| (stamp, snapshot.dirty.clone())),
         });
         Lent(&self.own)

@@ -39,6 +39,8 @@ const WINDOW: usize = 16 * LEAF;
 const PART: u64 = 8;
 /// Parts that lie as close as this are read by one call, in bytes.
 const NEAR: u64 = 2048;
+/// A leaf of which more than this must be read is read as a whole, in bytes.
+const MUCH: u64 = LEAF_SIZE / 2;
 
 /// Whether the share may be used now: asked before each call of what may take long.
 pub type MayAsk = Arc<dyn Fn() -> bool + Send + Sync>;
@@ -62,6 +64,8 @@ pub fn allowed(may: &MayAsk) -> io::Result<()> {
 pub struct Sources {
     /// The drive's own copy, frozen.
     pub local: Option<Arc<dyn ReadAt>>,
+    /// What programs wrote to that since it was last synced.
+    pub written: RangeSet,
     /// Leaves that were fetched before, at their places; a sparse file.
     pub fetched: Option<FileStorage>,
 }
@@ -249,6 +253,25 @@ impl FarStorage {
         })
     }
 
+    /// The drive's own copy of a leaf, with just the parts from the share that programs wrote here.
+    fn patched(&self, range: &Range<u64>, digest: &Digest) -> io::Result<Option<Vec<u8>>> {
+        let parts: RangeSet = self.sources.written.within(range.clone()).collect();
+        let parts = near_joined(&parts);
+        let Some(local) = self.sources.local.as_ref().filter(|_| !parts.is_empty()) else {
+            return Ok(None);
+        };
+        let mut leaf = vec![0; size(range)?];
+        if parts.total() > MUCH || local.read_exact_at(range.start, &mut leaf).is_err() {
+            return Ok(None);
+        }
+        self.read_into(&parts, range.start, &mut leaf)?;
+        if blake3::hash(&leaf).as_bytes() != digest {
+            return Ok(None);
+        }
+        self.keep(range.start, &leaf);
+        Ok(Some(leaf))
+    }
+
     fn leaf(&self, state: &mut State, index: u64) -> io::Result<Arc<[u8]>> {
         if let Some(leaf) = state.cache.get(index) {
             return Ok(leaf);
@@ -260,6 +283,11 @@ impl FarStorage {
             && let Some(mut bytes) = self.here(&range, &digest)
         {
             self.read_into(&near_joined(&changed), range.start, &mut bytes)?;
+            return Ok(state.cache.put(index, bytes));
+        }
+        if let Some(digest) = state.digest(index)
+            && let Some(bytes) = self.patched(&range, &digest)?
+        {
             return Ok(state.cache.put(index, bytes));
         }
         // Reading in order asks for ever more at once.

@@ -38,6 +38,8 @@ pub struct OwnCopy {
     pub container: String,
     /// The copy.
     pub reader: Arc<dyn ReadAt>,
+    /// What programs wrote to it since it was last synced.
+    pub written: RangeSet,
     /// Where the share's file, while it has this stamp, is the same as the copy but for some ranges.
     pub same_as: Option<(Stamp, RangeSet)>,
 }
@@ -92,6 +94,10 @@ impl Site for ShareSite {
             .map_err(|e| refused(&e))?;
         let sources = Sources {
             local: own.as_ref().map(|own| Arc::clone(&own.reader)),
+            written: own
+                .as_ref()
+                .map(|own| own.written.clone())
+                .unwrap_or_default(),
             fetched: self.known.fetched(path),
         };
         let storage =

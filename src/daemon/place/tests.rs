@@ -95,6 +95,7 @@ impl World {
         *self.own.lock().unwrap() = Some(OwnCopy {
             container: PATH.to_owned(),
             reader: Arc::new(MemStorage::from(new)),
+            written: dirty.clone(),
             same_as: Some((self.stamp(), dirty)),
         });
     }
