@@ -125,16 +125,31 @@ fn without_an_agent_a_poor_link_carries_what_changed() {
     far.unmount("drive");
 }
 
-/// The link goes in the middle, at many moments; once the daemon goes with it. When both are back the sync
-/// goes on, and what was there of it is not done twice.
+/// What is cut in the middle of a sync.
+#[derive(Clone, Copy, Debug)]
+enum Cut {
+    Link,
+    Server,
+    Daemon,
+    All,
+}
+
+/// The link, the server, the daemon go in the middle of a sync, at many moments (`PSTSYNCD_PLACEMENT_CUTS`, 6
+/// by default). Whoever opens the file then finds it whole; when all are back the sync goes on, and nothing is
+/// done twice.
 #[test]
-fn a_link_that_goes_in_the_middle_leaves_a_whole_file() {
+fn what_is_cut_in_the_middle_leaves_a_whole_file() {
     let Some(mut far) = Far::new("") else { return };
+    let set = std::env::var("PSTSYNCD_PLACEMENT_CUTS").ok();
+    let cuts: u32 = set.map_or(6, |n| n.parse().expect("a number"));
     make(&far.on_share());
     far.mount("drive", "online", &[]);
     wait_whole(&far);
     far.ok(&["mode", "cached"]);
-    for round in 0..5u32 {
+    let sidecar = far.path("share/Mail/work.pst.pstsyncd-redo");
+    let mut begun = 0;
+    for round in 0..cuts {
+        let cut = [Cut::Link, Cut::Daemon, Cut::Server, Cut::All][round as usize % 4];
         edits(&far, 6, 10 + round);
         far.net.shape(RATE);
         let mut sync = far
@@ -143,21 +158,40 @@ fn a_link_that_goes_in_the_middle_leaves_a_whole_file() {
             .stderr(Stdio::null())
             .spawn()
             .expect("runs");
-        std::thread::sleep(Duration::from_millis(150 + 450 * u64::from(round)));
-        far.net.down();
+        // Now and then just after the log came, when the file itself is written.
+        let wait = Duration::from_millis(u64::from(round) * 1237 % 4000);
+        let end = Instant::now()
+            + if round % 2 == 0 {
+                Duration::from_secs(20)
+            } else {
+                wait
+            };
+        while Instant::now() < end && !(round % 2 == 0 && sidecar.exists()) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        std::thread::sleep(wait / 20);
+        if matches!(cut, Cut::Link | Cut::All) {
+            far.net.down();
+        }
+        if matches!(cut, Cut::Server | Cut::All) {
+            far.server.kill();
+        }
+        if matches!(cut, Cut::Daemon | Cut::All) {
+            far.kill("drive");
+        }
         std::thread::sleep(Duration::from_millis(300));
-        // Whatever was cut: others can open what is there.
+        begun += u32::from(sidecar.exists());
         let copy = far.path("cut.pst");
         fs::copy(far.on_share(), &copy).expect("copies");
         let output = far.command(&["pst", "inventory"]).arg(&copy).output();
-        assert!(output.expect("runs").status.success(), "round {round}");
-        if round == 3 {
-            far.kill("drive");
-        }
+        assert!(output.expect("runs").status.success(), "{round}, {cut:?}");
         far.net.up();
         far.net.unshape();
+        if matches!(cut, Cut::Server | Cut::All) {
+            assert!(far.server.run());
+        }
         let _ = sync.wait();
-        if round == 3 {
+        if matches!(cut, Cut::Daemon | Cut::All) {
             far.mount("drive", "cached", &[]);
         }
         let end = Instant::now() + Duration::from_secs(90);
@@ -166,7 +200,7 @@ fn a_link_that_goes_in_the_middle_leaves_a_whole_file() {
             if code == 0 {
                 break;
             }
-            assert!(Instant::now() < end, "round {round}: {answer}");
+            assert!(Instant::now() < end, "{round}, {cut:?}: {answer}");
             std::thread::sleep(Duration::from_millis(500));
         }
         far.assert_synced();
@@ -175,6 +209,8 @@ fn a_link_that_goes_in_the_middle_leaves_a_whole_file() {
         .expect("lists")
         .collect();
     assert_eq!(beside.len(), 1, "{beside:?}");
+    println!("{cuts} cuts, {begun} of them with a change begun");
+    assert!(begun > 0);
     far.unmount("drive");
 }
 

@@ -191,7 +191,7 @@ impl Destination for Placed {
     ) -> sync::Result<ApplyAnswer> {
         let choice = self.choose(job.container);
         let (container, sequence) = (job.container, job.sequence);
-        tracing::info!(container, sequence, way = ?choice.way, why = choice.why, "applied");
+        tracing::info!(container, sequence, way = ?choice.way, why = choice.why, "a piece goes to the share");
         match choice.way {
             Way::Split => {
                 let unanswered = self.handed.get(container) == Some(sequence);

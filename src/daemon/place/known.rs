@@ -18,12 +18,16 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bincode::{Decode, Encode};
 use storage::{Digest, FileStorage, Leaves};
 use sync::wire::Generation;
 use sync::{hex, record};
 use vfs::share::Stamp;
+
+/// What was not used for so long is of a container that is there no more.
+const FORGOTTEN: Duration = Duration::from_secs(60 * 24 * 3600);
 
 const VERSION: u8 = 1;
 /// Bounds a record: the leaves of a file of two terabytes.
@@ -59,12 +63,19 @@ struct Digests {
 
 impl Known {
     /// Keeps it in `dir`, which is made where it is missing; `sparse`: files there have holes where nothing
-    /// was written.
+    /// was written. What was not used for long is removed.
     ///
     /// # Errors
     /// What the system says.
     pub fn open(dir: PathBuf, sparse: bool) -> io::Result<Self> {
         sync::kv::create_private_dir(&dir)?;
+        for entry in fs::read_dir(&dir)?.flatten() {
+            let age = entry.metadata().and_then(|meta| meta.modified());
+            let age = age.ok().and_then(|at| at.elapsed().ok());
+            if age.is_some_and(|age| age > FORGOTTEN) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
         Ok(Self { dir, sparse })
     }
 

@@ -140,7 +140,9 @@ impl<'a> FarLog<'a> {
             far.write_all_at(sent.bytes, part.ok_or(io::ErrorKind::UnexpectedEof)?)?;
             far.sync()?;
             sent.bytes += n as u64;
-            self.note(&sent)?;
+            if let Err(error) = self.note(&sent) {
+                tracing::debug!(%error, "how much of a redo log is there was not noted");
+            }
         }
         drop(far);
         self.share.rename(&self.temp_name(), &self.name(), false)?;

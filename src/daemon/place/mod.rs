@@ -86,8 +86,10 @@ impl Site for ShareSite {
             ),
             _ => Fault::io(path, e),
         };
-        let own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
-        let own = own.clone().filter(|own| own.container == path);
+        let own = {
+            let own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+            own.clone().filter(|own| own.container == path)
+        };
         let file = self
             .share
             .open(path, matches!(access, Access::Alone))
@@ -145,7 +147,8 @@ impl ShareContainer {
         self.storage.file().stamp()
     }
 
-    /// What is known is said on without the link. That it could not be kept only costs time.
+    /// From now on this is known of the file, while it has this stamp. That it could not be kept only costs
+    /// time.
     fn learn(&self, stamp: Stamp, leaves: &Leaves) {
         self.storage.set_digests(leaves.clone());
         if let Err(error) = self.known.keep(&self.path, stamp, leaves) {
@@ -205,6 +208,10 @@ impl ShareContainer {
             let (old, new) = (log.change().base_len, log.change().target_len);
             touched.insert(old.min(new)..old.max(new));
             self.storage.forget(&touched);
+            tracing::info!(
+                container = self.path,
+                "a change goes on that was begun here"
+            );
             self.resumed.store(true, Ordering::Relaxed);
         }
         Ok(())
