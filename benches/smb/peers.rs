@@ -135,8 +135,11 @@ impl Peer for Drive {
                     buf.fill((seed + at) as u8);
                     file.write_all(&buf)?;
                 }
+                eprintln!("wrote {:?}", start.elapsed());
                 file.sync_all()?;
+                eprintln!("synced {:?}", start.elapsed());
                 drop(file);
+                eprintln!("closed {:?}", start.elapsed());
                 Ok(Some(start.elapsed()))
             }
             Load::Random | Load::Threads => {
@@ -233,6 +236,7 @@ impl Peer for Bare {
                         buf.fill((seed + at) as u8);
                         writer.write_chunk(&buf).await?;
                     }
+                    eprintln!("bare wrote {:?}", start.elapsed());
                     ensure!(writer.finish().await? == len, "not all was written");
                 }
                 Load::Random | Load::Threads => {
