@@ -5,7 +5,7 @@ CARGO ?= cargo
 PST ?=
 DEMO_ARGS ?=
 
-.PHONY: help bootstrap build demo test lint fmt fmt-check doc deny bench bench-drive fuzz check-windows ci
+.PHONY: help bootstrap build demo test lint fmt fmt-check doc deny bench bench-drive bench-smb fuzz check-windows ci
 
 help:
 	@echo "make demo [PST=file] [DEMO_ARGS=--keep]   the whole mission, end to end, on this machine"
@@ -16,6 +16,7 @@ help:
 	@echo "make deny      licences, bans and sources of the dependencies"
 	@echo "make bench     run the benchmarks"
 	@echo "make bench-drive  the drive beside other FUSE file systems, and its memory"
+	@echo "make bench-smb    the drive passing through to smbd, beside other SMB clients"
 	@echo "make fuzz      fuzz every target for FUZZ_SECONDS (900) each; needs nightly and cargo-fuzz"
 	@echo "make check-windows   build the libraries for Windows; not in ci: it installs a second compiler"
 	@echo "make ci        all of lint, deny, test and doc"
@@ -71,6 +72,11 @@ bench-drive:
 	@scripts/bootstrap.sh --bench
 	$(CARGO) build --locked --release --bins
 	$(CARGO) bench --locked -p pstsyncd --bench drive
+
+# With 2 GB in PSTSYNCD_BENCH_DIR (the temporary directory).
+bench-smb: bootstrap
+	$(CARGO) build --locked --release --bins
+	$(CARGO) bench --locked -p pstsyncd --bench smb
 
 # Needs `rustup toolchain install nightly` and `cargo install cargo-fuzz`; the tests do a short run without.
 fuzz:

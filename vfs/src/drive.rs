@@ -66,6 +66,7 @@ pub(crate) use locks::Locks;
 pub use locks::{HeldLock, LockOwner};
 pub use names::{DirEntry, NodeAttr};
 pub use push::PushOutcome;
+pub use read::Unread;
 pub use reintegrate::{Reintegrated, ReintegratedOutcome};
 pub use renew::KnownLeaves;
 pub use room::{CacheStatus, Filling, Incomplete};

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::path::Names;
-use crate::share::{Attr, Share, ShareFile, Stamp};
+use crate::share::{Attr, ReadDone, Share, ShareFile, Stamp};
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -368,6 +368,24 @@ impl Link {
         }
     }
 
+    /// Whether a call may be begun that takes no thread: not while an earlier one stalls. It counts as
+    /// one; its caller reports with [`Link::stalled`] if it is not answered within the stall budget.
+    pub(crate) fn begin(&self) -> bool {
+        let free = self.is_up() && !self.probing.load(Ordering::SeqCst);
+        if free {
+            self.calls.fetch_add(1, Ordering::Relaxed);
+        }
+        free
+    }
+
+    /// A call that was begun was not answered within the stall budget.
+    pub(crate) fn stalled(&self, context: &str) -> Error {
+        let budget = self.budget;
+        tracing::warn!(context, ?budget, "share call exceeds the stall budget");
+        self.start_probe();
+        Error::Link(format!("{context}: no answer within {budget:?}"))
+    }
+
     /// Asks the share, within the budget, whether it is there. One question at a time: while an
     /// earlier one hangs the answer is no.
     ///
@@ -499,6 +517,17 @@ impl ShareFile for Held {
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
         self.file()?.read_at(offset, buf)
+    }
+
+    fn begins_reads(&self, len: usize) -> bool {
+        self.file.as_ref().is_some_and(|f| f.begins_reads(len))
+    }
+
+    fn begin_read(&self, offset: u64, len: usize, within: Duration, done: ReadDone) {
+        match self.file() {
+            Ok(file) => file.begin_read(offset, len, within, done),
+            Err(e) => done(Err(e)),
+        }
     }
 
     fn write_all_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {

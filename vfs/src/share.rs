@@ -13,6 +13,7 @@ pub mod smb;
 
 use std::io;
 use std::ops::Range;
+use std::time::Duration;
 
 use bincode::{Decode, Encode};
 
@@ -239,12 +240,28 @@ pub trait Share: Send + Sync {
     }
 }
 
+/// Takes the answer to [`ShareFile::begin_read`].
+pub type ReadDone = Box<dyn FnOnce(io::Result<Vec<u8>>) + Send>;
+
 /// An open file on a share. Closed when dropped.
 pub trait ShareFile: Send + Sync {
     /// Attributes of the open file.
     fn stat(&self) -> io::Result<Attr>;
     /// Reads up to `buf.len()` bytes; fewer only at the end of the file.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize>;
+    /// Whether [`ShareFile::begin_read`] of so many bytes is to be had just now.
+    fn begins_reads(&self, len: usize) -> bool {
+        let _ = len;
+        false
+    }
+    /// Begins to read up to `len` bytes without waiting: `done` gets them (fewer only at the end of the
+    /// file), once, on a thread that it must not keep. [`io::ErrorKind::TimedOut`] when there is no
+    /// answer `within` that time; any other error says nothing but that [`ShareFile::read_at`] is to be
+    /// asked.
+    fn begin_read(&self, offset: u64, len: usize, within: Duration, done: ReadDone) {
+        let _ = (offset, len, within);
+        done(Err(io::ErrorKind::Unsupported.into()));
+    }
     /// Writes all of `data`.
     fn write_all_at(&self, offset: u64, data: &[u8]) -> io::Result<()>;
     /// Cuts or extends.

@@ -55,6 +55,14 @@ struct Reader {
     parts: VecDeque<Arc<Part>>,
 }
 
+impl Ahead {
+    /// Whether anything is held, or on its way.
+    pub(super) fn holds_any(&self) -> bool {
+        let reader = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        !reader.parts.is_empty()
+    }
+}
+
 /// Bytes of a passed-through file, held.
 struct Part {
     range: Range<u64>,

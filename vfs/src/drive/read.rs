@@ -1,5 +1,6 @@
 //! Reading: through to the share, or from cache and journal with what is missing fetched.
 
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -8,6 +9,13 @@ use super::{Drive, Handle};
 use crate::error::{Error, Result};
 use crate::file::{Binding, FileNode};
 use crate::share::ShareFile;
+
+/// A read that was begun and not answered.
+#[derive(Debug)]
+pub struct Unread {
+    /// The stall budget is over; else it just has to be asked for in the usual way.
+    stalled: bool,
+}
 
 impl Drive {
     /// Whether a read or write would be answered from memory and local files, without waiting
@@ -52,6 +60,59 @@ impl Drive {
                 None => return Err(Error::BadHandle),
             }
         }
+    }
+
+    /// Begins a read that the share is to be asked for, on nobody's thread: `done` gets `reply` and what
+    /// the share answers, or [`Unread`], which [`Drive::read_on`] goes on from. `reply` comes back where
+    /// the read is better asked for with [`Drive::read`].
+    pub fn begin_read<R: Send + 'static>(
+        &self,
+        handle: u64,
+        range: Range<u64>,
+        reply: R,
+        done: impl FnOnce(R, std::result::Result<Vec<u8>, Unread>) + Send + 'static,
+    ) -> Option<R> {
+        let len = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+        let Some(share_file) = self.can_begin(handle, len) else {
+            return Some(reply);
+        };
+        let answered = move |answer: io::Result<Vec<u8>>| {
+            let read = answer.map_err(|e| Unread {
+                stalled: e.kind() == io::ErrorKind::TimedOut,
+            });
+            done(reply, read);
+        };
+        share_file.begin_read(range.start, len, self.stall_budget(), Box::new(answered));
+        None
+    }
+
+    fn can_begin(&self, handle: u64, len: usize) -> Option<Arc<dyn ShareFile>> {
+        let h = self.handle(handle).ok().filter(|h| h.read)?;
+        let bound = h.file.read().binding.clone();
+        let Some(Binding::Share(share_file, _)) = bound else {
+            return None;
+        };
+        let begin = self.may_ask()
+            && !h.ahead.holds_any()
+            && share_file.begins_reads(len)
+            && self.link.begin();
+        begin.then_some(share_file)
+    }
+
+    /// A read that was begun and has no answer: as [`Drive::read`], without waiting again for a share
+    /// that stalls.
+    ///
+    /// # Errors
+    /// As [`Drive::read`].
+    pub fn read_on(&self, handle: u64, offset: u64, len: usize, was: &Unread) -> Result<Vec<u8>> {
+        if was.stalled {
+            let h = self.handle(handle)?;
+            let error = self.link.stalled("read");
+            if matches!(h.file.read().binding, Some(Binding::Share(..))) {
+                self.flip(h.node, &h.file, error)?;
+            }
+        }
+        self.read(handle, offset, len)
     }
 
     fn read_through(

@@ -9,11 +9,12 @@
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::error::is_link_error;
 use crate::path::Names;
 
-use super::{Attr, Changes, Entry, SetAttr, Share, ShareFile, Special, Stamp, Statfs};
+use super::{Attr, Changes, Entry, ReadDone, SetAttr, Share, ShareFile, Special, Stamp, Statfs};
 
 /// How a call uses the link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,36 +54,46 @@ pub trait Meter: Send + Sync {
 }
 
 /// One call that runs; a panic ends it too.
-struct Running<'a> {
-    meter: &'a dyn Meter,
+struct Running {
+    meter: Arc<dyn Meter>,
     call: u64,
     end: (Payload, Ended),
 }
 
-impl Drop for Running<'_> {
+impl Running {
+    fn begin(meter: Arc<dyn Meter>, with: Payload, how: Use) -> Self {
+        Self {
+            call: meter.begin(with, how),
+            meter,
+            end: (Payload::default(), Ended::Failed),
+        }
+    }
+
+    fn ended<T>(&mut self, answer: &io::Result<T>, carried: impl FnOnce(&T) -> Payload) {
+        self.end = match answer {
+            Ok(value) => (carried(value), Ended::Answered),
+            Err(e) if is_link_error(e) => (Payload::default(), Ended::Failed),
+            Err(_) => (Payload::default(), Ended::Answered),
+        };
+    }
+}
+
+impl Drop for Running {
     fn drop(&mut self) {
         self.meter.end(self.call, self.end.0, self.end.1);
     }
 }
 
 fn measure<T>(
-    meter: &dyn Meter,
+    meter: &Arc<dyn Meter>,
     with: Payload,
     how: Use,
     work: impl FnOnce() -> io::Result<T>,
     carried: impl FnOnce(&T) -> Payload,
 ) -> io::Result<T> {
-    let mut running = Running {
-        meter,
-        call: meter.begin(with, how),
-        end: (Payload::default(), Ended::Failed),
-    };
+    let mut running = Running::begin(meter.clone(), with, how);
     let answer = work();
-    running.end = match &answer {
-        Ok(value) => (carried(value), Ended::Answered),
-        Err(e) if is_link_error(e) => (Payload::default(), Ended::Failed),
-        Err(_) => (Payload::default(), Ended::Answered),
-    };
+    running.ended(&answer, carried);
     answer
 }
 
@@ -103,7 +114,7 @@ impl<S: Share> MeasuredShare<S> {
     }
 
     fn run<T>(&self, how: Use, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-        measure(&*self.meter, Payload::default(), how, work, |_| {
+        measure(&self.meter, Payload::default(), how, work, |_| {
             Payload::default()
         })
     }
@@ -198,7 +209,7 @@ struct MeasuredFile {
 
 impl MeasuredFile {
     fn run<T>(&self, how: Use, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-        measure(&*self.meter, Payload::default(), how, work, |_| {
+        measure(&self.meter, Payload::default(), how, work, |_| {
             Payload::default()
         })
     }
@@ -215,7 +226,20 @@ impl ShareFile for MeasuredFile {
         };
         let most = down(buf.len());
         let read = || self.inner.read_at(offset, buf);
-        measure(&*self.meter, most, Use::Exchange, read, |n| down(*n))
+        measure(&self.meter, most, Use::Exchange, read, |n| down(*n))
+    }
+    fn begins_reads(&self, len: usize) -> bool {
+        self.inner.begins_reads(len)
+    }
+    fn begin_read(&self, offset: u64, len: usize, within: Duration, done: ReadDone) {
+        let down = |down: u64| Payload { up: 0, down };
+        let mut running = Running::begin(self.meter.clone(), down(len as u64), Use::Exchange);
+        let measured = Box::new(move |answer: io::Result<Vec<u8>>| {
+            running.ended(&answer, |data| down(data.len() as u64));
+            drop(running);
+            done(answer);
+        });
+        self.inner.begin_read(offset, len, within, measured);
     }
     fn write_all_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let payload = Payload {
@@ -223,7 +247,7 @@ impl ShareFile for MeasuredFile {
             down: 0,
         };
         let write = || self.inner.write_all_at(offset, data);
-        measure(&*self.meter, payload, Use::Exchange, write, |()| payload)
+        measure(&self.meter, payload, Use::Exchange, write, |()| payload)
     }
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.run(Use::Work, || self.inner.set_len(len))

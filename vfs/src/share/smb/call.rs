@@ -254,7 +254,12 @@ impl Live {
 
     /// A piece of at most [`Live::chunk`] bytes, to its last byte or the file's. A server may answer
     /// a READ with less than there is.
-    async fn read_piece(&self, id: FileId, offset: u64, len: usize) -> smb2::Result<Vec<u8>> {
+    pub(super) async fn read_piece(
+        &self,
+        id: FileId,
+        offset: u64,
+        len: usize,
+    ) -> smb2::Result<Vec<u8>> {
         let mut have = self.read_one(id, offset, len).await?;
         while !have.is_empty() && have.len() < len {
             let more = self

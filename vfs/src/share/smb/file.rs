@@ -13,6 +13,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use smb2::types::FileId;
 
@@ -21,7 +22,7 @@ use super::attr::{Facts, file_time};
 use super::call::{How, Part};
 use super::error::{RANGE_NOT_LOCKED, Result, Retry, SmbError};
 use super::session::Live;
-use crate::share::{Attr, HEAD, SetAttr, ShareFile, Stamp};
+use crate::share::{Attr, HEAD, ReadDone, SetAttr, ShareFile, Stamp};
 
 /// An open file; see the module's head.
 pub(super) struct OpenFile {
@@ -166,6 +167,14 @@ impl OpenFile {
                 }
                 Err(e)
             }
+        }
+    }
+
+    /// The handle, if it is to be had without waiting.
+    fn at_hand(&self) -> Option<(Arc<Live>, FileId)> {
+        match &*self.handle.try_lock().ok()? {
+            Handle::Open(live, id) if !live.is_dead() => Some((live.clone(), *id)),
+            _ => None,
         }
     }
 
@@ -356,6 +365,30 @@ impl ShareFile for SmbFile {
             self.0
                 .ask(async |live, id| live.read(id, offset, *buf.lock().await).await),
         )
+    }
+
+    fn begins_reads(&self, len: usize) -> bool {
+        self.0.at_hand().is_some_and(|(live, _)| len <= live.chunk)
+    }
+
+    fn begin_read(&self, offset: u64, len: usize, within: Duration, done: ReadDone) {
+        let (Some(runtime), Some((live, id))) = (&self.0.share.runtime, self.0.at_hand()) else {
+            return done(Err(io::ErrorKind::NotConnected.into()));
+        };
+        // The file stays open until the answer is there.
+        let file = self.0.clone();
+        runtime.spawn(async move {
+            let mut read = std::pin::pin!(live.answer(live.read_piece(id, offset, len)));
+            match tokio::time::timeout(within, &mut read).await {
+                Ok(answer) => done(answer.map_err(io::Error::from)),
+                Err(_) => {
+                    done(Err(io::ErrorKind::TimedOut.into()));
+                    // Whether the server is still there is seen by who waits on.
+                    let _ = read.await;
+                }
+            }
+            drop(file);
+        });
     }
 
     fn write_all_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {

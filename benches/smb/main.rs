@@ -1,0 +1,223 @@
+//! The drive passing through to an SMB server, beside other clients of the same server, in one run:
+//! `cargo bench --bench smb`, or `make bench-smb`.
+//!
+//! Debian's smbd serves a directory on a port of the loopback, with signing mandatory. Its clients: our daemon
+//! (release build, state *online*, nothing cached), the bare client library that the drive is built on, used
+//! as its documentation says, and smbclient. Each load runs in slices, one on each in turn, round after round,
+//! so that whatever else the machine does hits all alike; a figure is the median of the rounds, a ratio the
+//! median of the rounds' ratios. What the kernel keeps of the drive's files is dropped before each slice;
+//! the server has all of them in memory.
+//!
+//! `PSTSYNCD_BENCH_SMB_MB` sets the file's size (128), `PSTSYNCD_BENCH_ROUNDS` the rounds (15),
+//! `PSTSYNCD_BENCH_DIR` where all of it lies (the temporary directory), `PSTSYNCD_BENCH_SMB_SHARE` a further
+//! line for the share's part of smb.conf. Words after `--` choose loads: read, write, random, threads.
+
+mod peers;
+#[path = "../../tests/support/port.rs"]
+mod port;
+#[path = "../../tests/support/skip.rs"]
+mod skip;
+#[allow(dead_code, clippy::unwrap_used)] // a test's server: some of it is for the tests of the share itself
+#[path = "../../vfs/tests/common/smbd.rs"]
+mod smbd;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+use peers::{Bare, Drive, Peer, SmbClient};
+use smbd::{Options, Smbd};
+
+/// Random reads in a slice.
+const READS: u64 = 2000;
+/// What the target says of every load with a peer: at least this of the bare library's rate.
+const WANTED: f64 = 0.8;
+
+/// One kind of work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Load {
+    /// A whole file from its start.
+    Read,
+    /// A new file, written from its start and flushed.
+    Write,
+    /// 4 KiB anywhere, one after the other.
+    Random,
+    /// As [`Load::Random`], eight at a time.
+    Threads,
+}
+
+impl Load {
+    const ALL: [Self; 4] = [Self::Read, Self::Write, Self::Random, Self::Threads];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Random => "random",
+            Self::Threads => "threads",
+        }
+    }
+
+    fn title(self) -> &'static str {
+        match self {
+            Self::Read => "sequential read",
+            Self::Write => "sequential write, flushed",
+            Self::Random => "4 KiB random reads, one at a time",
+            Self::Threads => "4 KiB random reads, eight at a time",
+        }
+    }
+
+    /// The rate of a slice: of what, and how much of that.
+    fn amount(self, len: u64) -> (&'static str, f64) {
+        match self {
+            Self::Read | Self::Write => ("MB/s", len as f64 / 1e6),
+            Self::Random | Self::Threads => ("reads/s", READS as f64),
+        }
+    }
+}
+
+/// Offsets of the reads of a slice: they look random (SplitMix64), and are the same for all.
+pub fn places(seed: u64, len: u64) -> Vec<u64> {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    };
+    (0..READS).map(|_| next() % (len / 4096) * 4096).collect()
+}
+
+fn main() -> Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if !args.iter().any(|a| a == "--bench") {
+        println!("skipped: the table is printed by cargo bench only");
+        return Ok(());
+    }
+    let chosen: Vec<&str> = args
+        .iter()
+        .map(String::as_str)
+        .filter(|a| *a != "--bench")
+        .collect();
+    let number = |variable: &str, default: u64| {
+        let set = std::env::var(variable).ok();
+        set.and_then(|v| v.parse().ok()).unwrap_or(default)
+    };
+    let base: PathBuf =
+        std::env::var_os("PSTSYNCD_BENCH_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
+    let dir = tempfile::tempdir_in(&base).with_context(|| base.display().to_string())?;
+    let len = number("PSTSYNCD_BENCH_SMB_MB", 128) << 20;
+    let rounds = number("PSTSYNCD_BENCH_ROUNDS", 15);
+    let root = dir.path().join("share");
+    std::fs::create_dir(&root)?;
+    peers::make(&root, len)?;
+    let line = std::env::var("PSTSYNCD_BENCH_SMB_SHARE").unwrap_or_default();
+    let options = Options {
+        share: &line,
+        ..Options::default()
+    };
+    let Some(server) = Smbd::start(&root, options) else {
+        anyhow::bail!("there is no smbd: make bootstrap");
+    };
+    let mut all: Vec<Box<dyn Peer>> = vec![Box::new(Drive::mount(dir.path(), &server)?)];
+    match Bare::connect(&server) {
+        Ok(bare) => all.push(Box::new(bare)),
+        // It does not know how to reach a share that wants encryption.
+        Err(e) => println!("skipped: the bare library does not reach this share: {e}"),
+    }
+    all.push(Box::new(SmbClient::new(dir.path(), &server)?));
+    let mut verdicts = Vec::new();
+    for load in Load::ALL {
+        if !chosen.is_empty() && !chosen.contains(&load.name()) {
+            continue;
+        }
+        let rates = measure(load, &mut all, len, rounds)?;
+        print(load, &all, &rates, len);
+        if let [Some(ours), Some(bare), ..] = rates.as_slice()
+            && all.get(1).is_some_and(|p| p.label() == peers::BARE)
+        {
+            verdicts.push((load.title(), median(&ratios(ours, bare))));
+        }
+    }
+    println!("\n### Targets\n\n| figure | measured | target | |\n|---|---:|---:|---|");
+    for (title, ratio) in verdicts {
+        let met = if ratio >= WANTED { "met" } else { "**missed**" };
+        println!(
+            "| {title}: over {} | {ratio:.2} | at least {WANTED} | {met} |",
+            peers::BARE
+        );
+    }
+    Ok(())
+}
+
+/// One list of rates for each peer; `None` where it cannot do this.
+fn measure(
+    load: Load,
+    all: &mut [Box<dyn Peer>],
+    len: u64,
+    rounds: u64,
+) -> Result<Vec<Option<Vec<f64>>>> {
+    let mut rates: Vec<Option<Vec<f64>>> = all.iter().map(|_| Some(Vec::new())).collect();
+    let (_, amount) = load.amount(len);
+    // The first round is thrown away.
+    for round in 0..=rounds {
+        for turn in 0..all.len() {
+            let i = (turn + round as usize) % all.len();
+            match all[i].slice(load, round + 1, len)? {
+                Some(took) if round > 0 => {
+                    if let Some(rates) = &mut rates[i] {
+                        rates.push(amount / took.as_secs_f64());
+                    }
+                }
+                Some(_) => {}
+                None => rates[i] = None,
+            }
+        }
+    }
+    Ok(rates)
+}
+
+fn print(load: Load, all: &[Box<dyn Peer>], rates: &[Option<Vec<f64>>], len: u64) {
+    let (unit, _) = load.amount(len);
+    let rounds = rates.iter().flatten().map(Vec::len).max().unwrap_or(0);
+    println!("\n### {}\n", load.title());
+    println!("| {rounds} rounds | {unit} | slowest–fastest round | over the bare library, slowest–fastest |");
+    println!("|---|---:|---:|---:|");
+    let bare = all
+        .iter()
+        .position(|p| p.label() == peers::BARE)
+        .and_then(|i| rates[i].as_ref());
+    for (peer, rates) in all.iter().zip(rates) {
+        let Some(rates) = rates else {
+            println!("| {} | cannot | | |", peer.label());
+            continue;
+        };
+        let over = bare.map_or(String::new(), |bare| {
+            let all = ratios(rates, bare);
+            let (least, most) = ends(&all);
+            format!("{:.2}, {least:.2}–{most:.2}", median(&all))
+        });
+        let (least, most) = ends(rates);
+        println!(
+            "| {} | {:.0} | {least:.0}–{most:.0} | {over} |",
+            peer.label(),
+            median(rates),
+        );
+    }
+}
+
+fn ratios(a: &[f64], b: &[f64]) -> Vec<f64> {
+    a.iter().zip(b).map(|(a, b)| a / b).collect()
+}
+
+fn ends(of: &[f64]) -> (f64, f64) {
+    let least = of.iter().copied().fold(f64::INFINITY, f64::min);
+    (least, of.iter().copied().fold(0.0, f64::max))
+}
+
+fn median(of: &[f64]) -> f64 {
+    let mut of = of.to_vec();
+    of.sort_by(f64::total_cmp);
+    of.get(of.len() / 2).copied().unwrap_or(f64::NAN)
+}
