@@ -175,7 +175,10 @@ impl Peer for Drive {
 
 impl Drop for Drive {
     fn drop(&mut self) {
-        let asked = Command::new("fusermount3").arg("-u").arg(&self.dir).status();
+        let asked = Command::new("fusermount3")
+            .arg("-u")
+            .arg(&self.dir)
+            .status();
         if !asked.is_ok_and(|s| s.success()) {
             let _ = self.server.kill();
         }

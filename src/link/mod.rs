@@ -63,6 +63,13 @@ const SILENT: Duration = Duration::from_secs(5);
 const FAILING: Duration = Duration::from_millis(1500);
 
 impl Reach {
+    /// Something came that long ago: since then nobody was silent.
+    #[must_use]
+    pub fn heard(mut self, ago: Duration) -> Self {
+        self.silent_for = self.silent_for.map(|silent| silent.min(ago));
+        self
+    }
+
     /// Whether there is a link.
     #[must_use]
     pub fn is_up(&self) -> bool {

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::path::Names;
-use crate::share::{Attr, ReadDone, Share, ShareFile, Stamp};
+use crate::share::{Attr, ReadDone, Share, ShareFile, Stamp, Within};
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -109,10 +109,20 @@ pub struct Link {
     calls: AtomicU64,
 }
 
+/// A share that sent anything so recently is there, however long an answer takes: its link is full.
+const BUSY: Duration = Duration::from_millis(1500);
+/// While something comes from the share that often, who has nothing but its answer waits on.
+const SIGN: Duration = Duration::from_secs(4);
+/// But not longer than this.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
 /// How long a call is waited for.
 #[derive(Clone, Copy)]
 pub struct Wait<'a> {
+    /// For an answer, or for a sign that the share sends what was asked for earlier.
     budget: Duration,
+    /// For the answer, while there are such signs.
+    patience: Duration,
     stop: Option<&'a AtomicBool>,
 }
 
@@ -120,15 +130,28 @@ impl<'a> Wait<'a> {
     /// The whole budget.
     #[must_use]
     pub fn full(budget: Duration) -> Self {
-        Self { budget, stop: None }
+        Self {
+            budget,
+            patience: budget,
+            stop: None,
+        }
     }
 
     /// The budget, or until `stop` says that nobody wants the answer any more.
     #[must_use]
     pub fn until(budget: Duration, stop: &'a AtomicBool) -> Self {
         Self {
-            budget,
             stop: Some(stop),
+            ..Self::full(budget)
+        }
+    }
+
+    /// There is nothing but the answer to be had.
+    #[must_use]
+    pub fn patiently(self) -> Self {
+        Self {
+            patience: PATIENCE.max(self.budget),
+            ..self
         }
     }
 
@@ -256,6 +279,12 @@ impl Link {
         self.calls.load(Ordering::Relaxed)
     }
 
+    /// Whether the share is at work on what was asked, so that an answer that is late says nothing.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        heard_within(&*self.share, BUSY)
+    }
+
     /// Whether calls are answered, as far as we know.
     #[must_use]
     pub fn is_up(&self) -> bool {
@@ -289,7 +318,8 @@ impl Link {
         self.run(context, wait, &InDoubt::default(), work)
     }
 
-    /// Like [`Link::call`], with its own deadline, counting in `doubt` while it runs.
+    /// Like [`Link::call`], with its own deadline, counting in `doubt` while it runs. Who gives it more than
+    /// the stall budget has nothing but its answer, and waits on while the link is busy.
     ///
     /// # Errors
     /// As [`Link::call`].
@@ -300,7 +330,26 @@ impl Link {
         doubt: &InDoubt,
         work: impl FnOnce(&dyn Share) -> io::Result<T> + Send + 'static,
     ) -> Result<T> {
-        self.run(context, Wait::full(budget), doubt, work)
+        let wait = Wait::full(budget);
+        let wait = if budget > self.budget {
+            wait.patiently()
+        } else {
+            wait
+        };
+        self.run(context, wait, doubt, work)
+    }
+
+    /// Like [`Link::call`], for what cannot be had any other way, counting in `doubt` while it runs.
+    ///
+    /// # Errors
+    /// As [`Link::call`].
+    pub fn call_patiently<T: Send + 'static>(
+        &self,
+        context: &str,
+        doubt: &InDoubt,
+        work: impl FnOnce(&dyn Share) -> io::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.run(context, Wait::full(self.budget).patiently(), doubt, work)
     }
 
     fn run<T: Send + 'static>(
@@ -339,7 +388,17 @@ impl Link {
             drop(begun);
             let _ = tx.send(answer);
         });
-        match receive(&rx, Wait { budget, ..wait }) {
+        let began = Instant::now();
+        let mut answer = receive(&rx, Wait { budget, ..wait });
+        while matches!(answer, Err(mpsc::RecvTimeoutError::Timeout))
+            && !wait.stopped()
+            && began.elapsed() < wait.patience
+            && heard_within(&*self.share, SIGN)
+        {
+            let budget = self.grace();
+            answer = receive(&rx, Wait { budget, ..wait });
+        }
+        match answer {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(e)) => Err(Error::from_share(context, e)),
             Err(mpsc::RecvTimeoutError::Disconnected) => Err(Error::Link(format!(
@@ -355,7 +414,7 @@ impl Link {
                 if left.swap(true, Ordering::SeqCst) {
                     doubt.0.left.fetch_sub(1, Ordering::SeqCst);
                 }
-                if hurried && self.probing.load(Ordering::SeqCst) {
+                if hurried && self.probing.load(Ordering::SeqCst) && !self.is_busy() {
                     // The probe has had its time too. (Should it answer just now, the next call
                     // sends another.)
                     self.suspect.store(true, Ordering::SeqCst);
@@ -382,7 +441,9 @@ impl Link {
     pub(crate) fn stalled(&self, context: &str) -> Error {
         let budget = self.budget;
         tracing::warn!(context, ?budget, "share call exceeds the stall budget");
-        self.start_probe();
+        if !self.is_busy() {
+            self.start_probe();
+        }
         Error::Link(format!("{context}: no answer within {budget:?}"))
     }
 
@@ -394,6 +455,9 @@ impl Link {
     pub fn probe(&self) -> Result<()> {
         let asking = CountDown(self.asking.clone());
         if self.asking.fetch_add(1, Ordering::SeqCst) > 0 {
+            if self.is_busy() {
+                return Ok(());
+            }
             return Err(Error::Link("probe: an earlier one hangs".to_owned()));
         }
         let (tx, rx) = mpsc::sync_channel(1);
@@ -409,6 +473,7 @@ impl Link {
                 Ok(())
             }
             Ok(Err(e)) => Err(Error::Link(format!("probe: {e}"))),
+            Err(_) if self.is_busy() => Ok(()),
             Err(_) => Err(Error::Link("probe: no answer".to_owned())),
         }
     }
@@ -441,8 +506,12 @@ impl Link {
             probing.store(false, Ordering::SeqCst);
         });
         let (grace, suspect) = (self.grace(), self.suspect.clone());
+        let share = self.share.clone();
         self.pool.submit(move || {
             std::thread::sleep(grace);
+            while !answered.load(Ordering::SeqCst) && heard_within(&*share, BUSY) {
+                std::thread::sleep(grace);
+            }
             if !answered.load(Ordering::SeqCst) {
                 suspect.store(true, Ordering::SeqCst);
                 // The answer may have come between the two lines above.
@@ -452,6 +521,10 @@ impl Link {
             }
         });
     }
+}
+
+fn heard_within(share: &dyn Share, time: Duration) -> bool {
+    share.heard().is_some_and(|at| at.elapsed() < time)
 }
 
 /// A file of the share whose closing keeps nobody: on a dead share `close` hangs as any call does.
@@ -523,7 +596,7 @@ impl ShareFile for Held {
         self.file.as_ref().is_some_and(|f| f.begins_reads(len))
     }
 
-    fn begin_read(&self, offset: u64, len: usize, within: Duration, done: ReadDone) {
+    fn begin_read(&self, offset: u64, len: usize, within: Within, done: ReadDone) {
         match self.file() {
             Ok(file) => file.begin_read(offset, len, within, done),
             Err(e) => done(Err(e)),

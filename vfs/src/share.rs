@@ -13,7 +13,7 @@ pub mod smb;
 
 use std::io;
 use std::ops::Range;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bincode::{Decode, Encode};
 
@@ -233,11 +233,25 @@ pub trait Share: Send + Sync {
     fn statfs(&self) -> io::Result<Statfs>;
     /// Cheap proof that the share answers.
     fn probe(&self) -> io::Result<()>;
+    /// When anything last came from the share, be it a part of an answer; `None` where that is not
+    /// known. Answered from memory.
+    fn heard(&self) -> Option<Instant> {
+        None
+    }
 
     /// The stamp of a file.
     fn stamp(&self, path: &str) -> io::Result<Stamp> {
         self.open(path, false)?.stamp()
     }
+}
+
+/// How long an answer is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Within {
+    /// For anything to come from the share.
+    pub silence: Duration,
+    /// For the answer.
+    pub answer: Duration,
 }
 
 /// Takes the answer to [`ShareFile::begin_read`].
@@ -256,9 +270,9 @@ pub trait ShareFile: Send + Sync {
     }
     /// Begins to read up to `len` bytes without waiting: `done` gets them (fewer only at the end of the
     /// file), once, on a thread that it must not keep. [`io::ErrorKind::TimedOut`] when there is no
-    /// answer `within` that time; any other error says nothing but that [`ShareFile::read_at`] is to be
+    /// answer `within` those times; any other error says nothing but that [`ShareFile::read_at`] is to be
     /// asked.
-    fn begin_read(&self, offset: u64, len: usize, within: Duration, done: ReadDone) {
+    fn begin_read(&self, offset: u64, len: usize, within: Within, done: ReadDone) {
         let _ = (offset, len, within);
         done(Err(io::ErrorKind::Unsupported.into()));
     }
@@ -369,6 +383,9 @@ impl<S: Share + ?Sized> Share for std::sync::Arc<S> {
     }
     fn probe(&self) -> io::Result<()> {
         (**self).probe()
+    }
+    fn heard(&self) -> Option<Instant> {
+        (**self).heard()
     }
     fn stamp(&self, path: &str) -> io::Result<Stamp> {
         (**self).stamp(path)

@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Drive, Handle, State};
 use crate::file::{Binding, FileState};
@@ -20,8 +20,19 @@ use crate::file::{Binding, FileState};
 const SEQUENTIAL: u32 = 2;
 /// So far ahead of the reader, in bytes.
 const WINDOW: u64 = 4 << 20;
-/// In calls of so many bytes.
+/// In calls of so many bytes at most.
 const PART: u64 = 1 << 20;
+/// What may be on its way ahead of all readers, in bytes: at first, at most. On a slow link what was asked
+/// for ahead is in the way of what is wanted now.
+const FIRST: u64 = 512 << 10;
+const MOST: u64 = 8 << 20;
+/// Less than this is not worth a call: then just one of so many reads has one, to see whether the link is
+/// another by now.
+const LEAST: u64 = 64 << 10;
+const TRY: u64 = 16;
+/// A part that comes so soon lets twice as much be on its way; one that takes longer than the second, half.
+const SOON: Duration = Duration::from_millis(200);
+const LATE: Duration = Duration::from_millis(600);
 /// What may be held for all handles, in bytes.
 const HELD: u64 = 64 << 20;
 
@@ -34,11 +45,80 @@ pub struct AheadCount {
     pub hits: u64,
 }
 
-#[derive(Default)]
 pub(super) struct Counters {
     asked: AtomicU64,
     hits: AtomicU64,
     held: Arc<AtomicU64>,
+    /// Bytes that were asked for ahead and have not come, and how many these may be.
+    flying: AtomicU64,
+    limit: AtomicU64,
+    /// Reads that had nothing fetched ahead of them for that limit.
+    without: AtomicU64,
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self {
+            asked: AtomicU64::default(),
+            hits: AtomicU64::default(),
+            held: Arc::default(),
+            flying: AtomicU64::default(),
+            limit: AtomicU64::new(FIRST),
+            without: AtomicU64::default(),
+        }
+    }
+}
+
+impl Counters {
+    /// So much may be on its way, in parts of the second; nothing where the link is too slow for that.
+    fn limit(&self) -> Option<(u64, u64)> {
+        let limit = self.limit.load(Ordering::SeqCst);
+        if limit < LEAST {
+            let tries = (self.without.fetch_add(1, Ordering::SeqCst) + 1).is_multiple_of(TRY);
+            return tries.then_some((LEAST, LEAST));
+        }
+        Some((limit, PART.min(limit / 2).max(LEAST)))
+    }
+}
+
+/// A part on its way.
+struct Flying<'a> {
+    counters: &'a Counters,
+    size: u64,
+    since: Instant,
+    well: bool,
+}
+
+impl<'a> Flying<'a> {
+    fn new(counters: &'a Counters, range: &Range<u64>) -> Self {
+        let size = range.end - range.start;
+        counters.flying.fetch_add(size, Ordering::SeqCst);
+        Self {
+            counters,
+            size,
+            since: Instant::now(),
+            well: false,
+        }
+    }
+}
+
+impl Drop for Flying<'_> {
+    fn drop(&mut self) {
+        let counters = self.counters;
+        counters.flying.fetch_sub(self.size, Ordering::SeqCst);
+        let limit = counters.limit.load(Ordering::SeqCst);
+        let took = self.since.elapsed();
+        let next = if !self.well || took > LATE {
+            limit / 2
+        } else if took < SOON {
+            limit * 2
+        } else {
+            limit
+        };
+        // Of two that come at once one may be forgotten: the next one tells the same.
+        let next = next.clamp(LEAST / 2, MOST);
+        counters.limit.store(next, Ordering::SeqCst);
+    }
 }
 
 /// One handle's reader.
@@ -126,17 +206,24 @@ impl Drive {
             None => return Vec::new(),
         };
         let from = reader.until.max(reader.next);
-        let to = st.size.min(reader.next.saturating_add(WINDOW));
+        let Some((limit, step)) = self.ahead.limit() else {
+            return Vec::new();
+        };
+        let mut flying = self.ahead.flying.load(Ordering::SeqCst);
+        let to = st.size.min(reader.next.saturating_add(WINDOW.min(limit)));
         // In whole parts, so that a short read does not ask for a short piece.
-        if from >= to || (to - from < PART && to < st.size) {
+        if from >= to || (to - from < step && to < st.size) {
             return Vec::new();
         }
         let mut parts = Vec::new();
         let mut at = from;
         while at < to {
-            let part = at..to.min(at + PART);
-            at = part.end;
+            let part = at..to.min(at + step);
             let size = part.end - part.start;
+            if flying + size > limit {
+                break;
+            }
+            at = part.end;
             if through {
                 if self.ahead.held.fetch_add(size, Ordering::SeqCst) + size > HELD {
                     self.ahead.held.fetch_sub(size, Ordering::SeqCst);
@@ -153,6 +240,7 @@ impl Drive {
             } else if st.valid.contains_range(part.clone()) {
                 continue;
             }
+            flying += size;
             parts.push(part);
         }
         reader.until = at;
@@ -172,12 +260,16 @@ impl Drive {
                 };
                 let Some(part) = held else { return };
                 let asked = range.clone();
-                let got = self.link.call("reading ahead", move |_| {
+                let mut flying = Flying::new(&self.ahead, &range);
+                let none = crate::link::InDoubt::default();
+                let read = move |_: &dyn crate::share::Share| {
                     let mut buf = vec![0; (asked.end - asked.start) as usize];
                     let n = share_file.read_at(asked.start, &mut buf)?;
                     buf.truncate(n);
                     Ok(buf)
-                });
+                };
+                let got = self.link.call_patiently("reading ahead", &none, read);
+                flying.well = got.is_ok();
                 let whole = got
                     .ok()
                     .filter(|b| b.len() as u64 == range.end - range.start);
@@ -186,12 +278,13 @@ impl Drive {
             }
             // A program that comes to it meanwhile fetches it itself; what is there is kept.
             Some(Binding::Cache) => {
-                let missing = h.file.read().valid.gaps(range);
-                for gap in missing {
-                    if self.fetch_for_reader(h.node, &h.file, gap).is_err() {
-                        break;
-                    }
+                let missing = h.file.read().valid.gaps(range.clone());
+                if missing.is_empty() {
+                    return;
                 }
+                let mut flying = Flying::new(&self.ahead, &range);
+                let mut fetch = |gap| self.fetch_for_reader(h.node, &h.file, gap).is_ok();
+                flying.well = missing.into_iter().all(&mut fetch);
             }
             None => {}
         }

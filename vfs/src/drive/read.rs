@@ -8,7 +8,8 @@ use std::sync::atomic::Ordering;
 use super::{Drive, Handle};
 use crate::error::{Error, Result};
 use crate::file::{Binding, FileNode};
-use crate::share::ShareFile;
+use crate::link::PATIENCE;
+use crate::share::{Share, ShareFile, Within};
 
 /// A read that was begun and not answered.
 #[derive(Debug)]
@@ -73,7 +74,7 @@ impl Drive {
         done: impl FnOnce(R, std::result::Result<Vec<u8>, Unread>) + Send + 'static,
     ) -> Option<R> {
         let len = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
-        let Some(share_file) = self.can_begin(handle, len) else {
+        let Some((share_file, within)) = self.can_begin(handle, len) else {
             return Some(reply);
         };
         let answered = move |answer: io::Result<Vec<u8>>| {
@@ -82,13 +83,16 @@ impl Drive {
             });
             done(reply, read);
         };
-        share_file.begin_read(range.start, len, self.stall_budget(), Box::new(answered));
+        share_file.begin_read(range.start, len, within, Box::new(answered));
         None
     }
 
-    fn can_begin(&self, handle: u64, len: usize) -> Option<Arc<dyn ShareFile>> {
+    fn can_begin(&self, handle: u64, len: usize) -> Option<(Arc<dyn ShareFile>, Within)> {
         let h = self.handle(handle).ok().filter(|h| h.read)?;
-        let bound = h.file.read().binding.clone();
+        let (bound, whole) = {
+            let st = h.file.read();
+            (st.binding.clone(), st.fully_cached())
+        };
         let Some(Binding::Share(share_file, _)) = bound else {
             return None;
         };
@@ -96,7 +100,10 @@ impl Drive {
             && !h.ahead.holds_any()
             && share_file.begins_reads(len)
             && self.link.begin();
-        begin.then_some(share_file)
+        let silence = self.stall_budget();
+        // What is whole here need not wait for a link that is full.
+        let answer = if whole { silence } else { PATIENCE };
+        begin.then_some((share_file, Within { silence, answer }))
     }
 
     /// A read that was begun and has no answer: as [`Drive::read`], without waiting again for a share
@@ -125,13 +132,18 @@ impl Drive {
         if !self.may_ask() {
             return Err(Error::NotCached(self.tree().path(h.node)));
         }
-        let (budget, asked) = (self.stall_budget(), &h.file.asked);
-        self.link.call_for("read", budget, asked, move |_| {
+        let read = move |_: &dyn Share| {
             let mut buf = vec![0; len];
             let n = share_file.read_at(offset, &mut buf)?;
             buf.truncate(n);
             Ok(buf)
-        })
+        };
+        let asked = &h.file.asked;
+        // What is whole here need not wait for a link that is full.
+        if h.file.read().fully_cached() {
+            return self.link.call_for("read", self.stall_budget(), asked, read);
+        }
+        self.link.call_patiently("read", asked, read)
     }
 
     /// Reads through cache and journal, fetching what is missing.

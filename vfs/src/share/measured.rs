@@ -9,12 +9,14 @@
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::Instant;
 
 use crate::error::is_link_error;
 use crate::path::Names;
 
-use super::{Attr, Changes, Entry, ReadDone, SetAttr, Share, ShareFile, Special, Stamp, Statfs};
+use super::{
+    Attr, Changes, Entry, ReadDone, SetAttr, Share, ShareFile, Special, Stamp, Statfs, Within,
+};
 
 /// How a call uses the link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -197,6 +199,9 @@ impl<S: Share> Share for MeasuredShare<S> {
     fn probe(&self) -> io::Result<()> {
         self.run(Use::Exchange, || self.inner.probe())
     }
+    fn heard(&self) -> Option<Instant> {
+        self.inner.heard()
+    }
     fn stamp(&self, path: &str) -> io::Result<Stamp> {
         self.several(|| self.inner.stamp(path))
     }
@@ -231,7 +236,7 @@ impl ShareFile for MeasuredFile {
     fn begins_reads(&self, len: usize) -> bool {
         self.inner.begins_reads(len)
     }
-    fn begin_read(&self, offset: u64, len: usize, within: Duration, done: ReadDone) {
+    fn begin_read(&self, offset: u64, len: usize, within: Within, done: ReadDone) {
         let down = |down: u64| Payload { up: 0, down };
         let mut running = Running::begin(self.meter.clone(), down(len as u64), Use::Exchange);
         let measured = Box::new(move |answer: io::Result<Vec<u8>>| {

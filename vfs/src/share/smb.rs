@@ -563,6 +563,10 @@ impl Share for SmbShare {
         })
     }
 
+    fn heard(&self) -> Option<std::time::Instant> {
+        self.0.sessions.heard()
+    }
+
     fn probe(&self) -> io::Result<()> {
         self.0.wait(async {
             let live = self.0.sessions.live().await?;

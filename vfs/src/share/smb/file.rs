@@ -13,7 +13,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::time::Instant;
 
 use smb2::types::FileId;
 
@@ -22,7 +22,7 @@ use super::attr::{Facts, file_time};
 use super::call::{How, Part};
 use super::error::{RANGE_NOT_LOCKED, Result, Retry, SmbError};
 use super::session::Live;
-use crate::share::{Attr, HEAD, ReadDone, SetAttr, ShareFile, Stamp};
+use crate::share::{Attr, HEAD, ReadDone, SetAttr, ShareFile, Stamp, Within};
 
 /// An open file; see the module's head.
 pub(super) struct OpenFile {
@@ -371,7 +371,7 @@ impl ShareFile for SmbFile {
         self.0.at_hand().is_some_and(|(live, _)| len <= live.chunk)
     }
 
-    fn begin_read(&self, offset: u64, len: usize, within: Duration, done: ReadDone) {
+    fn begin_read(&self, offset: u64, len: usize, within: Within, done: ReadDone) {
         let (Some(runtime), Some((live, id))) = (&self.0.share.runtime, self.0.at_hand()) else {
             return done(Err(io::ErrorKind::NotConnected.into()));
         };
@@ -379,12 +379,20 @@ impl ShareFile for SmbFile {
         let file = self.0.clone();
         runtime.spawn(async move {
             let mut read = std::pin::pin!(live.answer(live.read_piece(id, offset, len)));
-            match tokio::time::timeout(within, &mut read).await {
-                Ok(answer) => done(answer.map_err(io::Error::from)),
-                Err(_) => {
+            let begun = Instant::now();
+            loop {
+                let heard = live.heard().map_or(begun, |at| at.max(begun));
+                let until = (heard + within.silence).min(begun + within.answer);
+                if let Ok(answer) = tokio::time::timeout_at(until.into(), &mut read).await {
+                    done(answer.map_err(io::Error::from));
+                    break;
+                }
+                let heard = live.heard().map_or(begun, |at| at.max(begun));
+                if Instant::now() >= (heard + within.silence).min(begun + within.answer) {
                     done(Err(io::ErrorKind::TimedOut.into()));
                     // Whether the server is still there is seen by who waits on.
                     let _ = read.await;
+                    break;
                 }
             }
             drop(file);

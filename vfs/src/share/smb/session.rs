@@ -120,7 +120,19 @@ struct Failed {
 const NETWORK: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 const REFUSED: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(900));
 
+impl Live {
+    /// When the server last sent a byte.
+    pub(super) fn heard(&self) -> Option<Instant> {
+        self.tap.last_byte()
+    }
+}
+
 impl Sessions {
+    /// When the server last sent a byte on the connection there is now; never waits.
+    pub(super) fn heard(&self) -> Option<Instant> {
+        self.state.try_lock().ok()?.live.as_ref()?.heard()
+    }
+
     pub(super) fn new(config: SmbConfig) -> Self {
         Self {
             config,
