@@ -193,7 +193,7 @@ impl Drive {
     /// written: the mode forbids it to programs, and these have written before.
     fn open_for_push(&self, node: u64, at: &str) -> Result<(Arc<dyn ShareFile>, Stamp, bool)> {
         const OWNER_WRITES: u32 = 0o200;
-        let refused = match self.open_on_share(at, true) {
+        let refused = match self.open_on_share(at, true, self.patient()) {
             Err(e @ (Error::Access(_) | Error::NotPermitted(_))) => e,
             answer => return answer,
         };

@@ -144,7 +144,7 @@ impl Drive {
         if !idle(&file.read()) {
             return Err(Error::Busy("the file is open or holds unsynced bytes"));
         }
-        let (_, stamp, _) = self.open_on_share(&at, false)?;
+        let (_, stamp, _) = self.open_on_share(&at, false, self.patient())?;
         {
             let st = file.read();
             if st.attached && st.stamp == Some(stamp) {
@@ -194,7 +194,7 @@ impl Drive {
     /// Compares what is not compared yet, and stages what differs.
     fn compare(&self, file: &Arc<FileNode>, at: &str, stage: &mut Stage) -> Result<()> {
         let stamp = stage.stamp();
-        let (share_file, found, _) = self.open_on_share(at, false)?;
+        let (share_file, found, _) = self.open_on_share(at, false, self.patient())?;
         if found != stamp {
             return Err(Error::ShareChanged(at.to_owned()));
         }
@@ -300,7 +300,7 @@ impl Drive {
     /// A crash in between is made good at the next opening of the drive.
     fn switch(&self, file: &Arc<FileNode>, at: &str, stage: &mut Stage) -> Result<()> {
         let _open = file.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let (_, found, _) = self.open_on_share(at, false)?;
+        let (_, found, _) = self.open_on_share(at, false, self.patient())?;
         if found != stage.stamp() {
             return Err(Error::ShareChanged(at.to_owned()));
         }

@@ -10,7 +10,7 @@ use super::{Drive, Event, State};
 use crate::error::{Error, Result};
 use crate::file::{Binding, FileNode, FileState};
 use crate::journal::record::MetaRecord;
-use crate::link::{hold, let_go};
+use crate::link::{Wait, hold, let_go};
 use crate::share::{ShareFile, Stamp};
 
 impl Drive {
@@ -105,14 +105,20 @@ impl Drive {
         self.link.probe()
     }
 
+    /// For those who have nothing but the share's answer: a link that is full is waited for.
+    pub(crate) fn patient(&self) -> Wait<'static> {
+        Wait::full(self.stall_budget()).patiently()
+    }
+
     /// Opens the share's file; falls back to reading where writing is refused and not needed.
     pub(crate) fn open_on_share(
         &self,
         share_path: &str,
         write: bool,
+        wait: Wait<'_>,
     ) -> Result<(Arc<dyn ShareFile>, Stamp, bool)> {
         let path = share_path.to_owned();
-        self.link.call(share_path, move |share| {
+        self.link.call_while(share_path, wait, move |share| {
             let (file, writable) = if write {
                 (share.open(&path, true)?, true)
             } else {
@@ -131,21 +137,25 @@ impl Drive {
         node: u64,
         write: bool,
     ) -> Result<(Arc<dyn ShareFile>, Stamp, bool)> {
-        let (place, later, known) = {
+        let (place, later, known, wait) = {
             let tree = self.tree();
             let n = tree.node(node)?;
             let stamp = n.file.as_ref().and_then(|f| f.read().stamp);
             let known = stamp.map_or((n.attr.size, n.attr.mtime, n.attr.file_id), |s| {
                 (s.size, s.mtime, s.file_id)
             });
-            (tree.share_path(node), tree.later_place(node), known)
+            let whole = n.file.as_ref().is_some_and(|f| f.read().fully_cached());
+            let wait = Wait::full(self.stall_budget());
+            // What is whole here need not wait for a link that is full.
+            let wait = if whole { wait } else { wait.patiently() };
+            (tree.share_path(node), tree.later_place(node), known, wait)
         };
         let Some(place) = place else {
             return Err(Error::NotFound(self.tree().path(node)));
         };
-        match (self.open_on_share(&place, write), later) {
+        match (self.open_on_share(&place, write, wait), later) {
             (Err(Error::NotFound(gone)), Some(later)) => {
-                let found = self.open_on_share(&later, write)?;
+                let found = self.open_on_share(&later, write, wait)?;
                 if (found.1.size, found.1.mtime, found.1.file_id) == known {
                     Ok(found)
                 } else {
