@@ -127,7 +127,7 @@ fn child_args(args: &MountArgs, verbose: u8) -> Vec<OsString> {
         "--agent-invitation",
         args.agent.agent_invitation.clone().map(Into::into),
     );
-    option("--mode", Some(args.mode.to_string().into()));
+    option("--mode", args.mode.map(|mode| mode.to_string().into()));
     option("--rules", args.rules.clone().map(Into::into));
     if args.auto_sync == Switch::Off {
         option("--auto-sync", Some("off".into()));

@@ -68,7 +68,7 @@ pub fn open(
     };
     let share: Arc<dyn Share> = Arc::new(MeasuredShare::new(share, meter));
     let mut config = DriveConfig::new(Arc::clone(&share), in_state("drive"));
-    config.state = match first_state(options.policy) {
+    config.state = match first_state(governor.policy()) {
         State::Online => vfs::State::Online,
         State::Cached => vfs::State::Cached,
         State::Offline => vfs::State::Offline,

@@ -34,6 +34,14 @@ impl LinkMeter {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// When the far side last sent anything, as the share says.
+    pub fn heard(&self, at: Option<Instant>) {
+        if let Some(at) = at {
+            let at = at.saturating_duration_since(self.began);
+            self.estimator().heard(at);
+        }
+    }
+
     /// What is known of the link.
     #[must_use]
     pub fn figures(&self) -> Figures {

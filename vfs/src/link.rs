@@ -113,6 +113,8 @@ pub struct Link {
 #[derive(Clone, Copy)]
 pub struct Wait<'a> {
     budget: Duration,
+    /// As long as the far side sends anything, up to this.
+    most: Duration,
     stop: Option<&'a AtomicBool>,
 }
 
@@ -120,7 +122,11 @@ impl<'a> Wait<'a> {
     /// The whole budget.
     #[must_use]
     pub fn full(budget: Duration) -> Self {
-        Self { budget, stop: None }
+        Self {
+            budget,
+            most: budget,
+            stop: None,
+        }
     }
 
     /// The budget, or until `stop` says that nobody wants the answer any more.
@@ -128,7 +134,19 @@ impl<'a> Wait<'a> {
     pub fn until(budget: Duration, stop: &'a AtomicBool) -> Self {
         Self {
             budget,
+            most: budget,
             stop: Some(stop),
+        }
+    }
+
+    /// The budget, and longer as long as the far side sends anything (a link that is full): up to
+    /// `most`.
+    #[must_use]
+    pub fn patient(budget: Duration, most: Duration) -> Self {
+        Self {
+            budget,
+            most: most.max(budget),
+            stop: None,
         }
     }
 
@@ -144,7 +162,22 @@ const STEP: Duration = Duration::from_millis(50);
 fn receive<T>(
     rx: &mpsc::Receiver<T>,
     wait: Wait<'_>,
+    talking: impl Fn() -> bool,
 ) -> std::result::Result<T, mpsc::RecvTimeoutError> {
+    if wait.most > wait.budget {
+        let begin = Instant::now();
+        let mut end = begin + wait.budget;
+        loop {
+            match rx.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Err(mpsc::RecvTimeoutError::Timeout)
+                    if talking() && begin.elapsed() < wait.most =>
+                {
+                    end = (Instant::now() + STEP).min(begin + wait.most);
+                }
+                other => return other,
+            }
+        }
+    }
     if wait.stop.is_none() {
         return rx.recv_timeout(wait.budget);
     }
@@ -156,6 +189,11 @@ fn receive<T>(
             other => return other,
         }
     }
+}
+
+/// Whether the far side sent anything within the last `grace`: a link that is full, and not dead.
+fn is_talking(share: &dyn Share, grace: Duration) -> bool {
+    share.heard().is_some_and(|at| at.elapsed() <= grace)
 }
 
 /// Counts calls that have not come back and may still take effect on the share.
@@ -289,6 +327,21 @@ impl Link {
         self.run(context, wait, &InDoubt::default(), work)
     }
 
+    /// Like [`Link::call_for`], and longer, up to `most`, as long as the far side sends anything: for
+    /// what nobody here can answer instead.
+    ///
+    /// # Errors
+    /// As [`Link::call`].
+    pub fn call_patiently<T: Send + 'static>(
+        &self,
+        context: &str,
+        (budget, most): (Duration, Duration),
+        doubt: &InDoubt,
+        work: impl FnOnce(&dyn Share) -> io::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.run(context, Wait::patient(budget, most), doubt, work)
+    }
+
     /// Like [`Link::call`], with its own deadline, counting in `doubt` while it runs.
     ///
     /// # Errors
@@ -323,7 +376,8 @@ impl Link {
         self.calls.fetch_add(1, Ordering::Relaxed);
         // Another call just stalled: one program's path of several names must not wait for the whole
         // budget at each of them.
-        let hurried = self.probing.load(Ordering::SeqCst);
+        let hurried =
+            self.probing.load(Ordering::SeqCst) && !is_talking(&*self.share, self.grace());
         let budget = if hurried {
             budget.min(self.grace())
         } else {
@@ -339,7 +393,13 @@ impl Link {
             drop(begun);
             let _ = tx.send(answer);
         });
-        match receive(&rx, Wait { budget, ..wait }) {
+        let most = if hurried { budget } else { wait.most };
+        let wait = Wait {
+            budget,
+            most,
+            ..wait
+        };
+        match receive(&rx, wait, || is_talking(&*self.share, self.grace())) {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(e)) => Err(Error::from_share(context, e)),
             Err(mpsc::RecvTimeoutError::Disconnected) => Err(Error::Link(format!(
@@ -355,7 +415,8 @@ impl Link {
                 if left.swap(true, Ordering::SeqCst) {
                     doubt.0.left.fetch_sub(1, Ordering::SeqCst);
                 }
-                if hurried && self.probing.load(Ordering::SeqCst) {
+                let silent = !is_talking(&*self.share, self.grace());
+                if hurried && silent && self.probing.load(Ordering::SeqCst) {
                     // The probe has had its time too. (Should it answer just now, the next call
                     // sends another.)
                     self.suspect.store(true, Ordering::SeqCst);
@@ -423,8 +484,13 @@ impl Link {
             probing.store(false, Ordering::SeqCst);
         });
         let (grace, suspect) = (self.grace(), self.suspect.clone());
+        let share = self.share.clone();
         self.pool.submit(move || {
             std::thread::sleep(grace);
+            // A question that queues behind what others fetch is no sign of a dead link.
+            while !answered.load(Ordering::SeqCst) && is_talking(&*share, grace) {
+                std::thread::sleep(grace.max(STEP));
+            }
             if !answered.load(Ordering::SeqCst) {
                 suspect.store(true, Ordering::SeqCst);
                 // The answer may have come between the two lines above.

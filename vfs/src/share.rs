@@ -209,6 +209,11 @@ pub trait Share: Send + Sync {
     fn may_tell(&self) -> bool {
         false
     }
+    /// When the far side last sent a byte, of whatever answer; from memory. A call that takes long is no
+    /// sign of a dead link while this goes on. `None`: not known.
+    fn heard(&self) -> Option<std::time::Instant> {
+        None
+    }
     /// Begins to tell of changes. Nothing says that all changes are told of.
     fn changes(&self) -> io::Result<Box<dyn Changes>> {
         Err(io::ErrorKind::Unsupported.into())
@@ -329,6 +334,9 @@ impl<S: Share + ?Sized> Share for std::sync::Arc<S> {
     }
     fn may_tell(&self) -> bool {
         (**self).may_tell()
+    }
+    fn heard(&self) -> Option<std::time::Instant> {
+        (**self).heard()
     }
     fn changes(&self) -> io::Result<Box<dyn Changes>> {
         (**self).changes()

@@ -65,7 +65,20 @@ impl Drive {
             return Err(Error::NotCached(self.tree().path(h.node)));
         }
         let (budget, asked) = (self.stall_budget(), &h.file.asked);
-        self.link.call_for("read", budget, asked, move |_| {
+        // What is here whole is served from here soon; for the rest a link that is merely full is
+        // waited for.
+        let whole = {
+            let st = h.file.read();
+            let end = offset.saturating_add(len as u64).min(st.size);
+            st.valid.gaps(offset..end.max(offset)).is_empty()
+        };
+        let most = if whole {
+            budget
+        } else {
+            budget.max(self.flush_budget)
+        };
+        let wait = (budget, most);
+        self.link.call_patiently("read", wait, asked, move |_| {
             let mut buf = vec![0; len];
             let n = share_file.read_at(offset, &mut buf)?;
             buf.truncate(n);

@@ -153,6 +153,9 @@ impl<S: Share> Share for MeasuredShare<S> {
     fn may_tell(&self) -> bool {
         self.inner.may_tell()
     }
+    fn heard(&self) -> Option<std::time::Instant> {
+        self.inner.heard()
+    }
     /// What is heard later is waited for: that time is nobody's measure.
     fn changes(&self) -> io::Result<Box<dyn Changes>> {
         self.several(|| self.inner.changes())

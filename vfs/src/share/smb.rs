@@ -492,6 +492,10 @@ impl Share for SmbShare {
         true
     }
 
+    fn heard(&self) -> Option<std::time::Instant> {
+        self.0.sessions.heard()
+    }
+
     fn changes(&self) -> io::Result<Box<dyn Changes>> {
         Ok(Box::new(self.0.wait(self.0.changes())?))
     }
