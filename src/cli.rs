@@ -84,9 +84,10 @@ pub struct MountArgs {
     /// What is kept here.
     #[command(flatten)]
     pub cache: CacheArgs,
-    /// How the drive uses the link at first; `pstsyncd mode` changes it
-    #[arg(long, value_name = "POLICY", default_value = "online")]
-    pub mode: Policy,
+    /// How the drive uses the link at first; `pstsyncd mode` changes it [default: auto for an smb://
+    /// share, online for a directory]
+    #[arg(long, value_name = "POLICY")]
+    pub mode: Option<Policy>,
     /// The file that `--mode rules` goes by; read anew when it changes [default: rules in the
     /// configuration directory]
     #[arg(long, value_name = "FILE")]

@@ -219,6 +219,66 @@ fn the_state_follows_the_link_and_the_application_does_not_notice() {
     }
 }
 
+/// The link goes and comes every three seconds: 40 s, or as many as `PSTSYNCD_FLAP_SECONDS` says.
+#[test]
+fn a_link_that_flaps_changes_the_state_once_per_stay_at_most() {
+    let seconds = std::env::var("PSTSYNCD_FLAP_SECONDS").ok();
+    let seconds = seconds.and_then(|s| s.parse().ok()).unwrap_or(40);
+    let Some(mut far) = Far::new("") else { return };
+    std::fs::write(far.path("share/Mail/app.bin"), vec![0; WORK]).expect("writes");
+    far.mount("drive", "auto", &["--pin", "**/app.bin"]);
+    let app = far.path("drive/Mail/app.bin");
+    assert_eq!(std::fs::read(&app).expect("reads").len(), WORK);
+    let end = Instant::now() + PATIENCE;
+    while far.run(&["status"]).1["cache"]["pinned_files"].as_u64() != Some(1)
+        || !far.run(&["status"]).1["cache"]["filling"].is_null()
+    {
+        assert!(Instant::now() < end, "never whole");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let (began, over) = (Instant::now(), AtomicBool::new(false));
+    let operations = Mutex::default();
+    let model = std::thread::scope(|s| {
+        let application = s.spawn(|| work(&app, began, &over, &operations));
+        let ended = End(&over);
+        while began.elapsed() < Duration::from_secs(seconds) {
+            far.net.down();
+            std::thread::sleep(Duration::from_secs(3));
+            far.net.up();
+            std::thread::sleep(Duration::from_secs(3));
+            assert!(!application.is_finished(), "the application ended");
+        }
+        drop(ended);
+        application.join().expect("the application sees no error")
+    });
+    let operations: Vec<Operation> = operations.into_inner().expect("no panic");
+    let slowest = operations.iter().map(|o| o.took).max();
+    let (_, link) = far.run(&["link"]);
+    let changes = link["changes"].as_array().expect("changes");
+    println!(
+        "{} operations, the slowest {slowest:?}; {} changes in {seconds} s",
+        operations.len(),
+        changes.len()
+    );
+    let times: Vec<f64> = changes
+        .iter()
+        .map(|change| {
+            let at = change["at"].as_str().expect("a time");
+            let at: jiff::Timestamp = at.parse().expect("a time");
+            at.as_millisecond() as f64 / 1e3
+        })
+        .collect();
+    assert!(
+        !times.is_empty(),
+        "a link that goes for seconds is noticed: {link}"
+    );
+    for pair in times.windows(2) {
+        assert!(pair[1] - pair[0] >= 29.5, "within one stay: {link}");
+    }
+    assert!(slowest < Some(Duration::from_secs(10)), "{slowest:?}");
+    assert!(std::fs::read(&app).expect("reads") == model);
+}
+
 /// Ends the application and the traffic, also when an assertion fails.
 struct End<'a>(&'a AtomicBool);
 
@@ -289,8 +349,10 @@ fn walk(
     );
     if full {
         let came = came.expect("the loop waits for it");
-        // The estimate has 10 s, the state 5 more; what is held for the minimum stay is said elsewhere.
+        // Steps are longer than the minimum stay, which so holds nothing here. The estimate has 10 s of
+        // traffic, the state 5 s from then on.
         println!("          the state took {:.1} s", came.as_secs_f64());
+        assert!(came <= Duration::from_secs(15), "{came:?}");
         if let (Some((Some(down), Some(trip))), true) = (measured, step.rate > 0) {
             let rate = step.rate as f64;
             assert!((down / rate - 1.0).abs() < 0.25, "{down} of {rate} bit/s");

@@ -130,7 +130,7 @@ fn child_args(args: &MountArgs, verbose: u8) -> Vec<OsString> {
     );
     let placement = args.placement.to_possible_value();
     option("--placement", placement.map(|p| p.get_name().into()));
-    option("--mode", Some(args.mode.to_string().into()));
+    option("--mode", args.mode.map(|mode| mode.to_string().into()));
     option("--rules", args.rules.clone().map(Into::into));
     if args.auto_sync == Switch::Off {
         option("--auto-sync", Some("off".into()));

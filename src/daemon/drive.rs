@@ -68,11 +68,9 @@ pub fn open(
                 .map_err(|e| UserError::file("open the share", &options.share, &e))?,
         ),
     };
-    let transport = Arc::downgrade(&share);
-    meter.listen(Box::new(move || transport.upgrade()?.heard()));
     let share: Arc<dyn Share> = Arc::new(MeasuredShare::new(share, meter));
     let mut config = DriveConfig::new(Arc::clone(&share), in_state("drive"));
-    config.state = match first_state(options.policy) {
+    config.state = match first_state(governor.policy()) {
         State::Online => vfs::State::Online,
         State::Cached => vfs::State::Cached,
         State::Offline => vfs::State::Offline,

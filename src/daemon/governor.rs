@@ -1,4 +1,4 @@
-//! The governor of a drive: looks once a second, decides by the policy, sets the drive's state, and
+//! The governor of a drive: looks twice a second, decides by the policy, sets the drive's state, and
 //! remembers why.
 //!
 //! What is decided is `crate::policy`'s; here are the clock, the rules file, the questions to a share
@@ -15,6 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 use jiff::{SignedDuration, Timestamp, Zoned};
 use vfs::Share;
 
+use super::asked::Asked;
 use super::history::History;
 use crate::control::{Explanation, LinkStatus, Measured, Policy, State, StateChange};
 use crate::error::UserError;
@@ -24,11 +25,11 @@ use crate::policy::engine::{Decision, Memory, Settings};
 use crate::policy::rules::{Rules, parse};
 
 /// How often is looked.
-const TICK: Duration = Duration::from_secs(1);
+const TICK: Duration = Duration::from_millis(500);
 /// A link that nobody uses is asked so often whether it is there, and never when it is metered.
 const IDLE: Duration = Duration::from_secs(30);
 /// One that failed is asked again after this long.
-const DOUBT: Duration = Duration::from_secs(2);
+const DOUBT: Duration = Duration::from_secs(1);
 /// Bound of a rules file, in bytes.
 const MAX_RULES: u64 = 64 << 10;
 /// Changes that `status` shows.
@@ -57,6 +58,7 @@ struct Inner {
     memory: Memory,
     rules: RulesFile,
     history: History,
+    asked_for: Asked,
     seen: Seen,
     last: Option<Decision>,
     asked: Option<Instant>,
@@ -77,6 +79,18 @@ impl Governor {
         hints: Box<dyn NetworkHints>,
     ) -> Result<Self, UserError> {
         let mut rules = RulesFile::new(rules);
+        let mut memory = Memory::new(policy, first_state(policy));
+        let mut asked_for = Asked::beside(history);
+        if let Some((timed, left)) = asked_for.load() {
+            // Without its rules it could not be followed: then the mount's policy is right.
+            if timed != Policy::Rules || rules.must().is_ok() {
+                memory = Memory::new(policy, first_state(timed));
+                memory.resume(Duration::ZERO, timed, left);
+                tracing::info!(policy = %timed, ?left, "asked for before the restart");
+            } else {
+                asked_for.clear();
+            }
+        }
         if policy == Policy::Rules {
             rules.must()?;
         }
@@ -86,9 +100,10 @@ impl Governor {
             began: Instant::now(),
             inner: Mutex::new(Inner {
                 settings: Settings::default(),
-                memory: Memory::new(policy, first_state(policy)),
+                memory,
                 rules,
                 history: History::open(history),
+                asked_for,
                 seen: Seen {
                     reachable: true,
                     ..Seen::default()
@@ -121,6 +136,7 @@ impl Governor {
         let run = move || {
             loop {
                 let Some(drive) = drive.upgrade() else { return };
+                governor.meter.heard(share.heard());
                 governor.ask_share(&share);
                 governor.look(&*drive);
                 drop(drive);
@@ -156,13 +172,23 @@ impl Governor {
     fn look(&self, drive: &dyn Governed) {
         let now = Zoned::now();
         let minute = i32::from(now.hour()) * 60 + i32::from(now.minute());
-        let seen = Seen {
+        #[cfg_attr(not(debug_assertions), expect(unused_mut))]
+        let mut seen = Seen {
             at: self.began.elapsed(),
             minute: u16::try_from(minute).unwrap_or(0),
             figures: self.meter.figures(),
             reachable: self.meter.reach().is_up(),
             hints: self.hints.look(),
         };
+        #[cfg(debug_assertions)]
+        {
+            self.hints.play(&mut seen);
+            if let Some(stay) = self.hints.stay() {
+                let settings = &mut self.inner().settings;
+                settings.stay = stay;
+                settings.better = settings.better.min(stay);
+            }
+        }
         self.step(seen, drive);
     }
 
@@ -193,6 +219,11 @@ impl Governor {
                 tracing::info!(from = %change.from, to = %change.to, reason = change.reason, "state");
                 inner.history.add(change);
             }
+            let left = inner
+                .memory
+                .until()
+                .map(|(at, _)| at.saturating_sub(seen.at));
+            inner.asked_for.keep(inner.memory.policy(), left);
             let state = drive_state(&decision);
             let same = inner.last.as_ref().map(drive_state) == Some(state);
             inner.seen = seen;
@@ -266,6 +297,11 @@ impl Governor {
         if spawned.is_err() {
             self.asking.store(false, Ordering::SeqCst);
         }
+    }
+
+    /// The policy in force.
+    pub fn policy(&self) -> Policy {
+        self.inner().memory.policy()
     }
 
     /// The policy, the state, why, and the last changes.

@@ -4,6 +4,7 @@
 //! in the registry, mount, serve the control socket, say "ready". The order of an end is the
 //! reverse; a signal keeps in the journal what is not synced, as `unmount --now` does.
 
+mod asked;
 mod auto;
 pub mod background;
 mod drive;

@@ -102,6 +102,13 @@ impl DriveOptions {
                 "name one with --agent or --agent-invitation, or leave out --placement split",
             ));
         }
+        // Over the network the link is judged; of a directory nobody can say what lies behind it, and
+        // the system's own cache hides how it does.
+        let policy = args.mode.unwrap_or(if smb.is_some() {
+            Policy::Auto
+        } else {
+            Policy::Online
+        });
         check_fuse(args.allow_other)?;
         Ok(Self {
             share,
@@ -119,7 +126,7 @@ impl DriveOptions {
             placement: args.placement,
             allow_other: args.allow_other,
             exclusive: args.exclusive,
-            policy: args.mode,
+            policy,
             rules,
             auto_sync: args.auto_sync == Switch::On,
         })
@@ -143,7 +150,7 @@ fn rules_file(args: &MountArgs) -> Result<Option<PathBuf>, UserError> {
         Some(path) => absolute(path),
         None => match super::paths::config_base() {
             Some(base) if base.join("rules").is_file() => base.join("rules"),
-            _ if args.mode == Policy::Rules => {
+            _ if args.mode == Some(Policy::Rules) => {
                 return Err(UserError::new(
                     "no-rules",
                     "the policy `rules` needs a file with rules",
@@ -154,7 +161,7 @@ fn rules_file(args: &MountArgs) -> Result<Option<PathBuf>, UserError> {
         },
     };
     // Wrong rules are said before anything is mounted.
-    if args.rules.is_some() || args.mode == Policy::Rules {
+    if args.rules.is_some() || args.mode == Some(Policy::Rules) {
         let failed = |e| UserError::file("read the rules in", &path, &e);
         let text = fs::read_to_string(&path).map_err(failed)?;
         crate::policy::rules::parse(&text).map_err(|e| {

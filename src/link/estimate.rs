@@ -32,6 +32,12 @@ const QUESTIONS: usize = 512;
 const LOSS_MEMORY: f64 = 15.0;
 /// Age at which half of a figure's confidence is left, in seconds.
 const FADES: f64 = 60.0;
+/// Without a question that waits as well, silence counts for no more than this, in seconds.
+const CONFIRMS: f64 = 2.0;
+/// Taken for the rate where none is known, in bytes a second.
+const UNKNOWN: f64 = 125_000.0;
+/// A link may be full for so long at most without a word, in seconds.
+const FILLED: f64 = 15.0;
 /// Bound of the calls under way that are kept.
 const CALLS: usize = 4096;
 
@@ -53,7 +59,14 @@ pub struct Estimator {
     lost: (f64, f64, f64),
     failures: u32,
     failing_since: Option<f64>,
+    failed_last: Option<f64>,
     answered: Option<f64>,
+    /// When the far side was last heard of at all.
+    heard: Option<f64>,
+    /// Whether the share tells that.
+    hears: bool,
+    /// When the link was last seen dead.
+    dead: Option<f64>,
     used: Option<f64>,
 }
 
@@ -137,6 +150,10 @@ impl Estimator {
         let Some(was) = self.running.remove(&call) else {
             return;
         };
+        let at = Duration::from_secs_f64(now);
+        if !self.reach(at).is_up() {
+            self.died(now);
+        }
         self.used = Some(now);
         let took = (now - was.began).max(0.0);
         let alone = was.first && self.overlapped.is_none_or(|at| at <= was.began);
@@ -147,11 +164,15 @@ impl Estimator {
             (self.failures, self.failing_since) = (0, None);
         } else {
             self.failures = self.failures.saturating_add(1);
+            self.failed_last = Some(now);
             self.failing_since.get_or_insert(now);
         }
         let round_trip = self.round_trip();
         let span = (was.began, now);
-        let some = |carried: u64| if answered { carried } else { 0 };
+        // What waited through a dead link tells nothing about the rate of a living one.
+        let through = self.dead.is_some_and(|at| was.began <= at);
+        let alone = alone && !through;
+        let some = |carried: u64| if answered && !through { carried } else { 0 };
         if was.with.up >= LARGE {
             let bytes = (was.with.up, some(carried.up));
             self.up.end(span, bytes, alone, round_trip);
@@ -161,7 +182,7 @@ impl Estimator {
             self.down.end(span, bytes, alone, round_trip);
         }
         let small = carried.up + carried.down <= SMALL;
-        if answered && small && was.with.up.max(was.with.down) < LARGE {
+        if answered && small && !through && was.with.up.max(was.with.down) < LARGE {
             match was.how {
                 Use::Exchange if alone => {
                     if let Some((_, before)) = self.clean.0.back() {
@@ -226,15 +247,27 @@ impl Estimator {
                 age: Duration::from_secs_f64(age),
             }
         };
-        let rate = |lane: &Lane| {
-            let (bytes, at, n) = lane.rate(now, round_trip)?;
-            Some(figure(bytes * 8.0, at, n))
+        // A dead link has no rate: what is shown is the last one that was known, and its age. What is on
+        // its way is a bound of a living one only.
+        let dead = !self.reach(Duration::from_secs_f64(now)).is_up();
+        let rate = |lane: &Lane, other: &Lane| {
+            let (bytes, at, n) = if dead {
+                lane.known()?
+            } else {
+                lane.rate(now, round_trip)?
+            };
+            let mut figure = figure(bytes * 8.0, at, n);
+            if other.rose().is_some_and(|rose| rose > at) {
+                // The other way the link was found much faster since: this is from another link.
+                figure.confidence = 0.0;
+            }
+            Some(figure)
         };
         let question = self.best_question();
         let (failed, all, at) = self.lost;
         Figures {
-            up: rate(&self.up),
-            down: rate(&self.down),
+            up: rate(&self.up, &self.down),
+            down: rate(&self.down, &self.up),
             round_trip: question
                 .map(|(least, at, n)| figure((least - headers).max(least / 2.0) * 1e3, at, n)),
             jitter: self
@@ -246,23 +279,65 @@ impl Estimator {
         }
     }
 
+    /// The far side sent something at this time, be it a part of an answer.
+    pub fn heard(&mut self, at: Duration) {
+        let at = at.as_secs_f64();
+        self.hears = true;
+        if self.heard.is_none_or(|before| before < at) {
+            self.heard = Some(at);
+            if self.failed_last.is_some_and(|failed| failed < at) {
+                (self.failures, self.failing_since) = (0, None);
+            }
+        }
+    }
+
+    /// How long the link may be busy with what is under way, at the rate that is known, so that nothing
+    /// else is answered meanwhile; in seconds. What comes is seen coming where the share tells.
+    fn filled(&self) -> f64 {
+        let takes = |lane: &Lane| {
+            let rate = lane.known().map_or(UNKNOWN, |(rate, ..)| rate);
+            lane.flying() as f64 / rate.max(1.0)
+        };
+        let down = if self.hears { 0.0 } else { takes(&self.down) };
+        (takes(&self.up) + down).min(FILLED)
+    }
+
+    /// The link is dead: what begins after this is measured anew.
+    fn died(&mut self, now: f64) {
+        self.dead = Some(now);
+        self.up.cut(now);
+        self.down.cut(now);
+    }
+
     /// Whether the far side answers.
     #[must_use]
     pub fn reach(&self, now: Duration) -> Reach {
         let now = now.as_secs_f64();
         let ago = |at: f64| Duration::from_secs_f64((now - at).max(0.0));
-        // The oldest small question; large transfers and the server's work take what they take.
-        let waits = self
-            .running
-            .values()
-            .filter(|r| r.how != Use::Work && r.with.up.max(r.with.down) < LARGE)
-            .map(|r| r.began)
-            .fold(f64::INFINITY, f64::min);
-        let since = self.answered.map_or(waits, |at| at.max(waits));
+        // The server's own work takes what it takes.
+        let asked = self.running.values().filter(|r| r.how != Use::Work);
+        let oldest = |small: bool| {
+            asked
+                .clone()
+                .filter(|r| !small || r.with.up.max(r.with.down) < LARGE)
+                .map(|r| r.began)
+                .fold(f64::INFINITY, f64::min)
+        };
+        let (any, question) = (oldest(false), oldest(true));
+        let last = self.answered.into_iter().chain(self.heard);
+        let since = last.fold(any, f64::max);
+        let quiet = (now - since - self.filled()).max(0.0);
+        // A question has waited too: one large transfer alone may hang for a reason of its own.
+        let waited = (now - question).max(0.0) + CONFIRMS;
+        let silent = quiet.min(if question.is_finite() {
+            waited
+        } else {
+            CONFIRMS
+        });
         Reach {
             failures: self.failures,
             failing_for: self.failing_since.map(ago),
-            silent_for: waits.is_finite().then(|| ago(since)),
+            silent_for: any.is_finite().then(|| Duration::from_secs_f64(silent)),
             answered: self.answered.map(ago),
             used: if self.running.is_empty() {
                 self.used.map(ago)

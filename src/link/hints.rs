@@ -3,6 +3,8 @@
 
 #[cfg(target_os = "linux")]
 pub mod linux;
+#[cfg(debug_assertions)]
+mod script;
 
 /// What the system says. `None` and empty: it does not know.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,6 +24,18 @@ pub struct Hints {
 pub trait NetworkHints: Send + Sync {
     /// What is known now. Answers from memory.
     fn look(&self) -> Hints;
+
+    /// Puts what a test plays in place of what is seen (debug builds alone).
+    #[cfg(debug_assertions)]
+    fn play(&self, seen: &mut crate::policy::Seen) {
+        let _ = seen;
+    }
+
+    /// The minimum stay that a test asks for (debug builds alone).
+    #[cfg(debug_assertions)]
+    fn stay(&self) -> Option<std::time::Duration> {
+        None
+    }
 }
 
 /// A system that says nothing.
@@ -36,6 +50,10 @@ impl NetworkHints for NoHints {
 /// The hints of this system.
 #[must_use]
 pub fn of_this_system() -> Box<dyn NetworkHints> {
+    #[cfg(debug_assertions)]
+    if let Some(path) = std::env::var_os("PSTSYNCD_TEST_DAY") {
+        return Box::new(script::Script::new(path.into()));
+    }
     #[cfg(target_os = "linux")]
     {
         Box::new(linux::LinuxHints::start())

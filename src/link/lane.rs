@@ -32,6 +32,8 @@ pub struct Lane {
     off: Option<(bool, u32, Mean)>,
     fit: Fit,
     measured: Option<f64>,
+    /// When the rate was last found to be much higher than before.
+    rose: Option<f64>,
     /// How many samples there were; for the confidence.
     samples: u32,
 }
@@ -121,12 +123,12 @@ impl Lane {
         }
         // Where the fixed part is most of the time, its error is most of the result.
         let part = net / busy;
-        self.add(rate.max(1.0).ln(), busy * part * part, busy);
+        self.add(now, rate.max(1.0).ln(), busy * part * part, busy);
         self.measured = Some(now);
         self.samples = self.samples.saturating_add(1);
     }
 
-    fn add(&mut self, log: f64, weight: f64, busy: f64) {
+    fn add(&mut self, now: f64, log: f64, weight: f64, busy: f64) {
         let forgets = (-busy / MEMORY).exp();
         let first = self.mean.weight == 0.0;
         let away = log - self.mean.log;
@@ -141,6 +143,9 @@ impl Lane {
             if n + 1 >= STEP_SAMPLES && mean.busy >= STEP_BUSY {
                 self.mean = mean;
                 self.samples = n;
+                if up {
+                    self.rose = Some(now);
+                }
                 return;
             }
             self.off = Some((up, n + 1, mean));
@@ -151,13 +156,33 @@ impl Lane {
         self.mean.add(log, weight, busy);
     }
 
+    /// Forgets what is under way: it began on a link that died.
+    pub fn cut(&mut self, now: f64) {
+        self.open(now, false);
+        self.off = None;
+    }
+
+    /// When the rate was last found to be much higher than before.
+    pub fn rose(&self) -> Option<f64> {
+        self.rose
+    }
+
+    /// Bytes of the transfers under way.
+    pub fn flying(&self) -> u64 {
+        self.flying
+    }
+
+    /// As [`Lane::rate`], by ended transfers alone.
+    pub fn known(&self) -> Option<(f64, f64, u32)> {
+        self.measured
+            .filter(|_| self.mean.weight > 0.0)
+            .map(|at| (self.mean.log.exp(), at, self.samples))
+    }
+
     /// Bytes a second, when that was measured, and how many samples it rests on. What is on its way for
     /// long is a bound already.
     pub fn rate(&self, now: f64, round_trip: f64) -> Option<(f64, f64, u32)> {
-        let known = self
-            .measured
-            .filter(|_| self.mean.weight > 0.0)
-            .map(|at| (self.mean.log.exp(), at, self.samples));
+        let known = self.known();
         let busy = now - self.since;
         if self.running > 0 && busy > (4.0 * round_trip).max(2.0) {
             let most = (self.bytes + self.flying) as f64 / (busy - round_trip);

@@ -1,6 +1,6 @@
 //! The estimator with a clock and a lock: what the share's wrapper and the sync engine tell.
 
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use vfs::share::measured::{Ended, Meter, Payload, Use};
@@ -12,18 +12,13 @@ use super::{Figures, Reach};
 pub struct LinkMeter {
     began: Instant,
     estimator: Mutex<Estimator>,
-    heard: OnceLock<Heard>,
 }
-
-/// When anything last came from the far side, as far as the transport knows.
-pub type Heard = Box<dyn Fn() -> Option<Instant> + Send + Sync>;
 
 impl Default for LinkMeter {
     fn default() -> Self {
         Self {
             began: Instant::now(),
             estimator: Mutex::default(),
-            heard: OnceLock::new(),
         }
     }
 }
@@ -39,27 +34,24 @@ impl LinkMeter {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// When the far side last sent anything, as the share says.
+    pub fn heard(&self, at: Option<Instant>) {
+        if let Some(at) = at {
+            let at = at.saturating_duration_since(self.began);
+            self.estimator().heard(at);
+        }
+    }
+
     /// What is known of the link.
     #[must_use]
     pub fn figures(&self) -> Figures {
         self.estimator().figures(self.now())
     }
 
-    /// From now on `heard` tells when anything came, be it a part of a long answer behind which a short
-    /// one waits.
-    pub fn listen(&self, heard: Heard) {
-        let _ = self.heard.set(heard);
-    }
-
     /// Whether the far side answers.
     #[must_use]
     pub fn reach(&self) -> Reach {
-        let heard = self.heard.get().and_then(|heard| heard());
-        let reach = self.estimator().reach(self.now());
-        match heard {
-            Some(at) => reach.heard(at.elapsed()),
-            None => reach,
-        }
+        self.estimator().reach(self.now())
     }
 }
 

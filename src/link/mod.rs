@@ -49,7 +49,8 @@ pub struct Reach {
     pub failures: u32,
     /// Time since the first of them.
     pub failing_for: Option<Duration>,
-    /// How long the oldest small question waits, if nothing at all was answered meanwhile.
+    /// How long calls wait while nothing at all is heard of the far side, beyond the time that the link
+    /// may be busy with them.
     pub silent_for: Option<Duration>,
     /// Time since the last answer.
     pub answered: Option<Duration>,
@@ -57,19 +58,14 @@ pub struct Reach {
     pub used: Option<Duration>,
 }
 
-/// After so long without an answer a small question counts as lost.
-const SILENT: Duration = Duration::from_secs(5);
+/// A link that is silent for so long is dead.
+const SILENT: Duration = Duration::from_secs(3);
 /// One failure may be an accident; what fails for so long is none.
 const FAILING: Duration = Duration::from_millis(1500);
+/// One that is silent for so long is asked.
+const DOUBTFUL: Duration = Duration::from_secs(1);
 
 impl Reach {
-    /// Something came that long ago: since then nobody was silent.
-    #[must_use]
-    pub fn heard(mut self, ago: Duration) -> Self {
-        self.silent_for = self.silent_for.map(|silent| silent.min(ago));
-        self
-    }
-
     /// Whether there is a link.
     #[must_use]
     pub fn is_up(&self) -> bool {
@@ -81,6 +77,6 @@ impl Reach {
     /// Whether it is time to ask: something failed, or waits longer than it should.
     #[must_use]
     pub fn is_doubtful(&self) -> bool {
-        self.failures > 0 || self.silent_for.is_some_and(|t| t >= FAILING)
+        self.failures > 0 || self.silent_for.is_some_and(|t| t >= DOUBTFUL)
     }
 }

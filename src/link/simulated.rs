@@ -127,6 +127,15 @@ impl World {
         self.now = until;
     }
 
+    /// What is under way ends, and nothing else begins.
+    fn rest(&mut self) {
+        while let Some(End(at, _, call, payload)) = self.ends.pop() {
+            self.now = at;
+            let now = Duration::from_secs_f64(at);
+            self.estimator.end(now, call, payload, Ended::Answered);
+        }
+    }
+
     fn figures(&self) -> Figures {
         self.estimator.figures(Duration::from_secs_f64(self.now))
     }
@@ -246,13 +255,100 @@ fn what_fails_is_loss_and_what_hangs_is_silence() {
     assert!((trip.value - 10.0).abs() < 0.1, "{trip:?}");
     let hangs = estimator.begin(at(10_000), Payload::default(), Use::Exchange);
     assert!(estimator.reach(at(12_000)).is_doubtful());
-    assert!(estimator.reach(at(14_000)).is_up());
-    assert!(!estimator.reach(at(16_000)).is_up());
+    assert!(estimator.reach(at(12_900)).is_up());
+    assert!(!estimator.reach(at(14_000)).is_up());
     estimator.end(at(17_000), hangs, Payload::default(), Ended::Answered);
     assert!(estimator.reach(at(17_000)).is_up());
     // A flush may take its time.
     estimator.begin(at(20_000), Payload::default(), Use::Work);
     assert!(estimator.reach(at(29_000)).is_up());
+}
+
+#[test]
+fn a_full_link_is_not_a_dead_one() {
+    let at = Duration::from_secs_f64;
+    let large = Payload {
+        up: 0,
+        down: 1 << 20,
+    };
+    for hears in [true, false] {
+        let mut world = World::new(link(1.0, 20.0), 11);
+        world.work(1, 10.0, 64 << 10);
+        world.rest();
+        // 1 MiB takes 8.4 s, and a question waits behind it.
+        let now = world.now + 10.0;
+        world.estimator.begin(at(now), large, Use::Exchange);
+        let asks = now + 0.1;
+        world
+            .estimator
+            .begin(at(asks), Payload::default(), Use::Exchange);
+        for tenth in 0..80 {
+            let t = now + f64::from(tenth) / 10.0;
+            if hears {
+                world.estimator.heard(at(t));
+            }
+            let reach = world.estimator.reach(at(t));
+            assert!(reach.is_up(), "after {tenth} tenths: {reach:?}");
+        }
+        // Where bytes are seen coming, none for three seconds are a dead link; else the time that the
+        // transfer takes counts.
+        let dies = if hears { 11.5 } else { 14.0 };
+        assert!(!world.estimator.reach(at(now + dies)).is_up());
+        let trust = world.estimator.figures(at(now + 60.0)).down.unwrap();
+        assert!((trust.value / MBIT - 1.0).abs() < 0.25, "{trust:?}");
+        assert!(trust.age > at(50.0), "{trust:?}");
+    }
+}
+
+#[test]
+fn a_dead_link_keeps_its_last_rate_and_what_hung_says_nothing() {
+    let at = Duration::from_secs_f64;
+    let mut world = World::new(link(20.0, 20.0), 12);
+    world.work(1, 10.0, 256 << 10);
+    world.rest();
+    let before = world.figures().down.unwrap();
+    let piece = Payload {
+        up: 0,
+        down: 64 << 10,
+    };
+    let now = world.now + 1.0;
+    let hung = world.estimator.begin(at(now), piece, Use::Exchange);
+    let question = world
+        .estimator
+        .begin(at(now + 1.0), Payload::default(), Use::Exchange);
+    for second in [5.0, 20.0, 40.0] {
+        let reach = world.estimator.reach(at(now + second));
+        assert!(!reach.is_up(), "{reach:?}");
+        let shown = world.estimator.figures(at(now + second)).down.unwrap();
+        assert_eq!(shown.value, before.value, "after {second} s");
+        assert!(shown.age > at(second) && shown.confidence < before.confidence);
+    }
+    // TCP brings both in the end.
+    let (end, answered) = (at(now + 41.0), Ended::Answered);
+    world
+        .estimator
+        .end(end, question, Payload::default(), answered);
+    world.estimator.end(end, hung, piece, answered);
+    assert!(world.estimator.reach(end).is_up());
+    let after = world.estimator.figures(at(now + 42.0));
+    assert_eq!(after.down.unwrap().value, before.value);
+    assert!(after.round_trip.unwrap().value < 40.0, "{after:?}");
+}
+
+#[test]
+fn one_transfer_that_hangs_alone_is_a_doubt_and_no_death() {
+    let at = Duration::from_secs_f64;
+    let mut estimator = Estimator::default();
+    let piece = Payload {
+        up: 0,
+        down: 64 << 10,
+    };
+    estimator.heard(at(0.0));
+    estimator.begin(at(0.0), piece, Use::Exchange);
+    assert!(estimator.reach(at(30.0)).is_doubtful());
+    assert!(estimator.reach(at(30.0)).is_up());
+    estimator.begin(at(30.0), Payload::default(), Use::Exchange);
+    assert!(!estimator.reach(at(31.5)).is_up());
 }
 
 #[test]

@@ -25,7 +25,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             stay: Duration::from_secs(30),
-            better: Duration::from_secs(4),
+            better: Duration::from_secs(3),
             counts: Duration::from_secs(120),
             borders: Borders::default(),
         }
@@ -51,6 +51,8 @@ pub struct Memory {
     /// Since when something better than the state would be right.
     better: Option<Duration>,
     counts: Option<Duration>,
+    /// When a state was last left for a safer one before its stay was over.
+    fled: Option<Duration>,
     /// Online was entered, at this time, without knowing the rate.
     trial: Option<Duration>,
 }
@@ -90,6 +92,7 @@ impl Memory {
             outages: VecDeque::new(),
             better: None,
             counts: None,
+            fled: None,
             trial: None,
         }
     }
@@ -104,6 +107,13 @@ impl Memory {
     #[must_use]
     pub fn until(&self) -> Option<(Duration, Policy)> {
         self.until
+    }
+
+    /// What was asked for a time goes on after a restart: for `left` longer, then as this begins.
+    pub fn resume(&mut self, now: Duration, policy: Policy, left: Duration) {
+        self.until = Some((now.saturating_add(left), self.policy));
+        self.policy = policy;
+        self.free();
     }
 
     /// The user asks for a policy, for good or for a time. For a time again, it is still the one from
@@ -158,6 +168,11 @@ impl Memory {
 
     fn enter(&mut self, settings: &Settings, verdict: &Verdict, seen: &Seen) {
         let now = seen.at;
+        if let Some(since) = self.since
+            && now.saturating_sub(since) < settings.stay
+        {
+            self.fled = Some(now);
+        }
         let known = self.rate(settings, seen).is_some();
         if verdict.state == State::Online {
             self.trial = (!known).then_some(now);
@@ -257,7 +272,19 @@ impl Memory {
             State::Offline => 0,
         };
         let better = rank(verdict.state) > rank(self.state);
-        let lasts = if better {
+        // A link that does not flap: what makes nothing worse is done at once. To a drive, a poor link
+        // and none are the same until something is to be sent.
+        let calm = self.outages.len() <= 1
+            && self
+                .fled
+                .is_none_or(|at| now.saturating_sub(at) >= settings.stay * 2);
+        if calm && !better {
+            self.better = None;
+            return None;
+        }
+        let lasts = if better && calm && verdict.state == State::Cached {
+            settings.better
+        } else if better {
             now.saturating_sub(*self.better.get_or_insert(now))
         } else {
             self.better = None;

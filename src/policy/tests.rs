@@ -373,6 +373,36 @@ fn turns() -> impl Strategy<Value = Vec<(u16, Turn)>> {
     proptest::collection::vec((0_u16..8000, turn), 1..200)
 }
 
+fn rank(state: State) -> u8 {
+    match state {
+        State::Online => 2,
+        State::Cached => 1,
+        State::Offline => 0,
+    }
+}
+
+/// A link that was just found poor and then is lost: that is said at once, the first time.
+#[test]
+fn to_something_safer_nobody_waits_for_the_stay() {
+    let settings = Settings::default();
+    let mut memory = Memory::new(Policy::Auto, State::Online);
+    memory.step(&settings, None, &seen(0.0, 100.0, 5.0));
+    assert!(memory.step(&settings, None, &seen(100.0, 1.0, 5.0)).changed);
+    let lost = memory.step(&settings, None, &away(105.0));
+    assert_eq!((lost.state, lost.changed), (State::Offline, true));
+    // Back again, it stays for its time.
+    let back = memory.step(&settings, None, &seen(110.0, 1.0, 5.0));
+    assert_eq!(back.state, State::Offline);
+    assert!(back.held.is_some());
+    let back = memory.step(&settings, None, &seen(135.0, 1.0, 5.0));
+    assert_eq!(back.state, State::Cached, "no further wait after the stay");
+    // Once more within a minute: that link flaps.
+    let lost = memory.step(&settings, None, &away(140.0));
+    assert_eq!(lost.state, State::Cached);
+    let lost = memory.step(&settings, None, &away(165.0));
+    assert_eq!(lost.state, State::Offline);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(
         std::env::var("POLICY_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(128)
@@ -387,6 +417,7 @@ proptest! {
         let all = [Policy::Auto, Policy::Rules, Policy::Online, Policy::Cached, Policy::Offline];
         let mut memory = Memory::new(Policy::Auto, State::Online);
         let mut twin = memory.clone();
+        let (mut state, mut fled) = (State::Online, None);
         let (mut now, mut last, mut look) = (0.0, None, seen(0.0, 50.0, 10.0));
         for (wait, turn) in turns {
             now += f64::from(wait) / 1000.0;
@@ -404,17 +435,26 @@ proptest! {
                 }
             }
             let before = (memory.policy(), memory.until());
+            let was = state;
             let decision = memory.step(&settings, Some(&rules), &look);
             prop_assert_eq!(&twin.step(&settings, Some(&rules), &look), &decision);
             if (memory.policy(), memory.until()) != before {
                 last = None;
             }
             if decision.changed {
-                if let Some(last) = last {
-                    prop_assert!(look.at - last >= settings.stay, "{:?}", decision);
+                if let Some(last) = last
+                    && look.at - last < settings.stay
+                {
+                    // To something safer, and once in a while.
+                    prop_assert!(rank(decision.state) < rank(was), "{:?} from {}", decision, was);
+                    if let Some(fled) = fled {
+                        prop_assert!(look.at - fled >= settings.stay * 2, "{:?}", decision);
+                    }
+                    fled = Some(look.at);
                 }
                 last = Some(look.at);
             }
+            state = decision.state;
             prop_assert!(decision.held.is_some() || decision.state == decision.verdict.state);
             if memory.policy() == Policy::Online {
                 prop_assert_eq!(decision.state, State::Online);

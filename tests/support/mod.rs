@@ -137,6 +137,10 @@ impl Rig {
     }
 
     pub fn try_mount(&self, mode: &str) -> Output {
+        self.mount_command(mode).output().expect("pstsyncd runs")
+    }
+
+    fn mount_command(&self, mode: &str) -> Command {
         let mut command = self.command(&["mount", "--background", "--json", "--mode", mode]);
         let auto = if self.auto_sync { "on" } else { "off" };
         command.args(["--auto-sync", auto]);
@@ -149,11 +153,18 @@ impl Rig {
             .arg("--agent-invitation")
             .arg(self.path("agent/client.json"));
         command.arg(self.path("drive"));
-        command.output().expect("pstsyncd runs")
+        command
     }
 
     pub fn mount(&mut self, mode: &str) {
-        let output = self.try_mount(mode);
+        self.mount_with(mode, &[], &[]);
+    }
+
+    /// With further arguments and environment.
+    pub fn mount_with(&mut self, mode: &str, more: &[&str], env: &[(&str, &std::ffi::OsStr)]) {
+        let mut command = self.mount_command(mode);
+        command.args(more).envs(env.iter().copied());
+        let output = command.output().expect("pstsyncd runs");
         let answer = last_json(&output);
         let code = output.status.code();
         assert_eq!(code, Some(0), "mount answered {answer}");

@@ -372,7 +372,7 @@ impl Link {
         self.calls.fetch_add(1, Ordering::Relaxed);
         // Another call just stalled: one program's path of several names must not wait for the whole
         // budget at each of them.
-        let hurried = self.probing.load(Ordering::SeqCst);
+        let hurried = self.probing.load(Ordering::SeqCst) && !self.is_busy();
         let budget = if hurried {
             budget.min(self.grace())
         } else {
@@ -414,7 +414,7 @@ impl Link {
                 if left.swap(true, Ordering::SeqCst) {
                     doubt.0.left.fetch_sub(1, Ordering::SeqCst);
                 }
-                if hurried && self.probing.load(Ordering::SeqCst) && !self.is_busy() {
+                if hurried && self.probing.load(Ordering::SeqCst) {
                     // The probe has had its time too. (Should it answer just now, the next call
                     // sends another.)
                     self.suspect.store(true, Ordering::SeqCst);

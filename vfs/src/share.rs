@@ -13,7 +13,7 @@ pub mod smb;
 
 use std::io;
 use std::ops::Range;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bincode::{Decode, Encode};
 
@@ -210,6 +210,11 @@ pub trait Share: Send + Sync {
     fn may_tell(&self) -> bool {
         false
     }
+    /// When the far side last sent a byte, of whatever answer; from memory. A call that takes long is no
+    /// sign of a dead link while this goes on. `None`: not known.
+    fn heard(&self) -> Option<std::time::Instant> {
+        None
+    }
     /// Begins to tell of changes. Nothing says that all changes are told of.
     fn changes(&self) -> io::Result<Box<dyn Changes>> {
         Err(io::ErrorKind::Unsupported.into())
@@ -233,11 +238,6 @@ pub trait Share: Send + Sync {
     fn statfs(&self) -> io::Result<Statfs>;
     /// Cheap proof that the share answers.
     fn probe(&self) -> io::Result<()>;
-    /// When anything last came from the share, be it a part of an answer; `None` where that is not
-    /// known. Answered from memory.
-    fn heard(&self) -> Option<Instant> {
-        None
-    }
 
     /// The stamp of a file.
     fn stamp(&self, path: &str) -> io::Result<Stamp> {
@@ -354,6 +354,9 @@ impl<S: Share + ?Sized> Share for std::sync::Arc<S> {
     fn may_tell(&self) -> bool {
         (**self).may_tell()
     }
+    fn heard(&self) -> Option<std::time::Instant> {
+        (**self).heard()
+    }
     fn changes(&self) -> io::Result<Box<dyn Changes>> {
         (**self).changes()
     }
@@ -383,9 +386,6 @@ impl<S: Share + ?Sized> Share for std::sync::Arc<S> {
     }
     fn probe(&self) -> io::Result<()> {
         (**self).probe()
-    }
-    fn heard(&self) -> Option<Instant> {
-        (**self).heard()
     }
     fn stamp(&self, path: &str) -> io::Result<Stamp> {
         (**self).stamp(path)

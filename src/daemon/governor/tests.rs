@@ -121,7 +121,7 @@ fn without_a_link_cached_shows_offline_and_online_says_so() {
     assert_eq!(look(2, false), State::Offline);
     // The drive goes on trying: it syncs the moment the link is back.
     assert_eq!(*told.0.lock().unwrap(), [vfs::State::Cached]);
-    assert_eq!(look(40, true), State::Offline, "not believed at once");
+    assert_eq!(look(20, true), State::Offline, "the stay");
     assert_eq!(look(45, true), State::Cached);
     governor.set(Policy::Online, None, &told).unwrap();
     assert_eq!(look(50, false), State::Online);

@@ -238,6 +238,9 @@ impl<S: Share> Share for FaultShare<S> {
     fn may_tell(&self) -> bool {
         self.inner.may_tell()
     }
+    fn heard(&self) -> Option<std::time::Instant> {
+        self.inner.heard()
+    }
     fn changes(&self) -> io::Result<Box<dyn Changes>> {
         self.control.run("", || self.inner.changes())
     }

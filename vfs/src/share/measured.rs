@@ -9,7 +9,6 @@
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
 
 use crate::error::is_link_error;
 use crate::path::Names;
@@ -166,6 +165,9 @@ impl<S: Share> Share for MeasuredShare<S> {
     fn may_tell(&self) -> bool {
         self.inner.may_tell()
     }
+    fn heard(&self) -> Option<std::time::Instant> {
+        self.inner.heard()
+    }
     /// What is heard later is waited for: that time is nobody's measure.
     fn changes(&self) -> io::Result<Box<dyn Changes>> {
         self.several(|| self.inner.changes())
@@ -198,9 +200,6 @@ impl<S: Share> Share for MeasuredShare<S> {
     }
     fn probe(&self) -> io::Result<()> {
         self.run(Use::Exchange, || self.inner.probe())
-    }
-    fn heard(&self) -> Option<Instant> {
-        self.inner.heard()
     }
     fn stamp(&self, path: &str) -> io::Result<Stamp> {
         self.several(|| self.inner.stamp(path))

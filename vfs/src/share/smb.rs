@@ -492,6 +492,10 @@ impl Share for SmbShare {
         true
     }
 
+    fn heard(&self) -> Option<std::time::Instant> {
+        self.0.sessions.heard()
+    }
+
     fn changes(&self) -> io::Result<Box<dyn Changes>> {
         Ok(Box::new(self.0.wait(self.0.changes())?))
     }
@@ -561,10 +565,6 @@ impl Share for SmbShare {
             files: 0,
             files_free: 0,
         })
-    }
-
-    fn heard(&self) -> Option<std::time::Instant> {
-        self.0.sessions.heard()
     }
 
     fn probe(&self) -> io::Result<()> {

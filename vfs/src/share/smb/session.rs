@@ -98,6 +98,8 @@ pub(super) struct Sessions {
     state: tokio::sync::Mutex<State>,
     /// The root directory that was first seen.
     root: Mutex<Option<u64>>,
+    /// The live connection's, so that nobody waits for one who dials.
+    tap: Mutex<Option<Arc<Tap>>>,
 }
 
 #[derive(Default)]
@@ -117,7 +119,11 @@ struct Failed {
 
 /// Waits between attempts: from short to long, doubling. After "wrong password" they are long, as a
 /// few attempts lock an account in many places.
-const NETWORK: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+const NETWORK: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(3));
+/// Longest that one attempt waits for the TCP connection. The kernel repeats its question after 1, 3 and
+/// 7 seconds; a new attempt asks sooner than the third of them.
+const CONNECT: Duration = Duration::from_secs(4);
+
 const REFUSED: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(900));
 
 impl Live {
@@ -128,17 +134,19 @@ impl Live {
 }
 
 impl Sessions {
-    /// When the server last sent a byte on the connection there is now; never waits.
-    pub(super) fn heard(&self) -> Option<Instant> {
-        self.state.try_lock().ok()?.live.as_ref()?.heard()
-    }
-
     pub(super) fn new(config: SmbConfig) -> Self {
         Self {
             config,
             state: tokio::sync::Mutex::default(),
             root: Mutex::new(None),
+            tap: Mutex::default(),
         }
+    }
+
+    /// When the server last sent a byte.
+    pub(super) fn heard(&self) -> Option<Instant> {
+        let tap = self.tap.lock().unwrap_or_else(PoisonError::into_inner);
+        tap.as_ref()?.last_byte()
     }
 
     /// The session; makes one where there is none and the last failure is long enough ago.
@@ -158,6 +166,9 @@ impl Sessions {
         match self.dial(&mut state).await {
             Ok(live) => {
                 state.failed = None;
+                let mut tap = self.tap.lock().unwrap_or_else(PoisonError::into_inner);
+                *tap = Some(live.tap.clone());
+                drop(tap);
                 state.live = Some(live.clone());
                 Ok(live)
             }
@@ -185,7 +196,7 @@ impl Sessions {
     async fn dial(&self, state: &mut State) -> Result<Arc<Live>> {
         let config = &self.config;
         let mut opts = ConnectOptions::default();
-        opts.timeout = config.silence;
+        opts.timeout = config.silence.min(CONNECT);
         let endpoint = config.address.endpoint();
         let tcp = TcpTransport::connect_with(&endpoint, opts)
             .await
