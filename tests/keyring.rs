@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used)]
 
 #[path = "support/machine.rs"]
-#[allow(dead_code)] // not all of it is for this test
 mod machine;
 #[path = "support/port.rs"]
 mod port;

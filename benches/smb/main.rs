@@ -182,7 +182,9 @@ fn print(load: Load, all: &[Box<dyn Peer>], rates: &[Option<Vec<f64>>], len: u64
     let (unit, _) = load.amount(len);
     let rounds = rates.iter().flatten().map(Vec::len).max().unwrap_or(0);
     println!("\n### {}\n", load.title());
-    println!("| {rounds} rounds | {unit} | slowest–fastest round | over the bare library, slowest–fastest |");
+    println!(
+        "| {rounds} rounds | {unit} | slowest–fastest round | over the bare library, slowest–fastest |"
+    );
     println!("|---|---:|---:|---:|");
     let bare = all
         .iter()

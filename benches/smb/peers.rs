@@ -135,11 +135,8 @@ impl Peer for Drive {
                     buf.fill((seed + at) as u8);
                     file.write_all(&buf)?;
                 }
-                eprintln!("wrote {:?}", start.elapsed());
                 file.sync_all()?;
-                eprintln!("synced {:?}", start.elapsed());
                 drop(file);
-                eprintln!("closed {:?}", start.elapsed());
                 Ok(Some(start.elapsed()))
             }
             Load::Random | Load::Threads => {
@@ -175,7 +172,10 @@ impl Peer for Drive {
 
 impl Drop for Drive {
     fn drop(&mut self) {
-        let asked = Command::new("fusermount3").arg("-u").arg(&self.dir).status();
+        let asked = Command::new("fusermount3")
+            .arg("-u")
+            .arg(&self.dir)
+            .status();
         if !asked.is_ok_and(|s| s.success()) {
             let _ = self.server.kill();
         }
@@ -236,7 +236,6 @@ impl Peer for Bare {
                         buf.fill((seed + at) as u8);
                         writer.write_chunk(&buf).await?;
                     }
-                    eprintln!("bare wrote {:?}", start.elapsed());
                     ensure!(writer.finish().await? == len, "not all was written");
                 }
                 Load::Random | Load::Threads => {
