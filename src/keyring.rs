@@ -5,6 +5,7 @@
 //! An entry is found by program, server, port, domain and user; the shares of one server have one.
 
 use std::io::{self, Read};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -52,10 +53,17 @@ fn address(text: &str) -> Result<SmbAddress, UserError> {
     })
 }
 
+/// Whether there is a message bus to ask on. Without one the tool would start a bus of its own, and leave it.
+fn has_bus() -> bool {
+    let set = |name| std::env::var_os(name).filter(|v| !v.is_empty());
+    set("DBUS_SESSION_BUS_ADDRESS").is_some()
+        || set("XDG_RUNTIME_DIR").is_some_and(|dir| Path::new(&dir).join("bus").exists())
+}
+
 fn missing(e: &io::Error) -> UserError {
     let message = match e.kind() {
         io::ErrorKind::NotFound => format!("the keyring cannot be asked: {TOOL} is not installed"),
-        _ => format!("the keyring cannot be asked: {TOOL}: {e}"),
+        _ => format!("the keyring cannot be asked: {e}"),
     };
     UserError::new(
         "no-keyring",
@@ -71,6 +79,11 @@ fn missing(e: &io::Error) -> UserError {
 pub fn run(command: &PasswordCommand, out: &mut Output) -> Outcome {
     let (PasswordCommand::Set { share } | PasswordCommand::Forget { share }) = command;
     let address = address(share)?;
+    if !has_bus() {
+        return Err(missing(&io::Error::other(
+            "there is no session to have a keyring",
+        )));
+    }
     let mut tool = Command::new(TOOL);
     let done = match command {
         PasswordCommand::Set { .. } => {
@@ -110,11 +123,14 @@ fn refused(message: String) -> UserError {
     )
 }
 
-/// The password of an account, as it was stored; `None` where there is no entry, or no keyring.
+/// The password of an account, as it was stored; `None` where there is no entry, no keyring, or no session.
 ///
 /// # Errors
 /// The keyring does not answer.
 pub fn look_up(address: &SmbAddress) -> Result<Option<Secret<Vec<u8>>>, UserError> {
+    if !has_bus() {
+        return Ok(None);
+    }
     let child = Command::new(TOOL)
         .args(["lookup", "--"])
         .args(attributes(address))

@@ -103,11 +103,13 @@ fn what_the_keyring_cannot_give_is_said() {
     let bin = machine.path("bin");
     fs::create_dir(&bin).unwrap();
     let tool = Path::new(&bin).join("secret-tool");
-    let mount = || {
+    let mount_on = |bus: &str| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_pstsyncd"));
         let out = command
             .envs(machine.environment())
+            .env_remove("XDG_RUNTIME_DIR")
             .env("PATH", format!("{bin}:/usr/bin:/bin"))
+            .env("DBUS_SESSION_BUS_ADDRESS", bus)
             .args([
                 "mount",
                 "--share",
@@ -119,6 +121,7 @@ fn what_the_keyring_cannot_give_is_said() {
         assert!(!out.status.success());
         String::from_utf8(out.stderr).unwrap()
     };
+    let mount = || mount_on("unix:path=/nowhere");
     let answers = |script: &str| {
         use std::os::unix::fs::PermissionsExt;
         fs::write(&tool, format!("#!/bin/sh\n{script}\n")).unwrap();
@@ -132,6 +135,9 @@ fn what_the_keyring_cannot_give_is_said() {
     assert!(mount().contains("cannot be used"));
     answers("echo half; exit 1");
     assert!(mount().contains("there is no password for jo"));
+    // Without a session nobody is asked.
+    answers("echo a password");
+    assert!(mount_on("").contains("there is no password for jo"));
     // It is asked for this account, and for no other.
     answers(r#"echo "$@" > "${0%/*}/asked"; exit 1"#);
     mount();
