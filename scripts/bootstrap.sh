@@ -16,6 +16,12 @@ needed=(
   fusermount3:fuse3            # mounting as an ordinary user
   smbd:samba                   # a real share in tests
   smbclient:smbclient          # another client of it
+  krb5kdc:krb5-kdc             # tickets for it:
+  kadmin.local:krb5-admin-server
+  kinit:krb5-user
+  secret-tool:libsecret-tools  # passwords in the desktop's keyring
+  gnome-keyring-daemon:gnome-keyring   # and one for the tests,
+  dbus-run-session:dbus-daemon #   on a bus of theirs
   pffexport:pff-tools          # independent readers of PST files:
   readpst:pst-utils            #   our own must not judge our own writing
   rsync:rsync                  # compared in the demo

@@ -45,6 +45,9 @@ pub enum Command {
     Link(DriveArg),
     /// Sync the containers of a drive, or show how that would be done
     Sync(SyncArgs),
+    /// Keep an SMB share's password in the desktop's keyring
+    #[command(subcommand)]
+    Password(PasswordCommand),
     /// Look into a drive's cache without its daemon or its share
     #[command(subcommand)]
     Cache(CacheCommand),
@@ -110,7 +113,23 @@ pub struct MountArgs {
     pub detached: bool,
 }
 
-/// How `mount` signs in to an SMB share.
+/// Commands for passwords.
+#[derive(Subcommand)]
+pub enum PasswordCommand {
+    /// Ask for the password, or read it from standard input, and put it into the keyring; `mount`
+    /// finds it there
+    Set {
+        /// The share, or any other of that server and user: smb://user@server/share
+        share: String,
+    },
+    /// Take the password out of the keyring
+    Forget {
+        /// The share, or any other of that server and user: smb://user@server/share
+        share: String,
+    },
+}
+
+/// How `mount` signs in to an SMB share. Without any of these: with the password in the keyring.
 #[derive(Args)]
 pub struct SmbArgs {
     /// File with the password of the user in the share's address; nobody else may read it
@@ -119,6 +138,9 @@ pub struct SmbArgs {
     /// File descriptor to read that password from
     #[arg(long, value_name = "FD", conflicts_with = "password_file")]
     pub password_fd: Option<u32>,
+    /// Sign in with the Kerberos ticket that kinit or the system's login got (KRB5CCNAME)
+    #[arg(long, conflicts_with_all = ["password_file", "password_fd"])]
+    pub kerberos: bool,
     /// Refuse a server that does not encrypt what is sent
     #[arg(long)]
     pub smb_encrypt: bool,

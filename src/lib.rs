@@ -12,6 +12,7 @@ pub mod control;
 pub mod daemon;
 pub mod error;
 pub mod exit;
+pub mod keyring;
 pub mod link;
 pub mod logging;
 pub mod output;
@@ -98,6 +99,7 @@ fn answer(command: &Command, out: &mut Output) -> Outcome {
             }) => commands::sync_now(path.as_deref(), *allow_deletes, drive, out),
             None => commands::plan(&args.drive, out),
         },
+        Command::Password(command) => keyring::run(command, out),
         Command::Cache(command) => cache_cmd::run(command, out),
         Command::Pst(command) => pst_cmd::run(command, out),
         Command::Completions { shell } => completions(*shell, out),

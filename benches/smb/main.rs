@@ -3,7 +3,7 @@
 //!
 //! Debian's smbd serves a directory on a port of the loopback, with signing mandatory. Its clients: our daemon
 //! (release build, state *online*, nothing cached), the bare client library that the drive is built on, used
-//! as its documentation says, and smbclient. Each load runs in slices, one on each in turn, round after round,
+//! as its documentation says, the drive's share without a mount, and smbclient. Each load runs in slices, one on each in turn, round after round,
 //! so that whatever else the machine does hits all alike; a figure is the median of the rounds, a ratio the
 //! median of the rounds' ratios. What the kernel keeps of the drive's files is dropped before each slice;
 //! the server has all of them in memory.
@@ -25,7 +25,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
-use peers::{Bare, Drive, Peer, SmbClient};
+use peers::{Alone, Bare, Drive, Peer, SmbClient};
 use smbd::{Options, Smbd};
 
 /// Random reads in a slice.
@@ -126,6 +126,7 @@ fn main() -> Result<()> {
         // It does not know how to reach a share that wants encryption.
         Err(e) => println!("skipped: the bare library does not reach this share: {e}"),
     }
+    all.push(Box::new(Alone::connect(&server)));
     all.push(Box::new(SmbClient::new(dir.path(), &server)?));
     let mut verdicts = Vec::new();
     for load in Load::ALL {

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{Advice, fadvise};
+use vfs::Share;
+use vfs::share::smb::SmbShare;
 
 use crate::smbd::Smbd;
 use crate::{Load, places};
@@ -135,37 +137,19 @@ impl Peer for Drive {
                     buf.fill((seed + at) as u8);
                     file.write_all(&buf)?;
                 }
-                eprintln!("wrote {:?}", start.elapsed());
                 file.sync_all()?;
-                eprintln!("synced {:?}", start.elapsed());
                 drop(file);
-                eprintln!("closed {:?}", start.elapsed());
                 Ok(Some(start.elapsed()))
             }
             Load::Random | Load::Threads => {
                 let file = self.cold()?;
                 // What a database or Outlook does: the kernel shall not read ahead.
                 fadvise(&file, 0, None, Advice::Random)?;
-                let all = places(seed, len);
                 let threads = if load == Load::Random { 1 } else { AT_ONCE };
                 let start = Instant::now();
-                std::thread::scope(|scope| {
-                    let work: Vec<_> = all
-                        .chunks(all.len().div_ceil(threads))
-                        .map(|part| {
-                            let file = &file;
-                            scope.spawn(move || -> Result<()> {
-                                let mut buf = [0; 4096];
-                                for at in part {
-                                    file.read_exact_at(&mut buf, *at)?;
-                                    ensure!(right(&buf, *at), "other bytes at {at}");
-                                }
-                                Ok(())
-                            })
-                        })
-                        .collect();
-                    work.into_iter()
-                        .try_for_each(|w| w.join().map_err(|_| anyhow::anyhow!("panicked"))?)
+                scattered(seed, len, threads, |at, buf| {
+                    file.read_exact_at(buf, at)?;
+                    Ok(buf.len())
                 })?;
                 Ok(Some(start.elapsed()))
             }
@@ -239,7 +223,6 @@ impl Peer for Bare {
                         buf.fill((seed + at) as u8);
                         writer.write_chunk(&buf).await?;
                     }
-                    eprintln!("bare wrote {:?}", start.elapsed());
                     ensure!(writer.finish().await? == len, "not all was written");
                 }
                 Load::Random | Load::Threads => {
@@ -268,6 +251,85 @@ impl Peer for Bare {
             Ok(Some(start.elapsed()))
         })
     }
+}
+
+/// The drive's share by itself: no mount and no cache. As on the drive, a write is answered before the next one
+/// begins; what is read is not read ahead.
+pub struct Alone(SmbShare);
+
+impl Alone {
+    /// Signs in.
+    pub fn connect(server: &Smbd) -> Self {
+        Self(server.share())
+    }
+}
+
+impl Peer for Alone {
+    fn label(&self) -> &'static str {
+        "our share, no mount"
+    }
+
+    fn slice(&mut self, load: Load, seed: u64, len: u64) -> Result<Option<Duration>> {
+        let mut buf = vec![0; BLOCK];
+        let start = Instant::now();
+        match load {
+            Load::Read => {
+                let file = self.0.open(FILE, false)?;
+                for at in (0..len).step_by(BLOCK) {
+                    ensure!(file.read_at(at, &mut buf)? == BLOCK, "cut at {at}");
+                    ensure!(right(&buf, at), "other bytes at {at}");
+                }
+            }
+            Load::Write => {
+                let file = match self.0.create("alone.bin", 0o600) {
+                    Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
+                        let file = self.0.open("alone.bin", true)?;
+                        file.set_len(0)?;
+                        file
+                    }
+                    other => other?,
+                };
+                for at in (0..len).step_by(BLOCK) {
+                    buf.fill((seed + at) as u8);
+                    file.write_all_at(at, &buf)?;
+                }
+                file.sync()?;
+            }
+            Load::Random | Load::Threads => {
+                let file = self.0.open(FILE, false)?;
+                let threads = if load == Load::Random { 1 } else { AT_ONCE };
+                scattered(seed, len, threads, |at, buf| Ok(file.read_at(at, buf)?))?;
+            }
+        }
+        Ok(Some(start.elapsed()))
+    }
+}
+
+/// Reads 4 KiB in all places of a slice, on so many threads.
+fn scattered(
+    seed: u64,
+    len: u64,
+    threads: usize,
+    read: impl Fn(u64, &mut [u8]) -> Result<usize> + Sync,
+) -> Result<()> {
+    let (all, read) = (places(seed, len), &read);
+    std::thread::scope(|scope| {
+        let work: Vec<_> = all
+            .chunks(all.len().div_ceil(threads))
+            .map(|part| {
+                scope.spawn(move || -> Result<()> {
+                    let mut buf = [0; 4096];
+                    for at in part {
+                        let whole = read(*at, &mut buf)? == buf.len();
+                        ensure!(whole && right(&buf, *at), "other bytes at {at}");
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        work.into_iter()
+            .try_for_each(|w| w.join().map_err(|_| anyhow::anyhow!("panicked"))?)
+    })
 }
 
 /// Samba's own client: `get` and `put`, a process and a session each.

@@ -98,6 +98,9 @@ fn child_args(args: &MountArgs, verbose: u8) -> Vec<OsString> {
     if args.smb.smb_encrypt {
         line.push("--smb-encrypt".into());
     }
+    if args.smb.kerberos {
+        line.push("--kerberos".into());
+    }
     let mut option = |name: &str, value: Option<OsString>| {
         if let Some(value) = value {
             line.extend([name.into(), value]);

@@ -1,8 +1,9 @@
 //! A share on an SMB server, as `mount` is asked for it: its address, where its password comes from,
 //! and what is said of a server that refuses.
 //!
-//! A password comes from a file that only its owner can open, or from a file descriptor; never from
-//! the command line or the environment, where other programs see it.
+//! A password comes from a file that only its owner can open, from a file descriptor, or from the
+//! keyring; never from the command line or the environment, where other programs see it. With Kerberos
+//! there is none.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -10,10 +11,13 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use vfs::path::Patterns;
-use vfs::share::smb::{Password, Retry, SmbAddress, SmbConfig, SmbError, SmbShare};
+use vfs::share::smb::{
+    Credentials, Password, Retry, SmbAddress, SmbConfig, SmbError, SmbShare, Tickets,
+};
 
 use crate::cli::MountArgs;
 use crate::error::UserError;
+use crate::keyring;
 use crate::secret::Secret;
 
 /// Bound of a password, in bytes.
@@ -26,10 +30,18 @@ const ALONE: [&str; 2] = ["**/*.pst", "**/*.ost"];
 pub struct SmbOptions {
     /// Where it is.
     pub address: SmbAddress,
-    /// The account's password.
-    pub password: Secret<String>,
+    /// What the account proves itself with.
+    pub proof: Proof,
     /// Insist on encryption.
     pub encrypt: bool,
+}
+
+/// What an account proves itself with.
+pub enum Proof {
+    /// Its password.
+    Password(Secret<String>),
+    /// A Kerberos ticket, which the cache has or will have.
+    Kerberos(Tickets),
 }
 
 impl SmbOptions {
@@ -44,14 +56,15 @@ impl SmbOptions {
             .get(..6)
             .is_some_and(|s| s.eq_ignore_ascii_case("smb://"))
         {
-            if smb.password_file.is_some() || smb.password_fd.is_some() || smb.smb_encrypt {
+            let signs_in = smb.password_file.is_some() || smb.password_fd.is_some() || smb.kerberos;
+            if signs_in || smb.smb_encrypt {
                 return Err(UserError::new(
                     "not-smb",
                     format!(
                         "the share {} is not an smb:// address",
                         args.share.display()
                     ),
-                    "leave out the password and --smb-encrypt, or give the share's address",
+                    "leave out the password, --kerberos and --smb-encrypt, or give the share's address",
                 ));
             }
             return Ok(None);
@@ -63,20 +76,15 @@ impl SmbOptions {
                 "give the share as smb://user@server/share",
             )
         })?;
-        let password = match (&smb.password_file, smb.password_fd) {
-            (Some(path), _) => from_file(path)?,
-            (None, Some(fd)) => from_fd(fd)?,
-            (None, None) => {
-                return Err(UserError::new(
-                    "no-password",
-                    format!("there is no password for {}", address.user),
-                    "write it to a file that only you can read, and name that with --password-file",
-                ));
-            }
+        let proof = match (&smb.password_file, smb.password_fd) {
+            _ if smb.kerberos => Proof::Kerberos(tickets()?),
+            (Some(path), _) => Proof::Password(from_file(path)?),
+            (None, Some(fd)) => Proof::Password(from_fd(fd)?),
+            (None, None) => Proof::Password(from_keyring(&address)?),
         };
         Ok(Some(Self {
             address,
-            password,
+            proof,
             encrypt: smb.smb_encrypt,
         }))
     }
@@ -93,8 +101,11 @@ impl SmbOptions {
     /// # Errors
     /// What the server says.
     pub fn open(&self, containers: &[String]) -> Result<SmbShare, UserError> {
-        let password = Password::new(self.password.expose().clone());
-        let mut config = SmbConfig::new(self.address.clone(), password);
+        let credentials: Credentials = match &self.proof {
+            Proof::Password(password) => Password::new(password.expose().clone()).into(),
+            Proof::Kerberos(tickets) => tickets.clone().into(),
+        };
+        let mut config = SmbConfig::new(self.address.clone(), credentials);
         config.encrypt = self.encrypt;
         let alone = ALONE
             .iter()
@@ -125,7 +136,45 @@ impl SmbOptions {
 /// # Errors
 /// The child is gone.
 pub fn hand_on(options: &SmbOptions, to: &mut impl Write) -> io::Result<()> {
-    to.write_all(options.password.expose().as_bytes())
+    match &options.proof {
+        Proof::Password(password) => to.write_all(password.expose().as_bytes()),
+        Proof::Kerberos(_) => Ok(()),
+    }
+}
+
+/// Where the user's Kerberos tickets are.
+fn tickets() -> Result<Tickets, UserError> {
+    let set = |name| std::env::var(name).ok();
+    let (cache, config) = (set("KRB5CCNAME"), set("KRB5_CONFIG"));
+    let user = rustix::process::getuid().as_raw();
+    Tickets::find(cache.as_deref(), config.as_deref(), user).map_err(|e| {
+        UserError::new(
+            "no-ticket-file",
+            e.to_string(),
+            "run kinit with KRB5CCNAME=FILE:/tmp/krb5cc_pstsyncd, and mount with the same",
+        )
+    })
+}
+
+fn from_keyring(address: &SmbAddress) -> Result<Secret<String>, UserError> {
+    let Some(found) = keyring::look_up(address)? else {
+        return Err(UserError::new(
+            "no-password",
+            format!("there is no password for {}", address.user),
+            "put it into the keyring with pstsyncd password set, or into a file that only you can \
+             read and name that with --password-file; or use --kerberos",
+        ));
+    };
+    password(found.expose().as_slice()).map_err(|e| {
+        UserError::new(
+            "bad-password",
+            format!(
+                "the keyring's password for {} cannot be used: {e}",
+                address.user
+            ),
+            "set it again with pstsyncd password set",
+        )
+    })
 }
 
 fn from_file(path: &Path) -> Result<Secret<String>, UserError> {

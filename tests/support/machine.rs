@@ -30,13 +30,20 @@ impl Machine {
         Command::cargo_bin("pstsyncd")
             .unwrap()
             .args(args)
-            .env("PSTSYNCD_RUNTIME_DIR", self.temp.path().join("run"))
-            .env("XDG_STATE_HOME", self.temp.path().join("state"))
-            .env("HOME", self.temp.path())
+            .envs(self.environment())
             .env_remove("RUST_LOG")
             .current_dir(self.temp.path())
             .output()
             .unwrap()
+    }
+
+    /// What makes it a machine of its own.
+    pub fn environment(&self) -> [(&'static str, std::path::PathBuf); 3] {
+        [
+            ("PSTSYNCD_RUNTIME_DIR", self.temp.path().join("run")),
+            ("XDG_STATE_HOME", self.temp.path().join("state")),
+            ("HOME", self.temp.path().to_owned()),
+        ]
     }
 
     /// Runs it as a person and as a program, and checks that both are told the same failure:

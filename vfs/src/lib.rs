@@ -35,7 +35,8 @@ pub use disk::owner::Removable;
 pub use drive::{
     AheadCount, CacheStatus, ContainerStatus, DirEntry, Drive, DriveConfig, DriveStatus, Event,
     Exclusive, Filling, HeldLock, Incomplete, KnownLeaves, LockOwner, NodeAttr, OnChange, Opened,
-    PushOutcome, RefusedChange, Reintegrated, ReintegratedOutcome, State, TreeStatus, XattrMode,
+    PushOutcome, RefusedChange, Reintegrated, ReintegratedOutcome, State, TreeStatus, Unread,
+    XattrMode,
 };
 pub use epoch::{EpochValidator, Verdict};
 pub use error::{Error, Result};

@@ -21,8 +21,10 @@ mod attr;
 mod call;
 mod error;
 mod file;
+mod kerberos;
 mod notify;
 mod session;
+mod validate;
 mod wire;
 
 use std::io;
@@ -34,6 +36,7 @@ use smb2::{FileTimes, ListOptions, RenameOptions};
 
 pub use address::{BadAddress, SmbAddress};
 pub use error::{Retry, SmbError};
+pub use kerberos::{BadCache, Tickets};
 
 use self::call::How;
 use self::error::Result;
@@ -58,12 +61,33 @@ impl Password {
     }
 }
 
+/// What an account proves itself with.
+#[derive(Clone)]
+pub enum Credentials {
+    /// Its password (NTLMv2).
+    Password(Password),
+    /// A Kerberos ticket.
+    Kerberos(Tickets),
+}
+
+impl From<Password> for Credentials {
+    fn from(password: Password) -> Self {
+        Self::Password(password)
+    }
+}
+
+impl From<Tickets> for Credentials {
+    fn from(tickets: Tickets) -> Self {
+        Self::Kerberos(tickets)
+    }
+}
+
 /// How to reach a share.
 pub struct SmbConfig {
     /// Where it is.
     pub address: SmbAddress,
-    /// The account's password.
-    pub password: Password,
+    /// What the account proves itself with.
+    pub credentials: Credentials,
     /// How long a server that should answer may send nothing.
     pub silence: Duration,
     /// Encrypt even where the server does not ask for it, and refuse servers that cannot.
@@ -75,10 +99,10 @@ pub struct SmbConfig {
 impl SmbConfig {
     /// The usual: encryption where the server wants it, no files of our own.
     #[must_use]
-    pub fn new(address: SmbAddress, password: Password) -> Self {
+    pub fn new(address: SmbAddress, credentials: impl Into<Credentials>) -> Self {
         Self {
             address,
-            password,
+            credentials: credentials.into(),
             silence: Duration::from_secs(10),
             encrypt: false,
             alone: Patterns::new::<&str>(&[]),

@@ -18,6 +18,9 @@ pub enum Way {
     Cut(u16, usize),
     /// That server, with one bit of its answers wrong: in this byte.
     Bent(u16, usize),
+    /// That server, with the first message of each side changed by this; it is told which: `true`, to
+    /// the server.
+    Changed(u16, fn(&mut [u8], bool)),
     /// A captive portal.
     Portal,
     /// Somebody who closes.
@@ -77,8 +80,13 @@ impl Proxy {
 }
 
 fn serve(mut client: TcpStream, way: Way) {
+    let mut change: fn(&mut [u8], bool) = |_, _| {};
     let (port, cut, bent) = match way {
         Way::To(port) => (port, usize::MAX, usize::MAX),
+        Way::Changed(port, by) => {
+            change = by;
+            (port, usize::MAX, usize::MAX)
+        }
         Way::Cut(port, at) => (port, at, usize::MAX),
         Way::Bent(port, at) => (port, usize::MAX, at),
         Way::Portal => {
@@ -96,11 +104,17 @@ fn serve(mut client: TcpStream, way: Way) {
     };
     let (mut up_from, mut up_to) = (client.try_clone().unwrap(), server.try_clone().unwrap());
     std::thread::spawn(move || {
+        if matches!(way, Way::Changed(..)) {
+            let _ = pass_message(&mut up_from, &mut up_to, |m| change(m, true));
+        }
         let _ = std::io::copy(&mut up_from, &mut up_to);
         let _ = up_to.shutdown(Shutdown::Both);
     });
     let mut server = server;
     let (mut done, mut buf) = (0, [0; 4096]);
+    if matches!(way, Way::Changed(..)) {
+        let _ = pass_message(&mut server, &mut client, |m| change(m, false));
+    }
     while let Ok(n) = server.read(&mut buf) {
         if let Some(at) = bent.checked_sub(done).filter(|at| *at < n) {
             buf[at] ^= 0x10;
@@ -113,4 +127,24 @@ fn serve(mut client: TcpStream, way: Way) {
     }
     let _ = client.shutdown(Shutdown::Both);
     let _ = server.shutdown(Shutdown::Both);
+}
+
+/// Passes one message, behind its length, changed.
+fn pass_message(
+    from: &mut TcpStream,
+    to: &mut TcpStream,
+    change: impl FnOnce(&mut [u8]),
+) -> std::io::Result<()> {
+    let mut head = [0; 4];
+    from.read_exact(&mut head)?;
+    let len = u32::from_be_bytes(head) as usize;
+    if len > 1 << 16 {
+        // No message of SMB: as it is.
+        return to.write_all(&head);
+    }
+    let mut message = vec![0; len];
+    from.read_exact(&mut message)?;
+    change(&mut message);
+    to.write_all(&head)?;
+    to.write_all(&message)
 }

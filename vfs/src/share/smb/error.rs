@@ -9,7 +9,7 @@ use smb2::{Error, ErrorKind};
 /// When the same request may get another answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Retry {
-    /// The way to the server failed: it may be back any moment.
+    /// The way to the server failed, or the ticket for it is not there: it may be back any moment.
     Soon,
     /// Somebody must first do something that people do anyway: close a file, free space.
     Later,
@@ -71,6 +71,12 @@ impl SmbError {
             sentence: sentence.into(),
             fatal: false,
         }
+    }
+
+    /// The same, with where it was found.
+    pub(super) fn at(self, place: &std::path::Path) -> Self {
+        let sentence = format!("{} ({})", self.sentence, place.display());
+        Self { sentence, ..self }
     }
 
     /// The way to the server failed; the connection is of no more use.

@@ -22,9 +22,9 @@ use smb2::types::flags::Capabilities;
 use smb2::types::status::NtStatus;
 use smb2::{ErrorKind, Tree};
 
-use super::SmbConfig;
 use super::error::{Result, Retry, SmbError};
 use super::wire::{Tap, Wire};
+use super::{Credentials, SmbConfig, validate};
 
 /// One connection, session and tree.
 pub(super) struct Live {
@@ -250,7 +250,7 @@ impl Sessions {
         Ok(Arc::new(live))
     }
 
-    /// NEGOTIATE, SESSION_SETUP, TREE_CONNECT.
+    /// NEGOTIATE, SESSION_SETUP, TREE_CONNECT, and a look back at NEGOTIATE.
     async fn greet(&self, conn: &mut Connection, tap: &Tap) -> Result<Tree> {
         let config = &self.config;
         let client = |e: smb2::Error| SmbError::from_client(&e);
@@ -270,14 +270,7 @@ impl Sessions {
             return refuse("the server speaks no version of SMB from 2.1 on");
         }
         let address = &config.address;
-        let session = Session::setup(
-            conn,
-            &address.user,
-            config.password.expose(),
-            &address.domain,
-        )
-        .await
-        .map_err(client)?;
+        let session = self.sign_in(conn).await?;
         if !session.should_sign && !session.should_encrypt {
             return refuse("the server offers a session that is neither signed nor encrypted");
         }
@@ -314,6 +307,7 @@ impl Sessions {
             ),
             _ => SmbError::from_client(&e),
         })?;
+        validate::check(conn, &tree, tap).await?;
         if tree.is_dfs {
             return refuse(
                 "this is a DFS namespace, which is not followed: name the server and share that it \
@@ -324,6 +318,36 @@ impl Sessions {
             return refuse("the share requires encryption, which this session cannot do");
         }
         Ok(tree)
+    }
+
+    /// SESSION_SETUP.
+    async fn sign_in(&self, conn: &mut Connection) -> Result<Session> {
+        let address = &self.config.address;
+        let session = match &self.config.credentials {
+            Credentials::Password(password) => {
+                let (user, domain) = (&address.user, &address.domain);
+                Session::setup(conn, user, password.expose(), domain).await
+            }
+            Credentials::Kerberos(tickets) => {
+                let (cache, with) = tickets.for_server(address)?;
+                let server = &address.host;
+                let setup = Session::setup_kerberos_from_ccache(conn, &with, server, &cache);
+                // Less than what counts as the server's silence: it is not the server that is waited for.
+                let Ok(session) = tokio::time::timeout(self.config.silence / 4 * 3, setup).await
+                else {
+                    return Err(SmbError::new(
+                        Retry::Soon,
+                        io::ErrorKind::TimedOut,
+                        format!(
+                            "no Kerberos ticket for this server is to be had: {} does not answer",
+                            with.kdc_address
+                        ),
+                    ));
+                };
+                session
+            }
+        };
+        session.map_err(|e| SmbError::from_client(&e))
     }
 
     /// The root's index number. Another directory at its place (an unmounted volume leaves one) is

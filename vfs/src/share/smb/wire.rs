@@ -17,7 +17,7 @@ use smb2::crypto::kdf::PreauthHasher;
 use smb2::transport::{ReceiveProgress, TcpTransport, TransportReceive, TransportSend};
 
 /// MS-SMB2 2.2.1.2: length of a header, where it has its command, and NEGOTIATE's number.
-const HEADER: usize = 64;
+pub(super) const HEADER: usize = 64;
 const COMMAND: usize = 12;
 const NEGOTIATE: [u8; 2] = [0, 0];
 /// MS-SMB2 2.2.3: SecurityMode and Capabilities of a NEGOTIATE request.
@@ -93,6 +93,12 @@ impl Tap {
         hash.update(request);
         hash.update(answer);
         conn.with_preauth_hasher_mut(|h| *h = hash);
+    }
+
+    /// NEGOTIATE as it was sent, and as it was answered.
+    pub(super) fn negotiated(&self) -> Option<(Vec<u8>, Vec<u8>)> {
+        let seen = self.negotiation();
+        Some((seen.request.clone()?, seen.answer.clone()?))
     }
 
     /// When the server last sent a byte.
