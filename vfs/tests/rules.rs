@@ -267,6 +267,27 @@ fn r12_a_full_disk_costs_only_the_bytes_that_have_no_room() {
     assert_eq!(read_all(&d, "m.pst").unwrap(), content);
 }
 
+/// What the root has was listed; then the daemon is killed before anything else made that durable, and
+/// the share is gone: what is there is told from what is not, and new names can be made.
+#[test]
+fn r3_the_listed_root_is_known_after_a_kill() {
+    let rig = Rig::new();
+    rig.put("there.txt", b"there");
+    let d = rig.drive(State::Online);
+    assert_eq!(d.readdir(ROOT).unwrap().len(), 1);
+    drop(d);
+    let d = rig.drive(State::Offline);
+    assert_eq!(d.readdir(ROOT).unwrap().len(), 1);
+    assert!(matches!(d.lookup(ROOT, "new"), Err(Error::NotFound(_))));
+    d.mkdir(ROOT, "new", 0o755, None).unwrap();
+    let (_, opened) = d.create(ROOT, "made.txt", 0o644, None).unwrap();
+    d.release(opened.handle).unwrap();
+    assert!(matches!(
+        d.mkdir(ROOT, "there.txt", 0o755, None),
+        Err(Error::Exists(_))
+    ));
+}
+
 #[test]
 fn r7_sequences_rise_and_survive() {
     let rig = Rig::new();
