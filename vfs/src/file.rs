@@ -148,7 +148,8 @@ pub(crate) struct FileState {
     pub version: u64,
     /// `version` when last opened.
     pub seen_version: u64,
-    /// Rises with every truncation, so that a fetch begun before is not laid over it.
+    /// Rises with every truncation and where the share's bytes changed without a copy, so that a fetch
+    /// begun before is not laid over it.
     pub cuts: u64,
     /// Change time of the content, nanoseconds since 1970.
     pub changed: i64,
@@ -327,6 +328,14 @@ impl FileState {
         self.lsn = lsn;
     }
 
+    /// The share has other bytes there now than the cache file. What was fetched there before, or is
+    /// being fetched, is of an earlier moment: it is neither recorded nor laid over this.
+    pub fn lose(&mut self, range: Range<u64>) {
+        self.valid.remove(range.clone());
+        self.fetched.remove(range);
+        self.cuts += 1;
+    }
+
     fn cut(&mut self, size: u64) {
         self.valid.truncate(size);
         self.fetched.truncate(size);
@@ -365,7 +374,7 @@ impl FileState {
             self.valid.insert(gap);
             self.valid.insert(range);
         } else {
-            self.valid.remove(range);
+            self.lose(range);
         }
         self.touched(time);
     }

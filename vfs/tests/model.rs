@@ -171,3 +171,23 @@ fn alone_it_is_as_natively() {
 fn shared_with_others_nothing_is_lost() {
     run("shared", shared::run, op::shared, 35);
 }
+
+/// Writes passed through while the disk is full, over what is here and past it, then the share is gone.
+#[test]
+fn a_full_disk_under_an_open_file_loses_nothing() {
+    use op::Op::{Chmod, Look, Open, State, Tight, Write};
+    let (online, offline) = (State(vfs::State::Online), State(vfs::State::Offline));
+    for at in [0, 250, 300, 900] {
+        let write = Write {
+            h: 0,
+            at,
+            len: 100,
+            seed: 7,
+        };
+        let chmod = Chmod { p: 3, mode: 0o600 };
+        let ops = [online.clone(), Open { p: 3 }, Tight, write, offline.clone()];
+        // This seed keeps every file whole.
+        let seed = 1_753_325_082_540_609;
+        alone::run(seed, &[&ops[..], &[Look { p: 3 }, chmod]].concat());
+    }
+}

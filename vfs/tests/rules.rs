@@ -210,6 +210,84 @@ fn r12_a_full_disk_is_no_reason_to_refuse_a_read() {
     assert_eq!(d.read(h, 699_990, 100).unwrap(), expected[699_990..]);
 }
 
+/// Online, on a full disk: a write over cached bytes is copied all the same; one past them goes to the
+/// share alone, and away from it only its bytes are missing, which status says before.
+#[test]
+fn r12_a_full_disk_costs_only_the_bytes_that_have_no_room() {
+    let rig = Rig::new();
+    let mut content = pattern(100_000, 3);
+    rig.put("m.pst", &content);
+    let room = Arc::new(AtomicU64::new(1 << 40));
+    let config = |state| {
+        let mut c = rig.config(state);
+        let r = room.clone();
+        c.available = Some(Arc::new(move || r.load(Ordering::SeqCst)));
+        c
+    };
+    let d = Drive::open(config(State::Online)).unwrap();
+    d.fill().unwrap();
+    drop(d);
+    room.store(0, Ordering::SeqCst);
+
+    let d = Drive::open(config(State::Online)).unwrap();
+    let h = open_rw(&d, "m.pst");
+    d.write(h, 50_000, b"over").unwrap();
+    content[50_000..50_004].copy_from_slice(b"over");
+    assert!(d.cache_status().incomplete.is_empty());
+    d.fsync(h).unwrap();
+    d.set_state(State::Offline);
+    assert_eq!(d.read(h, 0, 100_000).unwrap(), content);
+    d.set_state(State::Online);
+    d.release(h).unwrap();
+    drop(d);
+
+    let d = Drive::open(config(State::Online)).unwrap();
+    assert!(matches!(
+        d.push_opaque("m.pst", "d", "h").unwrap(),
+        PushOutcome::Clean | PushOutcome::Pushed(_)
+    ));
+    let h = open_rw(&d, "m.pst");
+    d.write(h, 100_000, b"past").unwrap();
+    d.write(h, 10, b"more").unwrap();
+    content[10..14].copy_from_slice(b"more");
+    d.fsync(h).unwrap();
+    let missing = d.cache_status().incomplete;
+    assert_eq!(missing.len(), 1);
+    assert_eq!((missing[0].cached, missing[0].size), (100_000, 100_004));
+    // A kill does not make them believed.
+    drop(d);
+    let d = Drive::open(config(State::Online)).unwrap();
+    let missing = d.cache_status().incomplete;
+    assert_eq!((missing[0].cached, missing[0].size), (100_000, 100_004));
+    // With room again they come.
+    room.store(1 << 40, Ordering::SeqCst);
+    d.fill().unwrap();
+    d.set_state(State::Offline);
+    content.extend_from_slice(b"past");
+    assert_eq!(read_all(&d, "m.pst").unwrap(), content);
+}
+
+/// What the root has was listed; then the daemon is killed before anything else made that durable, and
+/// the share is gone: what is there is told from what is not, and new names can be made.
+#[test]
+fn r3_the_listed_root_is_known_after_a_kill() {
+    let rig = Rig::new();
+    rig.put("there.txt", b"there");
+    let d = rig.drive(State::Online);
+    assert_eq!(d.readdir(ROOT).unwrap().len(), 1);
+    drop(d);
+    let d = rig.drive(State::Offline);
+    assert_eq!(d.readdir(ROOT).unwrap().len(), 1);
+    assert!(matches!(d.lookup(ROOT, "new"), Err(Error::NotFound(_))));
+    d.mkdir(ROOT, "new", 0o755, None).unwrap();
+    let (_, opened) = d.create(ROOT, "made.txt", 0o644, None).unwrap();
+    d.release(opened.handle).unwrap();
+    assert!(matches!(
+        d.mkdir(ROOT, "there.txt", 0o755, None),
+        Err(Error::Exists(_))
+    ));
+}
+
 #[test]
 fn r7_sequences_rise_and_survive() {
     let rig = Rig::new();

@@ -267,6 +267,7 @@ impl Drive {
 
     /// As [`Drive::refresh_dir`]; returns how many names the share has there.
     pub(super) fn list_from_share(&self, id: u64, wait: Wait<'_>) -> Result<usize> {
+        let was_known = self.tree().dir(id)?.known;
         for attempt in 1.. {
             let (path, later, before) = {
                 let tree = self.tree();
@@ -281,6 +282,11 @@ impl Drive {
             })?;
             let before = (attempt < TRIES).then_some(before);
             if self.merge_listing(id, &path, before, &entries)? {
+                // What the root has decides whether a new name can be made in it away from the share: no
+                // kill after the answer takes that knowledge away. Once in a drive's life.
+                if id == ROOT && !was_known {
+                    self.checkpoint()?;
+                }
                 return Ok(entries.len());
             }
         }

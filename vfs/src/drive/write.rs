@@ -144,7 +144,7 @@ impl Drive {
             return self.flip_locked(h.node, file, offline).map(|()| false);
         }
         let range = offset..offset + data.len() as u64;
-        let share_file = {
+        let (share_file, new) = {
             let mut st = file.write();
             let share_file = match &st.binding {
                 Some(Binding::Share(f, true)) => f.clone(),
@@ -166,11 +166,15 @@ impl Drive {
             } else {
                 st.written.insert(range.clone());
             }
-            share_file
+            // Over bytes that lie here already a copy takes no more room.
+            let new = st.valid.gaps(range.clone());
+            (share_file, new.iter().map(|g| g.end - g.start).sum())
+        };
+        let room = match new {
+            0 => Ok(()),
+            new => self.check_space(data.len() as u64, new, For::Copy),
         };
         let bytes: Arc<[u8]> = data.into();
-        let len = data.len() as u64;
-        let room = self.check_space(len, len, For::Copy);
         let budget = self.stall_budget();
         let answer = self.link.call_for("write", budget, &file.doubt, move |_| {
             share_file.write_all_at(offset, &bytes)
@@ -178,10 +182,18 @@ impl Drive {
         match answer {
             Ok(()) => {
                 let mut st = file.write();
-                self.copy_through(file, &mut st, range.clone(), room, |f| {
-                    f.data.write_all_at(offset, data)
-                });
-                st.online_written_through(range, now());
+                let uncopied = st.tee && room.is_err();
+                if uncopied {
+                    file.save_before(&mut st, range.clone());
+                } else {
+                    self.copy_through(file, &mut st, range.clone(), |f| {
+                        f.data.write_all_at(offset, data)
+                    });
+                }
+                st.online_written_through(range.clone(), now());
+                if uncopied {
+                    self.leave_uncopied(file, &mut st, range);
+                }
                 Ok(true)
             }
             Err(e) if e.is_link() => {
@@ -190,7 +202,7 @@ impl Drive {
             }
             Err(e) => {
                 // Part of it may be there.
-                file.write().valid.remove(range);
+                file.write().lose(range);
                 Err(e)
             }
         }
@@ -203,20 +215,34 @@ impl Drive {
         file: &FileNode,
         st: &mut FileState,
         range: Range<u64>,
-        room: Result<()>,
         copy: impl FnOnce(&FileNode) -> std::io::Result<()>,
     ) {
         if !st.tee {
             return;
         }
         file.save_before(st, range);
-        let done = match room {
-            Ok(()) => copy(file).map_err(|e| Error::from_io("writing a cache file", e)),
-            Err(e) => Err(e),
-        };
-        if let Err(error) = done {
+        if let Err(error) = copy(file) {
             tracing::warn!(%error, "cannot copy a write into the cache: its file is not cached");
             self.give_up_copy(file, st);
+        }
+    }
+
+    /// Bytes that the share took and the cache has no room for: only these are not here, the rest of the
+    /// copy stays. That is recorded, as in [`Drive::give_up_copy`].
+    fn leave_uncopied(&self, file: &FileNode, st: &mut FileState, range: Range<u64>) {
+        tracing::warn!(?range, "no room to copy a write into the cache");
+        st.lose(range.clone());
+        let record = MetaRecord::OnlineWrite {
+            file: file.id,
+            offset: range.start,
+            len: range.end - range.start,
+            teed: false,
+        };
+        match self.log(record) {
+            Ok(lsn) => st.note_online_write(range, lsn),
+            Err(error) => self.journal.poison(&format!(
+                "bytes that are not in the cache could not be recorded: {error}"
+            )),
         }
     }
 
@@ -350,7 +376,7 @@ impl Drive {
             Ok(()) => {
                 let mut st = file.write();
                 if size < old {
-                    self.copy_through(file, &mut st, size..old, Ok(()), |f| f.data.set_len(size));
+                    self.copy_through(file, &mut st, size..old, |f| f.data.set_len(size));
                 }
                 st.online_truncated(size, now());
                 Ok(true)

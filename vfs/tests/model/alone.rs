@@ -387,7 +387,7 @@ impl World {
     fn step(&mut self, op: &Op) {
         // A call without an answer may or may not have taken effect; only what is here whole is
         // promised to be neither refused nor in doubt for it.
-        if !self.rig.whole && matches!(op, Op::Fault { .. } | Op::Hang { .. }) {
+        if !self.rig.all_here() && matches!(op, Op::Fault { .. } | Op::Hang { .. }) {
             return;
         }
         if self.rig.happens(op) {

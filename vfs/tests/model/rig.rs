@@ -29,6 +29,9 @@ pub struct Rig {
     drive: Option<Arc<Drive>>,
     /// Every file is kept here whole: then no call fails for the share's sake.
     pub whole: bool,
+    /// A write passed through while the disk was full, so its bytes may not be here: until all is
+    /// fetched again, not whole.
+    lacking: bool,
     /// A fault waits for its call, or met one since all was well.
     pub faulty: bool,
 }
@@ -51,6 +54,7 @@ impl Rig {
             room: Arc::new(AtomicU64::new(ROOM)),
             drive: None,
             whole: choice.next(3) > 0,
+            lacking: false,
             faulty: false,
         }
     }
@@ -122,6 +126,7 @@ impl Rig {
         if self.whole {
             self.d().fill().unwrap();
         }
+        self.lacking = false;
         self.d().set_state(state);
     }
 
@@ -147,6 +152,8 @@ impl Rig {
             }
             Op::Heal => self.heal(),
             Op::Refuse { n } => self.refuse(*n),
+            // With calls in doubt at the same time nothing could be told.
+            Op::Tight if self.faulty => {}
             Op::Tight => self.room.store(0, Ordering::SeqCst),
             Op::Fill => drop(self.d().fill()),
             _ => return false,
@@ -166,8 +173,11 @@ impl Rig {
     }
 
     /// After an operation: there is room again.
-    pub fn relax(&self, op: &Op) {
+    pub fn relax(&mut self, op: &Op) {
         if !matches!(op, Op::Tight) {
+            let wrote = matches!(op, Op::Write { .. } | Op::Append { .. });
+            let tight = self.room.load(Ordering::SeqCst) == 0;
+            self.lacking |= tight && wrote && self.d().state() == State::Online;
             self.room.store(ROOM, Ordering::SeqCst);
         }
     }
@@ -191,11 +201,16 @@ impl Rig {
         (brought, pushed, failed)
     }
 
+    /// Whether every file is here whole, so that no call fails for the share's sake.
+    pub fn all_here(&self) -> bool {
+        self.whole && !self.lacking
+    }
+
     /// Where not every file is here whole: what a call may answer for the share's sake.
     pub fn excused(&self, e: &Error) -> bool {
         match e {
             Error::NoSpace(_) => true,
-            Error::NotCached(_) | Error::Link(_) | Error::ShareChanged(_) => !self.whole,
+            Error::NotCached(_) | Error::Link(_) | Error::ShareChanged(_) => !self.all_here(),
             _ => false,
         }
     }

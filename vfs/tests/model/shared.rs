@@ -369,7 +369,7 @@ impl World {
             }
         }
         for content in &self.kept {
-            if !self.rig.whole
+            if !self.rig.all_here()
                 && there
                     .iter()
                     .any(|(name, part)| is_part(&there, name, part, content))
