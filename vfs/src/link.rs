@@ -139,8 +139,7 @@ impl<'a> Wait<'a> {
         }
     }
 
-    /// The budget, and longer as long as the far side sends anything (a link that is full): up to
-    /// `most`.
+    /// The budget, and up to `most` as long as the far side sends anything: the link is full.
     #[must_use]
     pub fn patient(budget: Duration, most: Duration) -> Self {
         Self {
@@ -327,8 +326,7 @@ impl Link {
         self.run(context, wait, &InDoubt::default(), work)
     }
 
-    /// Like [`Link::call_for`], and longer, up to `most`, as long as the far side sends anything: for
-    /// what nobody here can answer instead.
+    /// Like [`Link::call_for`], and up to `most` as long as the far side sends anything.
     ///
     /// # Errors
     /// As [`Link::call`].
@@ -599,3 +597,6 @@ impl Drop for CountDown {
         self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
+
+#[cfg(all(test, unix))]
+mod tests;
