@@ -147,13 +147,13 @@ impl Estimator {
     /// It ended.
     pub fn end(&mut self, now: Duration, call: u64, carried: Payload, how: Ended) {
         let now = now.as_secs_f64();
+        // Before it counts as ended: by what waits the link is judged.
+        if !self.reach(Duration::from_secs_f64(now)).is_up() {
+            self.died(now);
+        }
         let Some(was) = self.running.remove(&call) else {
             return;
         };
-        let at = Duration::from_secs_f64(now);
-        if !self.reach(at).is_up() {
-            self.died(now);
-        }
         self.used = Some(now);
         let took = (now - was.began).max(0.0);
         let alone = was.first && self.overlapped.is_none_or(|at| at <= was.began);

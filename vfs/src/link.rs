@@ -557,3 +557,6 @@ impl Drop for CountDown {
         self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
+
+#[cfg(all(test, unix))]
+mod tests;
