@@ -139,6 +139,21 @@ fn percentile(mut took: Vec<Duration>, percent: usize) -> Duration {
     took.get(at).copied().unwrap_or_default()
 }
 
+/// Safe before the link goes bad, as a drive promises it.
+fn wait_whole(far: &Far) {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let (_, status) = far.run(&["status"]);
+        let cache = &status["cache"];
+        let whole = cache["incomplete"].as_array().is_none_or(Vec::is_empty);
+        if cache["pinned_files"].as_u64() > Some(0) && whole && cache["filling"].is_null() {
+            break;
+        }
+        assert!(Instant::now() < end, "never whole: {status}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
 #[test]
 fn the_state_follows_the_link_and_the_application_does_not_notice() {
     let full = std::env::var("PSTSYNCD_LINK_STEPS").is_ok_and(|v| v == "full");
@@ -155,18 +170,7 @@ fn the_state_follows_the_link_and_the_application_does_not_notice() {
     );
     let app = far.path("drive/Mail/app.bin");
     assert_eq!(std::fs::read(&app).expect("reads").len(), WORK);
-    // Safe before the link goes bad, as a drive promises it.
-    let end = Instant::now() + PATIENCE;
-    loop {
-        let (_, status) = far.run(&["status"]);
-        let cache = &status["cache"];
-        let whole = cache["incomplete"].as_array().is_none_or(Vec::is_empty);
-        if cache["pinned_files"].as_u64() > Some(0) && whole && cache["filling"].is_null() {
-            break;
-        }
-        assert!(Instant::now() < end, "never whole: {status}");
-        std::thread::sleep(Duration::from_millis(200));
-    }
+    wait_whole(&far);
     let (began, over) = (Instant::now(), AtomicBool::new(false));
     let operations = Mutex::default();
     let mut plot = Plot::default();
@@ -233,13 +237,7 @@ fn a_link_that_flaps_changes_the_state_once_per_stay_at_most() {
     far.mount("drive", "auto", &["--pin", "**/app.bin"]);
     let app = far.path("drive/Mail/app.bin");
     assert_eq!(std::fs::read(&app).expect("reads").len(), WORK);
-    let end = Instant::now() + PATIENCE;
-    while far.run(&["status"]).1["cache"]["pinned_files"].as_u64() != Some(1)
-        || !far.run(&["status"]).1["cache"]["filling"].is_null()
-    {
-        assert!(Instant::now() < end, "never whole");
-        std::thread::sleep(Duration::from_millis(200));
-    }
+    wait_whole(&far);
     let (began, over) = (Instant::now(), AtomicBool::new(false));
     let operations = Mutex::default();
     let model = std::thread::scope(|s| {
@@ -272,10 +270,8 @@ fn a_link_that_flaps_changes_the_state_once_per_stay_at_most() {
             at.as_millisecond() as f64 / 1e3
         })
         .collect();
-    assert!(
-        !times.is_empty(),
-        "a link that goes for seconds is noticed: {link}"
-    );
+    // It went under the application's feet, which then went on with what is here.
+    assert!(slowest > Some(Duration::from_millis(500)), "{slowest:?}");
     for pair in times.windows(2) {
         assert!(pair[1] - pair[0] >= 29.5, "within one stay: {link}");
     }
