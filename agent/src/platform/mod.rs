@@ -36,7 +36,7 @@ compile_error!("the agent keeps other programs away from files by means of Linux
 pub enum Access {
     /// To read, beside whoever else has it open.
     Read,
-    /// To read and write, as the first step of having it alone; [`take_alone`] is the second.
+    /// To read and write, as the first step of having it alone; `take_alone` is the second.
     Alone,
 }
 
