@@ -160,9 +160,9 @@ fn sequential_readers_are_read_ahead_for_and_others_are_not() {
         assert!(read(&d, h, at as u64, STEP) == data[at..at + STEP], "{at}");
     }
     let count = d.ahead();
-    // All but the first few, in an eighth of the calls.
+    // All but the first few, in an eighth of the calls but for the small ones with which it begins.
     assert!(count.hits as usize > LEN / STEP - 8, "{count:?}");
-    assert!(count.asked as usize <= LEN / (1 << 20), "{count:?}");
+    assert!(count.asked as usize <= LEN / (1 << 20) + 4, "{count:?}");
     // What is written while it is held is read as written.
     let other = open_rw(&d, "f");
     for at in (0..6 * STEP).step_by(STEP) {
