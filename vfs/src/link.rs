@@ -31,11 +31,7 @@ pub struct Link {
     calls: AtomicU64,
 }
 
-/// A share that sent anything so recently is there, however long an answer takes: its link is full.
-const BUSY: Duration = Duration::from_millis(1500);
-/// While something comes from the share that often, who has nothing but its answer waits on.
-const SIGN: Duration = Duration::from_secs(4);
-/// But not longer than this.
+/// While something comes from the share, who has nothing but its answer waits on; but not longer than this.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long a call is waited for.
@@ -204,7 +200,13 @@ impl Link {
     /// Whether the share is at work on what was asked, so that an answer that is late says nothing.
     #[must_use]
     pub fn is_busy(&self) -> bool {
-        heard_within(&*self.share, BUSY)
+        heard_within(&*self.share, self.recently())
+    }
+
+    /// A share that sent anything within this time is there, however long an answer takes: its link is
+    /// full. Less than the budget, so that what is silent all along never is.
+    fn recently(&self) -> Duration {
+        self.budget * 3 / 4
     }
 
     /// Whether calls are answered, as far as we know.
@@ -315,7 +317,7 @@ impl Link {
         while matches!(answer, Err(mpsc::RecvTimeoutError::Timeout))
             && !wait.stopped()
             && began.elapsed() < wait.patience
-            && heard_within(&*self.share, SIGN)
+            && heard_within(&*self.share, self.budget * 2)
         {
             let budget = self.grace();
             answer = receive(&rx, Wait { budget, ..wait });
@@ -428,10 +430,10 @@ impl Link {
             probing.store(false, Ordering::SeqCst);
         });
         let (grace, suspect) = (self.grace(), self.suspect.clone());
-        let share = self.share.clone();
+        let (share, recently) = (self.share.clone(), self.recently());
         self.pool.submit(move || {
             std::thread::sleep(grace);
-            while !answered.load(Ordering::SeqCst) && heard_within(&*share, BUSY) {
+            while !answered.load(Ordering::SeqCst) && heard_within(&*share, recently) {
                 std::thread::sleep(grace);
             }
             if !answered.load(Ordering::SeqCst) {
