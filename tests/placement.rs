@@ -8,30 +8,14 @@ mod net;
 mod support;
 
 use std::fs::{self, OpenOptions};
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use far::Far;
+use far::{Far, make_pst};
 use serde_json::Value;
 use support::{edit, port, skip};
 
 const RATE: u64 = 1_000_000;
-
-fn megabytes() -> u64 {
-    let set = std::env::var("PSTSYNCD_POOR_LINK_MB").ok();
-    set.map_or(3, |n| n.parse().expect("a number"))
-}
-
-fn make(pst: &Path) {
-    let example = edit(pst);
-    let status = Command::new(example.get_program())
-        .args(["create", pst.to_str().expect("UTF-8"), "--megabytes"])
-        .arg(megabytes().to_string())
-        .stdout(Stdio::null())
-        .status();
-    assert!(status.expect("runs").success());
-}
 
 fn edits(far: &Far, count: u32, seed: u32) {
     let status = edit(&far.on_drive())
@@ -74,7 +58,7 @@ fn planned(far: &Far) -> (String, String) {
 #[test]
 fn without_an_agent_a_poor_link_carries_what_changed() {
     let Some(mut far) = Far::new("") else { return };
-    make(&far.on_share());
+    make_pst(&far.on_share(), 3);
     let size = fs::metadata(far.on_share()).expect("there").len();
     far.mount("drive", "online", &[]);
     wait_whole(&far);
@@ -142,7 +126,7 @@ fn what_is_cut_in_the_middle_leaves_a_whole_file() {
     let Some(mut far) = Far::new("") else { return };
     let set = std::env::var("PSTSYNCD_PLACEMENT_CUTS").ok();
     let cuts: u32 = set.map_or(6, |n| n.parse().expect("a number"));
-    make(&far.on_share());
+    make_pst(&far.on_share(), 3);
     far.mount("drive", "online", &[]);
     wait_whole(&far);
     far.ok(&["mode", "cached"]);
@@ -221,7 +205,7 @@ fn cached_by_the_agent_without_a_write_over_smb() {
     let Some(mut far) = Far::new("read only = yes") else {
         return;
     };
-    make(&far.on_share());
+    make_pst(&far.on_share(), 3);
     far.start_agent();
     far.mount("drive", "cached", &[]);
     wait_whole(&far);
@@ -239,7 +223,7 @@ fn cached_by_the_agent_without_a_write_over_smb() {
 #[test]
 fn online_from_here_without_the_agent() {
     let Some(mut far) = Far::new("") else { return };
-    make(&far.on_share());
+    make_pst(&far.on_share(), 3);
     far.start_agent();
     far.mount("drive", "cached", &[]);
     wait_whole(&far);
@@ -265,7 +249,7 @@ fn a_share_that_may_not_be_written_is_said() {
     let Some(mut far) = Far::new("read only = yes") else {
         return;
     };
-    make(&far.on_share());
+    make_pst(&far.on_share(), 3);
     far.mount("drive", "cached", &[]);
     wait_whole(&far);
     edits(&far, 3, 1);
@@ -286,7 +270,7 @@ fn a_share_that_may_not_be_written_is_said() {
 #[test]
 fn a_pst_that_others_write_waits() {
     let Some(mut far) = Far::new("") else { return };
-    make(&far.on_share());
+    make_pst(&far.on_share(), 3);
     far.mount("drive", "cached", &[]);
     wait_whole(&far);
     edits(&far, 3, 1);

@@ -12,28 +12,13 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use far::Far;
+use far::{Far, make_pst};
 use net::SERVER;
 use support::{edit, port, skip};
 use vfs::Share;
 
 const RATE: u64 = 1_000_000;
 const RSYNC_PORT: u16 = 8730;
-
-fn megabytes() -> u64 {
-    let set = std::env::var("PSTSYNCD_POOR_LINK_MB").ok();
-    set.map_or(6, |n| n.parse().expect("a number"))
-}
-
-fn make(pst: &Path) {
-    let example = edit(pst);
-    let status = Command::new(example.get_program())
-        .args(["create", pst.to_str().expect("UTF-8"), "--megabytes"])
-        .arg(megabytes().to_string())
-        .stdout(Stdio::null())
-        .status();
-    assert!(status.expect("runs").success());
-}
 
 fn twenty_edits(pst: &Path) -> Duration {
     let began = Instant::now();
@@ -112,7 +97,7 @@ fn rsynced(far: &Far, old: &Path, new: &Path) -> u64 {
 #[test]
 fn twenty_edited_messages_reach_the_share_over_a_poor_link() {
     let Some(mut far) = Far::new("") else { return };
-    make(&far.on_share());
+    make_pst(&far.on_share(), 6);
     let before = far.path("before.pst");
     std::fs::copy(far.on_share(), &before).expect("copies");
     let size = std::fs::metadata(&before).expect("there").len();

@@ -1,7 +1,7 @@
 //! The whole product over a link: smbd and the agent at one end, the daemon with its mounted drive and
 //! the test's own thread at the other (see `net/`). Everything ends with it.
 //!
-//! Whoever includes this module has `net`, `port` and `skip` beside it.
+//! Whoever includes this module has `net` and `support` beside it.
 #![allow(dead_code)] // Not every test needs all of it.
 
 #[allow(clippy::unwrap_used)]
@@ -24,6 +24,19 @@ use crate::{port, skip};
 use smbd::{Host, Options, Smbd};
 
 const AGENT_PORT: u16 = 8443;
+
+/// Makes a PST of so many megabytes, or of as many as `PSTSYNCD_POOR_LINK_MB` says.
+pub fn make_pst(at: &Path, megabytes: u64) {
+    let set = std::env::var("PSTSYNCD_POOR_LINK_MB").ok();
+    let megabytes = set.map_or(megabytes, |n| n.parse().expect("a number"));
+    let example = crate::support::edit(at);
+    let status = Command::new(example.get_program())
+        .args(["create", at.to_str().expect("UTF-8"), "--megabytes"])
+        .arg(megabytes.to_string())
+        .stdout(Stdio::null())
+        .status();
+    assert!(status.expect("runs").success());
+}
 
 /// See the head of this file. Its thread is on the client's side.
 pub struct Far {
