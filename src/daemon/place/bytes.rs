@@ -15,7 +15,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use storage::{Digest, FileStorage, LEAF_SIZE, Leaves, RangeSet, ReadAt, WriteAt};
@@ -76,6 +76,8 @@ pub struct FarStorage {
     sources: Sources,
     may: MayAsk,
     state: Mutex<State>,
+    /// The file was seen not to be what the digests say.
+    belied: AtomicBool,
     read: AtomicU64,
     written: AtomicU64,
 }
@@ -113,6 +115,7 @@ impl FarStorage {
             sources,
             may,
             state: Mutex::new(state),
+            belied: AtomicBool::new(false),
             read: AtomicU64::new(0),
             written: AtomicU64::new(0),
         })
@@ -127,6 +130,11 @@ impl FarStorage {
     pub fn carried(&self) -> (u64, u64) {
         let load = |n: &AtomicU64| n.load(Ordering::Relaxed);
         (load(&self.read), load(&self.written))
+    }
+
+    /// Whether the file was seen not to be what the digests say.
+    pub fn is_belied(&self) -> bool {
+        self.belied.load(Ordering::Relaxed)
     }
 
     // One sync uses it, from one thread at a time: nobody else waits while the share is asked.
@@ -304,6 +312,7 @@ impl FarStorage {
         for (at, leaf) in (index..).zip(bytes.chunks(LEAF)) {
             let digest = state.digest(at);
             if digest.is_some_and(|digest| *blake3::hash(leaf).as_bytes() != digest) {
+                self.belied.store(true, Ordering::Relaxed);
                 return Err(changed_meanwhile());
             }
             if at != index && state.cache.get(at).is_some() {

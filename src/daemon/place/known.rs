@@ -151,6 +151,13 @@ impl Known {
         Ok(())
     }
 
+    /// What is known of a container is wrong: it is read anew.
+    pub fn forget(&self, container: &str) {
+        for what in ["leaves", "part"] {
+            let _ = fs::remove_file(self.file(container, what));
+        }
+    }
+
     /// The change that was begun last.
     pub fn begun(&self, container: &str) -> Option<Begun> {
         let bytes = fs::read(self.file(container, "begun")).ok()?;

@@ -571,6 +571,31 @@ fn reading_goes_on_where_it_was_broken_off() {
     assert_eq!(error.kind(), io::ErrorKind::NetworkDown);
 }
 
+/// A stamp that did not tell of a change (a clock of the server's file system may be coarse) costs a try, and
+/// is not believed again.
+#[test]
+fn digests_that_the_file_belies_are_given_up() {
+    let (base, near) = versions();
+    let world = World::new(&base);
+    let mut wrong = base.0.to_vec();
+    for leaf in wrong.chunks_mut(LEAF_SIZE as usize) {
+        *leaf.last_mut().unwrap() ^= 1;
+    }
+    let wrong = Leaves::hash(&MemStorage::from(wrong)).unwrap();
+    world.known().keep(PATH, world.stamp(), &wrong).unwrap();
+    let mut source = Near::new(base.twin());
+    source.mailbox = near.twin();
+    let far = Far::new(base.twin());
+    let to = world.start();
+    let verified =
+        |tried: sync::Result<Report>| tried.is_ok_and(|r| r.verdict == Verdict::Verified);
+    assert!(!verified(sync(&mut source, &far, &to)));
+    assert!((0..3).any(|_| verified(sync(&mut source, &far, &to))));
+    assert_eq!(digest(&world.there()), digest(&near));
+    let known = world.known().leaves(PATH, &world.stamp()).unwrap();
+    assert_eq!(known, Leaves::hash(&*world.there().0).unwrap());
+}
+
 #[test]
 fn what_is_known_is_known_of_one_stamp() {
     let world = World::new(&Mailbox::new(3));
