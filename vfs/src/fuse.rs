@@ -33,7 +33,9 @@ use self::dirs::OpenDirs;
 use self::groups::is_member;
 use self::lanes::Lanes;
 use self::locks::Waits;
-use self::translate::{empty, entry, file_attr, file_type, made_by_mknod, nanos, report, sized};
+use self::translate::{
+    data, empty, entry, file_attr, file_type, made_by_mknod, nanos, report, sized,
+};
 use crate::drive::{Drive, Unread, XattrMode, now};
 use crate::error::Error;
 use crate::share::SetAttr;
@@ -341,37 +343,26 @@ impl Filesystem for Frontend {
         for part in self.drive.expect_next(fh.0, offset, size as usize) {
             self.spawn_on(ino, move |d| d.fetch_ahead(fh.0, part));
         }
-        fn answer(reply: ReplyData, read: crate::error::Result<Vec<u8>>) {
-            match read {
-                Ok(data) => reply.data(&data),
-                Err(e) => reply.error(report("read", &e)),
-            }
-        }
         let len = size as usize;
-        if self
-            .drive
-            .is_local(fh.0, offset..offset.saturating_add(size.into()), false)
-        {
-            return answer(reply, self.drive.read(fh.0, offset, len));
+        let range = offset..offset.saturating_add(size.into());
+        if self.drive.is_local(fh.0, range.clone(), false) {
+            return data(reply, self.drive.read(fh.0, offset, len));
         }
         // Whoever answers for the share answers the kernel too: no thread of ours in between.
         let (lanes, drive) = (self.lanes.clone(), self.drive.clone());
         let unread = move |reply: ReplyData, was: Unread| {
             lanes.submit(ino.0, move || {
-                answer(reply, drive.read_on(fh.0, offset, len, &was));
+                data(reply, drive.read_on(fh.0, offset, len, &was));
             });
         };
-        let begun = self.drive.begin_read(
-            fh.0,
-            offset..offset.saturating_add(size.into()),
-            reply,
-            move |reply, read| match read {
+        let begun = self
+            .drive
+            .begin_read(fh.0, range, reply, move |reply, read| match read {
                 Ok(data) => reply.data(&data),
                 Err(was) => unread(reply, was),
-            },
-        );
+            });
         if let Some(reply) = begun {
-            self.spawn_on(ino, move |d| answer(reply, d.read(fh.0, offset, len)));
+            self.spawn_on(ino, move |d| data(reply, d.read(fh.0, offset, len)));
         }
     }
 

@@ -2,11 +2,11 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use fuser::{Errno, FileAttr, FileType, INodeNo, ReplyEmpty, ReplyEntry, ReplyXattr};
+use fuser::{Errno, FileAttr, FileType, INodeNo, ReplyData, ReplyEmpty, ReplyEntry, ReplyXattr};
 
 use super::TTL;
 use crate::drive::NodeAttr;
-use crate::error::Error;
+use crate::error::{self, Error};
 use crate::share::{Kind, Special};
 
 /// The answer to an application for each error of ours: the one place where they meet.
@@ -123,6 +123,14 @@ pub(super) fn file_attr(n: &NodeAttr) -> FileAttr {
         rdev: rdev(a.kind),
         blksize: 4096,
         flags: 0,
+    }
+}
+
+/// Answers a read.
+pub(super) fn data(reply: ReplyData, read: error::Result<Vec<u8>>) {
+    match read {
+        Ok(data) => reply.data(&data),
+        Err(e) => reply.error(report("read", &e)),
     }
 }
 

@@ -19,6 +19,7 @@
 mod address;
 mod attr;
 mod call;
+mod credentials;
 mod error;
 mod file;
 mod kerberos;
@@ -35,6 +36,7 @@ use smb2::types::flags::FileAttributes;
 use smb2::{FileTimes, ListOptions, RenameOptions};
 
 pub use address::{BadAddress, SmbAddress};
+pub use credentials::{Credentials, Password};
 pub use error::{Retry, SmbError};
 pub use kerberos::{BadCache, Tickets};
 
@@ -44,43 +46,6 @@ use self::file::{OpenFile, OpenFiles, SmbFile};
 use self::session::{Live, Sessions};
 use super::{Attr, Changes, Entry, Kind, SetAttr, Share, ShareFile, Statfs};
 use crate::path::{Names, Patterns, check_name, join, split};
-
-/// A password. It cannot be printed.
-#[derive(Clone)]
-pub struct Password(String);
-
-impl Password {
-    /// Wraps a password.
-    #[must_use]
-    pub fn new(text: String) -> Self {
-        Self(text)
-    }
-
-    fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-/// What an account proves itself with.
-#[derive(Clone)]
-pub enum Credentials {
-    /// Its password (NTLMv2).
-    Password(Password),
-    /// A Kerberos ticket.
-    Kerberos(Tickets),
-}
-
-impl From<Password> for Credentials {
-    fn from(password: Password) -> Self {
-        Self::Password(password)
-    }
-}
-
-impl From<Tickets> for Credentials {
-    fn from(tickets: Tickets) -> Self {
-        Self::Kerberos(tickets)
-    }
-}
 
 /// How to reach a share.
 pub struct SmbConfig {
