@@ -167,6 +167,11 @@ impl Link {
         self.share.has_special()
     }
 
+    /// Whether the share has hard links; answered from memory.
+    pub fn has_links(&self) -> bool {
+        self.share.has_links()
+    }
+
     /// Which names the share can hold.
     #[must_use]
     pub fn names(&self) -> Names {

@@ -183,6 +183,16 @@ pub trait Share: Send + Sync {
         let _ = (path, what, mode);
         Err(io::ErrorKind::Unsupported.into())
     }
+    /// Whether files on the share may have several names; answered from memory.
+    fn has_links(&self) -> bool {
+        false
+    }
+    /// Gives a file (no symbolic link is followed) another name, which must be free. A share without
+    /// hard links answers [`io::ErrorKind::Unsupported`].
+    fn link(&self, path: &str, to: &str) -> io::Result<()> {
+        let _ = (path, to);
+        Err(io::ErrorKind::Unsupported.into())
+    }
     /// Names of the extended attributes that programs may set (`user.` and what follows).
     fn list_xattr(&self, path: &str) -> io::Result<Vec<String>> {
         let _ = path;
@@ -335,6 +345,12 @@ impl<S: Share + ?Sized> Share for std::sync::Arc<S> {
     }
     fn make_special(&self, path: &str, what: Special, mode: u32) -> io::Result<()> {
         (**self).make_special(path, what, mode)
+    }
+    fn has_links(&self) -> bool {
+        (**self).has_links()
+    }
+    fn link(&self, path: &str, to: &str) -> io::Result<()> {
+        (**self).link(path, to)
     }
     fn list_xattr(&self, path: &str) -> io::Result<Vec<String>> {
         (**self).list_xattr(path)

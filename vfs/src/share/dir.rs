@@ -6,10 +6,10 @@
 //! checked to be still the directory that was opened, so that an unmounted share is "gone", not
 //! "empty" (R3).
 
+mod beneath;
+
 use std::fs::File;
 use std::io;
-#[cfg(target_os = "linux")]
-use std::os::fd::AsRawFd;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, Uid};
 
+use self::beneath::{PATH_ONLY, beneath, chmod_unopened, for_xattr};
 use super::{Attr, Entry, Kind, SetAttr, Share, ShareFile, Special, Statfs};
 use crate::path::{Names, split};
 
@@ -134,21 +135,6 @@ fn exact_mode(fd: impl AsFd, mode: Mode) -> io::Result<()> {
 /// Only these attributes are carried: others mean something to the system that has them.
 const USER: &str = "user.";
 
-/// Opens a file or directory for its extended attributes; `None` for a symbolic link, which has
-/// none.
-fn for_xattr(root: &OwnedFd, path: &str) -> io::Result<Option<OwnedFd>> {
-    match beneath(root, path, OFlags::RDONLY | OFlags::NONBLOCK) {
-        Ok(fd) => Ok(Some(fd)),
-        Err(e) if e.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => Ok(None),
-        Err(e) => Err(e),
-    }
-}
-
-#[cfg(target_os = "linux")]
-const PATH_ONLY: OFlags = OFlags::PATH;
-#[cfg(not(target_os = "linux"))]
-const PATH_ONLY: OFlags = OFlags::RDONLY;
-
 impl Root {
     fn open(path: &Path) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -163,61 +149,12 @@ impl Root {
     }
 }
 
-/// Opens `path` beneath `root` without following any symbolic link.
-fn beneath(root: &OwnedFd, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
-    let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let path = if path.is_empty() { "." } else { path };
-    #[cfg(target_os = "linux")]
-    {
-        use rustix::fs::ResolveFlags;
-        use rustix::io::Errno;
-        let resolve =
-            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        loop {
-            match rustix::fs::openat2(root, path, flags, Mode::empty(), resolve) {
-                Ok(fd) => return Ok(fd),
-                // A rename elsewhere raced with the resolution.
-                Err(Errno::AGAIN | Errno::INTR) => {}
-                Err(Errno::NOSYS | Errno::PERM) => break,
-                Err(e) => return Err(e.into()),
-            }
-        }
-    }
-    walk(root, path, flags)
-}
-
-/// The same, one component at a time.
-fn walk(root: &OwnedFd, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
-    let (dirs, last) = split(path).unwrap_or(("", "."));
-    let mut at = rustix::io::dup(root)?;
-    let step = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW | PATH_ONLY;
-    for dir in dirs.split('/').filter(|d| !d.is_empty()) {
-        at = rustix::fs::openat(&at, dir, step, Mode::empty())?;
-    }
-    Ok(rustix::fs::openat(&at, last, flags, Mode::empty())?)
-}
-
 /// Major and minor number of a device.
 fn device(st: &rustix::fs::Stat) -> (u32, u32) {
     #[cfg(target_os = "linux")]
     return (rustix::fs::major(st.st_rdev), rustix::fs::minor(st.st_rdev));
     #[cfg(not(target_os = "linux"))]
     return ((st.st_rdev as u32) >> 24, (st.st_rdev as u32) & 0x00FF_FFFF);
-}
-
-/// Changes the mode of what cannot be opened for it: no permission, or opening would act, as on a
-/// device. Not of a symbolic link, which has none.
-fn chmod_unopened(root: &OwnedFd, path: &str, mode: Mode) -> io::Result<()> {
-    let fd = beneath(root, path, PATH_ONLY)?;
-    let st = rustix::fs::fstat(&fd)?;
-    if FileType::from_raw_mode(st.st_mode) == FileType::Symlink {
-        return Err(io::ErrorKind::Unsupported.into());
-    }
-    #[cfg(target_os = "linux")]
-    rustix::fs::chmod(format!("/proc/self/fd/{}", fd.as_raw_fd()), mode)?;
-    #[cfg(not(target_os = "linux"))]
-    rustix::fs::fchmod(&fd, mode)?;
-    Ok(())
 }
 
 #[allow(clippy::unnecessary_cast, clippy::cast_lossless)] // Widths differ by platform.
@@ -324,6 +261,17 @@ impl Share for DirShare {
             return Ok(());
         }
         chmod_unopened(&*self.root()?, path, mode)
+    }
+
+    /// File systems of Windows have none that programs there would understand.
+    fn has_links(&self) -> bool {
+        self.names == Names::Any
+    }
+
+    fn link(&self, path: &str, to: &str) -> io::Result<()> {
+        let (a, from) = self.parent(path)?;
+        let (b, to) = self.parent(to)?;
+        Ok(rustix::fs::linkat(&a, from, &b, to, AtFlags::empty())?)
     }
 
     fn list_xattr(&self, path: &str) -> io::Result<Vec<String>> {
@@ -563,7 +511,7 @@ mod tests {
         // The fallback for kernels without openat2 refuses the same.
         let fd = share.root().unwrap();
         for path in ["leak", "dirleak/secret"] {
-            assert!(walk(&fd, path, OFlags::RDONLY | OFlags::NOFOLLOW).is_err());
+            assert!(beneath::walk(&fd, path, OFlags::RDONLY | OFlags::NOFOLLOW).is_err());
         }
     }
 

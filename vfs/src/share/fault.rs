@@ -225,6 +225,12 @@ impl<S: Share> Share for FaultShare<S> {
         self.control
             .run(path, || self.inner.make_special(path, what, mode))
     }
+    fn has_links(&self) -> bool {
+        self.inner.has_links()
+    }
+    fn link(&self, path: &str, to: &str) -> io::Result<()> {
+        self.control.run(to, || self.inner.link(path, to))
+    }
     fn list_xattr(&self, path: &str) -> io::Result<Vec<String>> {
         self.control.run(path, || self.inner.list_xattr(path))
     }

@@ -147,6 +147,12 @@ impl<S: Share> Share for MeasuredShare<S> {
     fn make_special(&self, path: &str, what: Special, mode: u32) -> io::Result<()> {
         self.several(|| self.inner.make_special(path, what, mode))
     }
+    fn has_links(&self) -> bool {
+        self.inner.has_links()
+    }
+    fn link(&self, path: &str, to: &str) -> io::Result<()> {
+        self.several(|| self.inner.link(path, to))
+    }
     fn list_xattr(&self, path: &str) -> io::Result<Vec<String>> {
         self.several(|| self.inner.list_xattr(path))
     }
