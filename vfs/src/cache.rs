@@ -13,6 +13,8 @@
 //! what came after. The file system need keep no modes, no sparse files, no upper and lower case,
 //! and no file times: nothing here rests on them.
 
+mod v1;
+
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -107,12 +109,14 @@ pub(crate) struct Meta {
     pub tried: u64,
     /// Modification times on the share (node, nanoseconds) that waiting changes hide. Since version 3.
     pub mtimes_there: Vec<(u64, i64)>,
+    /// Names that are nodes of their own, and the nodes of their files. Since version 4.
+    pub links: Vec<(u64, u64)>,
 }
 
 const META_MAGIC: [u8; 8] = *b"PSTSYNCM";
 /// Version of the metadata's schema. Older ones are read and written anew as this one by the next
 /// checkpoint; newer ones are refused.
-pub const META_VERSION: u32 = 3;
+pub const META_VERSION: u32 = 4;
 /// Bound on the metadata read back, in bytes.
 const MAX_META: u64 = 1 << 30;
 
@@ -387,6 +391,7 @@ impl From<&Meta> for MetaBytes {
         bytes.list(meta.files.len(), meta.files.iter());
         bytes.tried(meta.tried);
         bytes.list(meta.mtimes_there.len(), meta.mtimes_there.iter());
+        bytes.list(meta.links.len(), meta.links.iter());
         bytes
     }
 }
@@ -410,8 +415,9 @@ fn decode_meta(bytes: &[u8], file: &str) -> Result<Meta> {
     }
     match version.try_into().map_or(0, u32::from_le_bytes) {
         META_VERSION => decode_body(body, &damaged),
-        // All but the last list, as if that were empty.
-        2 => decode_body(&[body, &[0; 8]].concat(), &damaged),
+        // All but the last lists, as if those were empty.
+        3 => decode_body(&[body, &[0; 8]].concat(), &damaged),
+        2 => decode_body(&[body, &[0; 16]].concat(), &damaged),
         1 => decode_body::<v1::Meta>(body, &damaged).map(Meta::from),
         found if found > META_VERSION => Err(Error::Newer {
             file: file.to_owned(),
@@ -427,88 +433,6 @@ fn decode_body<T: Decode<()>>(body: &[u8], damaged: &dyn Fn(u64, &str) -> Error)
         Ok((meta, used)) if used == body.len() => Ok(meta),
         Ok((_, used)) => Err(damaged(16 + used as u64, "trailing bytes")),
         Err(e) => Err(damaged(16, &e.to_string())),
-    }
-}
-
-/// The first schema, as it was stored.
-mod v1 {
-    use super::{Decode, NodeRecord, Ranges, Stamp, TreeOp};
-
-    #[derive(Decode)]
-    pub struct FileMeta {
-        id: u64,
-        attached: bool,
-        stamp: Option<Stamp>,
-        lineage: u64,
-        size: u64,
-        mtime: Option<i64>,
-        valid: Ranges,
-        dirty: Vec<(u64, Ranges)>,
-        written: Vec<(u64, Ranges)>,
-        write_count: u64,
-        epoch: u64,
-        synced_epoch: u64,
-        sequence: u64,
-        outstanding: Option<(u64, [u8; 32])>,
-        flipped: bool,
-        online_written: Ranges,
-        push: Option<(u64, u64)>,
-        lsn: u64,
-    }
-
-    #[derive(Decode)]
-    pub struct Meta {
-        data_lsn: u64,
-        known: u64,
-        tree_lsn: u64,
-        next_id: u64,
-        nodes: Vec<NodeRecord>,
-        pending: Vec<(u64, TreeOp)>,
-        files: Vec<FileMeta>,
-    }
-
-    impl From<FileMeta> for super::FileMeta {
-        fn from(m: FileMeta) -> Self {
-            Self {
-                id: m.id,
-                attached: m.attached,
-                stamp: m.stamp,
-                lineage: m.lineage,
-                size: m.size,
-                mtime: m.mtime,
-                valid: m.valid,
-                dirty: m.dirty,
-                written: m.written,
-                write_count: m.write_count,
-                epoch: m.epoch,
-                synced_epoch: m.synced_epoch,
-                sequence: m.sequence,
-                outstanding: m.outstanding,
-                flipped: m.flipped,
-                online_written: m.online_written,
-                push: m.push,
-                lsn: m.lsn,
-                data_lsn: 0,
-                used: 0,
-            }
-        }
-    }
-
-    impl From<Meta> for super::Meta {
-        fn from(m: Meta) -> Self {
-            Self {
-                data_lsn: m.data_lsn,
-                known: m.known,
-                tree_lsn: m.tree_lsn,
-                next_id: m.next_id,
-                nodes: m.nodes,
-                // Not known: the careful value.
-                tried: m.tree_lsn,
-                mtimes_there: Vec::new(),
-                pending: m.pending,
-                files: m.files.into_iter().map(Into::into).collect(),
-            }
-        }
     }
 }
 
@@ -556,6 +480,7 @@ mod tests {
             pending: vec![(4, TreeOp::Remove { id: 9 }); 2],
             tried: 6,
             mtimes_there: vec![(7, -8)],
+            links: vec![(10, 9), (11, 9)],
             ..Meta::default()
         };
         let good = MetaBytes::from(&meta).seal(2).to_vec();
@@ -587,12 +512,14 @@ mod tests {
         let mut newer = MetaBytes::from(&meta).seal(meta.known).to_vec();
         let again = decode_meta(&newer, "meta").unwrap();
         assert_eq!(again.files, meta.files);
-        // The second ended before the last list.
-        let mut second = newer[..newer.len() - 8].to_vec();
-        second[8] = 2;
-        let crc = crc32fast::hash(&second[16..]);
-        second[12..16].copy_from_slice(&crc.to_le_bytes());
-        assert_eq!(decode_meta(&second, "meta").unwrap().files, meta.files);
+        // The second and the third ended before the last lists.
+        for (version, lists) in [(2, 2), (3, 1)] {
+            let mut older = newer[..newer.len() - lists * 8].to_vec();
+            older[8] = version;
+            let crc = crc32fast::hash(&older[16..]);
+            older[12..16].copy_from_slice(&crc.to_le_bytes());
+            assert_eq!(decode_meta(&older, "meta").unwrap().files, meta.files);
+        }
         newer[8] = 99;
         let refused = decode_meta(&newer, "meta");
         assert!(matches!(refused, Err(Error::Newer { found: 99, .. })));

@@ -17,6 +17,7 @@ mod crawl;
 mod desk;
 mod fill;
 mod held;
+mod links;
 mod locks;
 mod make;
 mod names;

@@ -51,6 +51,9 @@ pub enum Error {
     /// A name is longer than 255 bytes.
     #[error("name too long")]
     NameTooLong,
+    /// A file has as many names as it may have.
+    #[error("too many names: {0}")]
+    TooManyNames(String),
     /// The handle is not open (any more), or not open for this kind of access.
     #[error("bad file handle")]
     BadHandle,
@@ -191,6 +194,7 @@ impl Error {
             K::Unsupported => Error::Unsupported(context),
             K::StorageFull | K::QuotaExceeded => Error::NoSpace("the device is full"),
             K::InvalidFilename => Error::NameTooLong,
+            K::TooManyLinks => Error::TooManyNames(context),
             K::ResourceBusy => Error::Busy("another program or computer uses the file"),
             _ => Error::Io { context, source: e },
         }
@@ -223,6 +227,7 @@ impl Error {
             | Error::BadName(_)
             | Error::ForbiddenName(_)
             | Error::NameTooLong
+            | Error::TooManyNames(_)
             | Error::NotFound(_)
             | Error::Exists(_)
             | Error::NotDir(_)

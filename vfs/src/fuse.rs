@@ -245,9 +245,16 @@ impl Filesystem for Frontend {
         });
     }
 
-    /// One file, one name: as on shares that know no hard links.
-    fn link(&self, _: &Request, _: INodeNo, _: INodeNo, _: &OsStr, reply: ReplyEntry) {
-        reply.error(Errno::EPERM);
+    fn link(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        newparent: INodeNo,
+        newname: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        let name = name!(newname, reply);
+        self.spawn(move |d| entry(reply, "link", d.link(ino.0, newparent.0, &name)));
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {

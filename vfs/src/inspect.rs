@@ -143,9 +143,10 @@ impl Inspection {
         let mut found: Vec<Known> = tree
             .nodes
             .iter()
-            .filter(|(id, node)| **id != crate::tree::ROOT && node.linked)
-            .map(|(&id, node)| {
+            .filter(|(id, node)| **id != crate::tree::ROOT && node.linked && !tree.is_parted(**id))
+            .filter_map(|(&id, name)| {
                 let path = tree.path(id);
+                let node = tree.nodes.get(&tree.content_of(id))?;
                 let mut known = Known {
                     kind: node.attr.kind,
                     target: node.target.clone(),
@@ -153,7 +154,7 @@ impl Inspection {
                     mtime: node.attr.mtime,
                     cached: 0,
                     unsynced: 0,
-                    pending: node.share.is_none(),
+                    pending: name.share.is_none(),
                     container: node.attr.kind == Kind::File && self.drive.is_container(&path),
                     pinned: node.attr.kind == Kind::File && self.drive.is_pinned(&path),
                     detached: false,
@@ -170,7 +171,7 @@ impl Inspection {
                     known.detached = !st.attached;
                     known.flipped = st.flipped;
                 }
-                known
+                Some(known)
             })
             .collect();
         found.sort_by(|a, b| a.path.cmp(&b.path));

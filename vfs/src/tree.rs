@@ -5,7 +5,9 @@
 //! until they are brought there the places differ; a listing of the share is merged by the share's
 //! places, so that a file renamed or removed here does not reappear under its old name.
 
+mod apply;
 mod children;
+mod links;
 mod merge;
 mod pending;
 mod stored;
@@ -21,6 +23,7 @@ use crate::path::{Names, conflict_names, join};
 use crate::share::{Attr, Kind};
 
 use self::children::Children;
+use self::links::Links;
 pub(crate) use self::pending::{Held, Pending};
 
 /// Number of the root.
@@ -77,6 +80,7 @@ pub(crate) struct Tree {
     pub lsn: u64,
     /// Owner of a place on the share, where that is not its place here.
     places: HashMap<(u64, String), u64>,
+    links: Links,
     /// Cache files to be removed once the metadata no longer speaks of them.
     pub doomed: Vec<u64>,
 }
@@ -114,6 +118,7 @@ impl Tree {
             held: BTreeMap::new(),
             lsn: 0,
             places: HashMap::new(),
+            links: Links::default(),
             doomed: Vec::new(),
         }
     }
@@ -171,7 +176,7 @@ impl Tree {
     /// Path on the drive.
     pub fn path(&self, id: u64) -> String {
         let mut names = Vec::new();
-        let mut at = id;
+        let mut at = self.name_of(id);
         while at != ROOT && names.len() < MAX_DEPTH {
             let Some(n) = self.nodes.get(&at) else { break };
             names.push(n.name.as_str());
@@ -184,7 +189,7 @@ impl Tree {
     /// Path on the share, if the node is there.
     pub fn share_path(&self, id: u64) -> Option<String> {
         let mut names = Vec::new();
-        let mut at = id;
+        let mut at = self.place_of(id);
         while at != ROOT {
             let (parent, name) = self.nodes.get(&at)?.share.as_ref()?;
             names.push(name.as_str());
@@ -350,6 +355,7 @@ impl Tree {
 
     /// Says where a node lies on the share, by a change of ours.
     pub fn place(&mut self, id: u64, share: Option<(u64, String)>) {
+        let id = self.first_name(id);
         let old = self.nodes.get(&id).and_then(|n| n.share.as_ref());
         for dir in [old, share.as_ref()].map(|s| s.map(|s| s.0)) {
             dir.into_iter().for_each(|dir| self.turn(dir));
@@ -374,12 +380,17 @@ impl Tree {
     /// What the share has at a node's place now. Content that is ours keeps its own length and
     /// times; a node without content looks as it does there, but for what waits.
     pub fn seen(&mut self, id: u64, attr: Option<Attr>) {
+        let id = self.content_of(id);
         let set = |p: &Pending| matches!(&p.op, TreeOp::SetAttr { id: x, .. } if *x == id);
         let ours = self.pending.iter().any(set);
         if let (Some(node), Some(attr)) = (self.nodes.get_mut(&id), attr) {
             node.attr.file_id = attr.file_id;
             if node.file.is_none() && !ours {
                 node.attr = attr;
+            }
+            // What a waiting change hides is as it is there now.
+            if let Some(there) = &mut node.mtime_there {
+                *there = attr.mtime;
             }
         }
     }
@@ -396,6 +407,7 @@ impl Tree {
         self.unlink_name(old_parent, &old_name, id);
         self.link_name(parent, name, id);
         self.set_place(id, share);
+        self.count_linked(id);
     }
 
     /// Takes a node out of the tree. It stays known while it lies on the share.
@@ -408,13 +420,28 @@ impl Tree {
         self.unlink_name(parent, &name, id);
         self.turn(parent);
         self.set_place(id, share);
+        self.count_linked(id);
     }
 
-    /// Forgets a node that is neither here nor on the share.
+    /// Forgets a node that is neither here nor on the share. With the last name of a file the file goes,
+    /// unless it is open.
     pub fn forget(&mut self, id: u64) -> Option<Arc<FileNode>> {
         let node = self.nodes.remove(&id)?;
         self.drop_place(id, node.share);
         self.unlink_name(node.parent, &node.name, id);
+        if let Some((file, last)) = self.links.forget(id) {
+            self.count_linked(file);
+            let open = self.file_behind(file).is_some_and(|f| {
+                let mut st = f.write();
+                st.unlinked |= last;
+                st.opens > 0
+            });
+            return if last && !open {
+                self.forget(file)
+            } else {
+                None
+            };
+        }
         if node.file.is_some() {
             self.doomed.push(id);
         }
@@ -424,84 +451,6 @@ impl Tree {
     /// Nodes whose cache files may go once metadata without them is durable.
     pub fn take_doomed(&mut self) -> Vec<u64> {
         std::mem::take(&mut self.doomed)
-    }
-
-    /// Applies a change to the tree. `pending`: the share has yet to see it.
-    pub fn apply(&mut self, op: &TreeOp, pending: bool, lsn: u64) {
-        match op {
-            TreeOp::Create(record) => {
-                let mut record = record.clone();
-                record.share = (!pending).then(|| (record.parent, record.name.clone()));
-                self.turn(record.parent);
-                self.insert(record);
-            }
-            TreeOp::Remove { id } => {
-                self.remove(*id);
-                if !pending {
-                    self.place(*id, None);
-                }
-            }
-            TreeOp::Rename {
-                id,
-                parent,
-                name,
-                replaced,
-            } => {
-                if let Some(old) = replaced {
-                    self.remove(*old);
-                    if !pending {
-                        self.place(*old, None);
-                    }
-                }
-                let from = self.nodes.get(id).map_or(ROOT, |n| n.parent);
-                self.relocate(*id, *parent, name);
-                self.turn(from);
-                self.turn(*parent);
-                if !pending {
-                    self.place(*id, Some((*parent, name.clone())));
-                }
-            }
-            TreeOp::SetAttr { id, set, ctime } => {
-                let timed = |p: &Pending| matches!(&p.op, TreeOp::SetAttr { id: x, set, .. } if x == id && set.mtime.is_some());
-                let first = set.mtime.is_some() && !self.pending.iter().any(timed);
-                if let Some(node) = self.nodes.get_mut(id) {
-                    if first {
-                        node.mtime_there = pending.then_some(node.attr.mtime);
-                    }
-                    set.apply(&mut node.attr);
-                    node.attr.ctime = *ctime;
-                }
-            }
-            // Nothing of it is kept here but the change itself, while it waits.
-            TreeOp::SetXattr { .. } => {}
-        }
-        if pending {
-            if std::mem::take(&mut self.unsure) {
-                self.tried = lsn;
-                self.doubted = lsn;
-            }
-            self.pending.push_back(Pending {
-                lsn,
-                op: op.clone(),
-            });
-        }
-        self.lsn = lsn;
-    }
-
-    /// A name was made or removed in a directory: its times are news.
-    pub fn touch(&mut self, dir: u64, time: i64) {
-        if let Some(node) = self.nodes.get_mut(&dir) {
-            node.attr.mtime = time;
-        }
-        self.changed(dir, time);
-    }
-
-    /// A node changed, its content apart; the share, if it may be asked, knows better when.
-    pub fn changed(&mut self, id: u64, time: i64) {
-        if let Some(node) = self.nodes.get_mut(&id) {
-            node.attr.ctime = time;
-            node.fresh = None;
-        }
     }
 }
 

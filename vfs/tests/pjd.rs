@@ -61,7 +61,9 @@ fn seen(root: &Path) -> BTreeMap<String, String> {
             } else {
                 String::new()
             };
-            let shown = format!("{:o} {}:{} {content}", m.mode(), m.uid(), m.gid());
+            let names = if m.is_dir() { 1 } else { m.nlink() };
+            let (mode, uid, gid) = (m.mode(), m.uid(), m.gid());
+            let shown = format!("{mode:o} {uid}:{gid} {names} names {content}");
             let name = path.strip_prefix(root).unwrap().display().to_string();
             out.insert(name, shown);
             if m.is_dir() {

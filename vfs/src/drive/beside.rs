@@ -38,17 +38,19 @@ impl Drive {
             ));
         }
         // A change of its name that waits would move what is kept beside to a name that is the other's.
-        if self.tree().name_waits(node) {
+        let named_so = self.tree().names_of(node);
+        if named_so.iter().any(|name| self.tree().name_waits(*name)) {
             return Err(Error::Busy(
                 "changed on both sides: kept apart once its change of name is on the share",
             ));
         }
         let (snapshot, mut held) = self.snapshot_held(path, file)?;
-        let (parent, name, share_parent) = {
+        let (named, parent, name, share_parent) = {
             let tree = self.tree();
-            let n = tree.node(node)?;
+            let named = tree.place_of(node);
+            let n = tree.node(named)?;
             let share_parent = n.share.as_ref().map_or(n.parent, |s| s.0);
-            (n.parent, n.name.clone(), share_parent)
+            (named, n.parent, n.name.clone(), share_parent)
         };
         let dir = crate::path::split(at).map_or("", |s| s.0).to_owned();
         let mode = self.tree().node(node)?.attr.mode;
@@ -109,9 +111,13 @@ impl Drive {
         let stamp = self.link.call(&place, move |_| made.stamp())?;
         {
             let mut tree = self.tree_mut();
+            // Its other names are the other's file's.
+            for other in named_so.into_iter().filter(|id| *id != named) {
+                self.lose_name(&mut tree, other)?;
+            }
             if new_name != name {
                 let op = TreeOp::Rename {
-                    id: node,
+                    id: named,
                     parent,
                     name: new_name.clone(),
                     replaced: None,
@@ -124,11 +130,11 @@ impl Drive {
             }
             let share = Some((share_parent, new_name.clone()));
             let lsn = self.log(MetaRecord::Placed {
-                id: node,
+                id: named,
                 share: share.clone(),
                 attr: None,
             })?;
-            tree.place(node, share);
+            tree.place(named, share);
             tree.lsn = lsn;
             // The other's file shows at the next look.
             if let Some(dir) = tree.nodes.get_mut(&parent) {

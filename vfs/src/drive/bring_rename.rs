@@ -25,7 +25,7 @@ impl Drive {
     fn whose(&self, id: u64, at: &str) -> Result<Whose> {
         let ours = {
             let tree = self.tree();
-            let node = tree.node(id)?;
+            let node = tree.node(tree.content_of(id))?;
             let stamp = node.file.as_ref().and_then(|f| f.read().stamp);
             Attr {
                 size: stamp.map_or(node.attr.size, |s| s.size),
@@ -196,7 +196,7 @@ impl Drive {
         let path = self.tree().path(id);
         let (file, from) = {
             let tree = self.tree();
-            let file = tree.nodes.get(&id).and_then(|n| n.file.clone());
+            let file = tree.file_behind(id).cloned();
             (file, tree.share_path(id))
         };
         let (Some(file), Some(from)) = (file, from) else {
@@ -206,7 +206,10 @@ impl Drive {
             let st = file.read();
             (st.is_dirty(), st.stamp)
         };
-        if !dirty || self.is_container(&path) || self.find(&path).ok() != Some(id) {
+        if !dirty
+            || self.is_container(&path)
+            || self.find(&path).ok() != Some(self.tree().content_of(id))
+        {
             return Ok(());
         }
         match self.share_stamp(&from) {

@@ -8,7 +8,7 @@ use super::names::attr_of;
 use super::{Drive, NodeAttr, State, now};
 use crate::error::{Error, Result};
 use crate::journal::record::{MetaRecord, TreeOp};
-use crate::path::check_new_name;
+use crate::path::{check_new_name, join};
 use crate::share::{Kind, SetAttr, Share};
 use crate::tree::{ROOT, Tree};
 
@@ -87,10 +87,11 @@ impl Drive {
     fn remove(&self, parent: u64, name: &str, id: u64, dir: bool) -> Result<()> {
         let place = {
             let tree = self.tree();
-            if self.must_queue(&tree) {
-                None
-            } else {
-                tree.share_path(id)
+            match tree.child(parent, name) {
+                Some(named) if tree.content_of(named) == id && !self.must_queue(&tree) => {
+                    tree.share_path(named)
+                }
+                _ => None,
             }
         };
         let mut reach = Reach::Waits;
@@ -110,13 +111,14 @@ impl Drive {
             }
         }
         let mut tree = self.tree_mut();
-        if tree.child(parent, name) != Some(id) {
+        let named = tree.child(parent, name);
+        let Some(id) = named.filter(|named| tree.content_of(*named) == id) else {
             return if reach == Reach::There {
                 Ok(())
             } else {
                 Err(Error::NotFound(name.to_owned()))
             };
-        }
+        };
         if dir && !tree.node(id)?.children.is_empty() {
             return Err(Error::NotEmpty(name.to_owned()));
         }
@@ -130,8 +132,23 @@ impl Drive {
     }
 
     /// A node left the tree: handles keep its file; without them and without a place on the share
-    /// it is forgotten.
+    /// it is forgotten. Of a file of several names that is so with the last of them.
     pub(crate) fn after_removal(&self, tree: &mut Tree, id: u64) {
+        let content = tree.content_of(id);
+        if content != id {
+            let known = tree.nodes.get(&id).is_some_and(|n| n.share.is_some());
+            if !known && !tree.is_pending(id) {
+                self.forget(tree, id);
+            }
+        }
+        if tree.is_parted(content) && !tree.names_of(content).is_empty() {
+            let left = tree.nodes.get(&content).is_some_and(|n| n.linked);
+            if let (false, Some(file)) = (left, tree.file_behind(content)) {
+                file.write().unlinked = true;
+            }
+            return;
+        }
+        let id = content;
         let Some(node) = tree.nodes.get(&id) else {
             return;
         };
@@ -177,17 +194,25 @@ impl Drive {
             Err(Error::NotFound(_) | Error::NotCached(_) | Error::Link(_)) => None,
             Err(e) => return Err(e),
         };
+        let named = self.tree().child(parent, name);
+        let named = named.ok_or_else(|| Error::NotFound(name.to_owned()))?;
         // Another spelling of its own name, where case does not matter, is a new name.
         let to = match to {
             Some(to) if to.id == from.id => {
-                if parent == new_parent && self.tree().node(from.id)?.name == new_name {
-                    return Ok(());
+                let tree = self.tree();
+                let same = tree.node(named)?.name == new_name && parent == new_parent;
+                // Two names of one file stay both, as POSIX has it.
+                match tree.child(new_parent, new_name) {
+                    Some(other) if other != named && !replace => {
+                        return Err(Error::Exists(new_name.to_owned()));
+                    }
+                    other if same || other != Some(named) => return Ok(()),
+                    _ => None,
                 }
-                None
             }
             other => other,
         };
-        let respelled = self.tree().child(new_parent, new_name) == Some(from.id);
+        let respelled = self.tree().child(new_parent, new_name) == Some(named);
         let dir = from.attr.kind == Kind::Dir;
         if let Some(to) = &to {
             if !replace {
@@ -209,14 +234,15 @@ impl Drive {
             if dir && tree.is_above(from.id, new_parent) {
                 return Err(Error::Invalid("a directory cannot move into itself"));
             }
+            self.may_be_called(&tree, named, &join(&tree.path(new_parent), new_name))?;
             let node = tree.node(from.id)?;
             let dirty = node.file.as_ref().is_some_and(|f| f.read().is_dirty());
             // What replaces another has its content on the share before it does, so it goes by the queue.
-            let content_first = to.is_some() && dirty && !self.is_container(&tree.path(from.id));
+            let content_first = to.is_some() && dirty && !self.is_container(&tree.path(named));
             if self.must_queue(&tree) || content_first {
                 None
             } else {
-                tree.share_path(from.id)
+                tree.share_path(named)
                     .zip(tree.share_place(new_parent, new_name))
             }
         };
@@ -231,23 +257,25 @@ impl Drive {
             }
         }
         let mut tree = self.tree_mut();
-        if tree.child(parent, name) != Some(from.id) || tree.dir(new_parent).is_err() {
+        let named = tree.child(parent, name);
+        let named = named.filter(|named| tree.content_of(*named) == from.id);
+        let (Some(named), Ok(_)) = (named, tree.dir(new_parent)) else {
             return Err(Error::NotFound(name.to_owned()));
-        }
+        };
         if dir && tree.is_above(from.id, new_parent) {
             return Err(Error::Invalid("a directory cannot move into itself"));
         }
-        let replaced = tree.child(new_parent, new_name).filter(|r| *r != from.id);
+        let replaced = tree.child(new_parent, new_name).filter(|r| *r != named);
         if let Some(r) = replaced {
             if !replace && reach != Reach::There {
                 return Err(Error::Exists(new_name.to_owned()));
             }
             self.adopt(&mut tree, r)?;
         }
-        self.adopt(&mut tree, from.id)?;
+        self.adopt(&mut tree, named)?;
         self.adopt(&mut tree, new_parent)?;
         let op = TreeOp::Rename {
-            id: from.id,
+            id: named,
             parent: new_parent,
             name: new_name.to_owned(),
             replaced,
@@ -259,6 +287,7 @@ impl Drive {
         }
         tree.changed(from.id, at);
         if let Some(r) = replaced {
+            tree.changed(r, at);
             self.after_removal(&mut tree, r);
         }
         Ok(())

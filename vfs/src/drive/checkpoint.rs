@@ -203,6 +203,8 @@ impl Drive {
             .filter_map(|(&id, n)| Some((id, n.mtime_there?)))
             .collect();
         meta.list(hidden.len(), hidden.iter());
+        let links = tree.links();
+        meta.list(links.len(), links.iter());
         (data_lsn, doomed)
     }
 

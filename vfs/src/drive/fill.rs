@@ -371,7 +371,7 @@ impl Drive {
         let mut all: Vec<(u64, String)> = tree
             .nodes
             .iter()
-            .filter(|(_, n)| n.linked && n.attr.kind == Kind::File)
+            .filter(|(id, n)| n.linked && n.attr.kind == Kind::File && !tree.is_name(**id))
             .map(|(&id, _)| (id, tree.path(id)))
             .filter(|(_, path)| wanted(path))
             .collect();
@@ -423,7 +423,7 @@ impl Drive {
                 None => self.lookup(at, name)?.id,
             };
         }
-        Ok(at)
+        Ok(self.tree().content_of(at))
     }
 }
 

@@ -60,6 +60,11 @@ impl Behind {
             TreeOp::Create(_) => {
                 self.made.insert(id);
             }
+            // The names that it is to be made beside stay until it is.
+            TreeOp::Link { file, .. } => {
+                self.made.insert(id);
+                self.nodes.insert(*file);
+            }
             TreeOp::Remove { .. } | TreeOp::Rename { .. } => {}
         }
         for id in [Some(id), replaced(op)].into_iter().flatten() {
@@ -84,17 +89,24 @@ impl Behind {
         let takes = op.makes().is_some_and(|(dir, name)| {
             self.made.contains(&dir) || self.places.contains(&(dir, tree.names.fold(name)))
         });
+        let unmade = |id: u64| {
+            let names = tree.names_of(id);
+            names.iter().any(|name| self.made.contains(name)) && tree.share_path(id).is_none()
+        };
+        let holds = |id: u64| {
+            self.nodes.contains(&id)
+                || self.nodes.contains(&tree.content_of(id))
+                || self.dirs.contains(&id)
+        };
         match op {
             TreeOp::SetAttr { .. } | TreeOp::SetXattr { .. } => {
-                self.made.contains(&id) || self.attributes.contains(&id)
+                unmade(id) || self.attributes.contains(&id)
             }
             TreeOp::Create(_) => takes,
-            TreeOp::Remove { .. } => self.nodes.contains(&id) || self.dirs.contains(&id),
+            TreeOp::Link { file, .. } => takes || unmade(*file),
+            TreeOp::Remove { .. } => holds(id),
             TreeOp::Rename { .. } => {
-                takes
-                    || self.nodes.contains(&id)
-                    || replaced(op)
-                        .is_some_and(|old| self.nodes.contains(&old) || self.dirs.contains(&old))
+                takes || self.nodes.contains(&id) || replaced(op).is_some_and(holds)
             }
         }
     }
@@ -141,8 +153,10 @@ impl Drive {
             let TreeOp::Create(made) = op else {
                 return None;
             };
-            let above = made.id == node || made.attr.kind == Kind::Dir;
-            (above && tree.is_above(made.id, node)).then(|| why.clone())
+            let names = tree.names_of(node);
+            let above = names.contains(&made.id)
+                || made.attr.kind == Kind::Dir && tree.is_above(made.id, tree.name_of(node));
+            above.then(|| why.clone())
         });
         refused.next()
     }

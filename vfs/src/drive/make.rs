@@ -96,7 +96,7 @@ impl Drive {
         })
     }
 
-    fn absent(&self, parent: u64, name: &str) -> Result<()> {
+    pub(super) fn absent(&self, parent: u64, name: &str) -> Result<()> {
         match self.lookup(parent, name) {
             Ok(_) => Err(Error::Exists(name.to_owned())),
             // Not knowable now: settled, visibly, when it is brought to the share.
@@ -106,7 +106,7 @@ impl Drive {
     }
 
     /// Makes something on the share, if it may and can be made there now.
-    fn make_there<T: Send + 'static>(
+    pub(super) fn make_there<T: Send + 'static>(
         &self,
         parent: u64,
         name: &str,
@@ -204,7 +204,9 @@ impl Drive {
         // A listing may have met the file we just made there.
         if let Some(id) = tree.child(parent, name) {
             let fresh = tree.nodes.get(&id).is_some_and(|n| {
-                n.file.is_none() && n.attr.file_id == attr.file_id && n.children.is_empty()
+                tree.file_behind(id).is_none()
+                    && n.attr.file_id == attr.file_id
+                    && n.children.is_empty()
             });
             if reach != Reach::There || !fresh {
                 return Err(Error::Exists(name.to_owned()));

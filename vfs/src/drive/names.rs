@@ -36,9 +36,12 @@ const MERGED_AT_ONCE: usize = 500;
 /// A directory with more names than this is not counted through at each look.
 const COUNTED: usize = 1000;
 
-fn links(tree: &Tree, node: &crate::tree::Node) -> u32 {
+fn links(tree: &Tree, id: u64, node: &crate::tree::Node) -> u32 {
     if !node.linked {
         return 0;
+    }
+    if tree.is_parted(id) {
+        return u32::try_from(tree.count_names(id)).unwrap_or(u32::MAX);
     }
     if node.attr.kind != Kind::Dir || !node.known || node.children.len() > COUNTED {
         return 1;
@@ -60,6 +63,7 @@ pub struct DirEntry {
 }
 
 pub(super) fn attr_of(tree: &Tree, id: u64) -> Result<NodeAttr> {
+    let id = tree.content_of(id);
     let node = tree.node(id)?;
     let mut attr = node.attr;
     if let Some(file) = &node.file {
@@ -73,7 +77,7 @@ pub(super) fn attr_of(tree: &Tree, id: u64) -> Result<NodeAttr> {
     Ok(NodeAttr {
         id,
         attr,
-        links: links(tree, node),
+        links: links(tree, id, node),
     })
 }
 
@@ -155,12 +159,14 @@ impl Drive {
             let tree = self.tree();
             let dir = tree.dir(parent)?;
             let child = tree.child(parent, name);
-            let heard = match child.and_then(|c| tree.nodes.get(&c)) {
+            let name_and_content = child
+                .and_then(|c| Some((tree.nodes.get(&c)?, tree.nodes.get(&tree.content_of(c))?)));
+            let heard = match name_and_content {
                 // What is open or only here is not asked about.
-                Some(n) if n.share.is_none() || in_use(n) => {
+                Some((name, content)) if name.share.is_none() || in_use(content) => {
                     return attr_of(&tree, child.unwrap_or(0)).map(Some);
                 }
-                Some(n) => n.fresh,
+                Some((name, content)) => name.fresh.min(content.fresh),
                 None => None,
             };
             if !self.should_ask(heard, child.is_some() || dir.known) {
@@ -226,14 +232,15 @@ impl Drive {
         let (parent, name) = {
             let tree = self.tree();
             let node = tree.node(id)?;
+            let name = tree.node(tree.name_of(id))?;
             let ask = node.linked
                 && !in_use(node)
-                && (id == ROOT || node.share.is_some())
+                && (id == ROOT || name.share.is_some())
                 && self.should_ask(node.fresh, true);
             if !ask {
                 return attr_of(&tree, id);
             }
-            (node.parent, node.name.clone())
+            (name.parent, name.name.clone())
         };
         if id != ROOT {
             let found = self.lookup(parent, &name)?;
@@ -356,7 +363,7 @@ impl Drive {
             let kind = tree.nodes.get(id)?.attr.kind;
             Some(DirEntry {
                 name: name.clone(),
-                id: *id,
+                id: tree.content_of(*id),
                 kind,
             })
         };

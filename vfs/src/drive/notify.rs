@@ -120,12 +120,17 @@ impl Drive {
         if let Ok(dir) = tree.node_mut(dir) {
             dir.listed = None;
         }
-        let Some(node) = found.and_then(|id| tree.node_mut(id).ok()) else {
+        let Some(found) = found else {
             return false;
         };
-        node.fresh = None;
-        node.listed = None;
-        node.file.as_ref().is_some_and(|f| f.read().opens > 0)
+        let ids = [found, tree.content_of(found)];
+        for id in ids {
+            if let Ok(node) = tree.node_mut(id) {
+                node.fresh = None;
+                node.listed = None;
+            }
+        }
+        tree.file_behind(found).is_some_and(|f| f.read().opens > 0)
     }
 
     fn doubt_all(&self) {

@@ -108,6 +108,10 @@ impl Drive {
             Err(Error::NotFound(_)) if self.tree().place_in_doubt(node) => {
                 return Err(Error::NotCached(path.to_owned()));
             }
+            // Of several names there the others are left.
+            Err(Error::NotFound(_)) if self.lose_place(node, &at)? => {
+                return Err(Error::Busy("others removed one of the file's names"));
+            }
             // Removed by someone else: ours is kept, under its own name.
             Err(Error::NotFound(_)) => None,
             Err(e) => return Err(e),

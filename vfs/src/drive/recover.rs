@@ -511,7 +511,9 @@ impl<'a> Recovery<'a> {
         let gone: Vec<u64> = tree
             .nodes
             .iter()
-            .filter(|(id, n)| **id != ROOT && !n.linked && n.share.is_none())
+            .filter(|(id, n)| {
+                **id != ROOT && !n.linked && n.share.is_none() && !tree.is_parted(**id)
+            })
             .map(|(&id, _)| id)
             .filter(|&id| !tree.is_pending(id))
             .collect();

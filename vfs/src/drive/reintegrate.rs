@@ -181,6 +181,13 @@ impl Drive {
                 let doubted = next.lsn <= self.tree().doubted;
                 self.bring_rename((*id, doubted), (*parent, name), *replaced, date, host)
             }
+            TreeOp::Link {
+                file,
+                id,
+                parent,
+                name,
+                ..
+            } => self.bring_link(*file, *id, (*parent, name), (date, host)),
             TreeOp::SetXattr { id, name, value } => {
                 let Some(at) = self.tree().share_path(*id) else {
                     return Ok(O::Done);
@@ -299,6 +306,7 @@ impl Drive {
     /// If by now it is called otherwise here, a later change brings that over.
     pub(super) fn rename_here(&self, id: u64, place: (u64, &str), name: &str) -> Result<()> {
         let mut tree = self.tree_mut();
+        let id = tree.first_name(id);
         let node = tree.node(id)?;
         if !node.linked || (node.parent, node.name.as_str()) != place {
             return Ok(());
@@ -343,10 +351,8 @@ impl Drive {
         let id = record.id;
         let dir = {
             let tree = self.tree();
-            let Some(node) = tree.nodes.get(&id) else {
-                return Ok(O::Done);
-            };
-            if node.share.is_some() {
+            let name = tree.nodes.get(&tree.first_name(id));
+            if name.is_none_or(|n| n.share.is_some()) {
                 return Ok(O::Done);
             }
             tree.share_path(record.parent)
@@ -406,13 +412,14 @@ impl Drive {
             }
             // First what its content is a copy of: a place without that would later pass for
             // another's file. The other way round it is simply brought over again.
-            let file = self.tree().node(id)?.file.clone();
+            let content = self.tree().content_of(id);
+            let file = self.tree().node(content)?.file.clone();
             if let Some(stamp) = stamp {
                 match file {
                     Some(file) => self.pushed_new(&file, stamp)?,
                     // Made and never opened since: the (empty) cache file is a copy from now on.
-                    None if self.tree().node(id)?.linked => {
-                        self.pushed_new(&self.file(id)?, stamp)?;
+                    None if self.tree().node(content)?.linked => {
+                        self.pushed_new(&self.file(content)?, stamp)?;
                     }
                     None => {}
                 }
@@ -443,7 +450,7 @@ impl Drive {
     pub(super) fn known_there(&self, id: u64, at: &str) -> Result<Option<bool>> {
         let (attr, stamp, ours_maybe) = {
             let tree = self.tree();
-            let node = tree.node(id)?;
+            let node = tree.node(tree.content_of(id))?;
             let standing = node.file.as_ref().map(|f| {
                 let st = f.read();
                 let touched = st.flipped || st.push.is_some() || !st.online_written.is_empty();
@@ -537,6 +544,13 @@ pub(super) fn describe(tree: &crate::tree::Tree, op: &TreeOp) -> String {
             let from = tree.share_path(*id).unwrap_or_else(|| tree.path(*id));
             format!("rename {from} to {}", join(&tree.path(*parent), name))
         }
+        TreeOp::Link {
+            file, parent, name, ..
+        } => format!(
+            "link {} to {}",
+            tree.path(*file),
+            join(&tree.path(*parent), name)
+        ),
         TreeOp::SetAttr { id, .. } | TreeOp::SetXattr { id, .. } => {
             format!("set attributes of {}", tree.path(*id))
         }

@@ -61,7 +61,13 @@ impl Drive {
         let there = {
             let tree = self.tree();
             match tree.nodes.get(&node) {
-                Some(n) if n.linked && n.share.is_some() && !tree.place_in_doubt(node) => n.attr,
+                Some(n)
+                    if n.linked
+                        && tree.share_path(node).is_some()
+                        && !tree.place_in_doubt(node) =>
+                {
+                    n.attr
+                }
                 _ => return false,
             }
         };

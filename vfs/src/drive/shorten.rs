@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use super::Drive;
 use super::optimise::{Plan, optimise};
 use crate::error::Result;
-use crate::journal::record::{MetaRecord, Record};
+use crate::journal::record::{MetaRecord, Record, TreeOp};
 use crate::tree::{Pending, Tree};
 
 impl Drive {
@@ -60,7 +60,14 @@ fn plan(tree: &Tree) -> Plan {
     } else {
         tree.tried
     };
-    let log = tree.pending.iter().filter(|p| p.lsn > tried);
+    let links = undone_links(tree, tried);
+    let left = |p: &&Pending| !links.contains(&p.lsn);
+    // What was changed before a file got another name may be about more names than one: only what comes
+    // after is looked at.
+    let is_link = |p: &&Pending| matches!(p.op, TreeOp::Link { .. });
+    let link = tree.pending.iter().filter(left).rfind(is_link);
+    let tried = link.map_or(tried, |p| tried.max(p.lsn));
+    let log = tree.pending.iter().filter(left).filter(|p| p.lsn > tried);
     let log: Vec<&Pending> = log.take(PLANNED).collect();
     // Where a node lies after what was tried: unknown here, unless nothing of that touched it.
     let touched = |id: u64| {
@@ -72,7 +79,8 @@ fn plan(tree: &Tree) -> Plan {
         let place = node.share.clone().filter(|_| !touched(id))?;
         Some((place, node.attr.kind))
     };
-    let plan = optimise(log.into_iter().map(|p| (p.lsn, &p.op)), tree.names, &origin);
+    let mut plan = optimise(log.into_iter().map(|p| (p.lsn, &p.op)), tree.names, &origin);
+    plan.gone.extend(links);
     let mut bytes = Vec::new();
     let record = MetaRecord::Optimised {
         gone: plan.gone.clone(),
@@ -83,4 +91,29 @@ fn plan(tree: &Tree) -> Plan {
         return Plan::default();
     }
     plan
+}
+
+/// Names that were given to files and taken again, of what the share has not seen: all that is about them.
+/// Not where the file got another name later: it may be by the first that its content lived until then.
+fn undone_links(tree: &Tree, tried: u64) -> HashSet<u64> {
+    let unseen = || tree.pending.iter().filter(|p| p.lsn > tried);
+    let mut undone = HashSet::new();
+    let mut needed = HashSet::new();
+    for link in unseen().rev() {
+        let TreeOp::Link { file, id, .. } = &link.op else {
+            continue;
+        };
+        let of_it = || unseen().filter(|p| p.op.node() == *id);
+        let replaces =
+            |p: &Pending| matches!(p.op, TreeOp::Rename { replaced, .. } if replaced.is_some());
+        let removed = of_it()
+            .next_back()
+            .is_some_and(|p| matches!(p.op, TreeOp::Remove { .. }));
+        if removed && !needed.contains(file) && !of_it().any(replaces) {
+            undone.extend(of_it().map(|p| p.lsn));
+        } else {
+            needed.insert(*file);
+        }
+    }
+    undone
 }

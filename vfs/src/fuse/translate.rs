@@ -24,6 +24,7 @@ fn errno(e: &Error) -> Errno {
         Error::TooLarge(_) => Errno::E2BIG,
         Error::Invalid(_) | Error::ForbiddenName(_) => Errno::EINVAL,
         Error::BadName(_) => Errno::EILSEQ,
+        Error::TooManyNames(_) => Errno::EMLINK,
         Error::NameTooLong => Errno::ENAMETOOLONG,
         Error::BadHandle => Errno::EBADF,
         Error::NoSpace(_) => Errno::ENOSPC,

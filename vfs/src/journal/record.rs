@@ -68,6 +68,19 @@ pub enum TreeOp {
         /// Value; `None`: removed.
         value: Option<Vec<u8>>,
     },
+    /// A file gets another name.
+    Link {
+        /// The node of its content.
+        file: u64,
+        /// The node that the name becomes which it has so far, if it had just one.
+        first: Option<u64>,
+        /// The node of the new name.
+        id: u64,
+        /// The directory.
+        parent: u64,
+        /// The name there.
+        name: String,
+    },
 }
 
 impl TreeOp {
@@ -76,18 +89,21 @@ impl TreeOp {
     pub fn makes(&self) -> Option<(u64, &str)> {
         match self {
             TreeOp::Create(r) => Some((r.parent, &r.name)),
-            TreeOp::Rename { parent, name, .. } => Some((*parent, name)),
+            TreeOp::Rename { parent, name, .. } | TreeOp::Link { parent, name, .. } => {
+                Some((*parent, name))
+            }
             TreeOp::Remove { .. } | TreeOp::SetAttr { .. } | TreeOp::SetXattr { .. } => None,
         }
     }
 
-    /// The node that it changes (one that a rename replaces apart).
+    /// The node that it changes (one that a rename replaces apart); of a link, the new name's.
     #[must_use]
     pub fn node(&self) -> u64 {
         match self {
             TreeOp::Create(record) => record.id,
             TreeOp::Remove { id }
             | TreeOp::Rename { id, .. }
+            | TreeOp::Link { id, .. }
             | TreeOp::SetAttr { id, .. }
             | TreeOp::SetXattr { id, .. } => *id,
         }

@@ -52,7 +52,9 @@ impl Tree {
         }
         self.respell(parent, name);
         if let Some(id) = self.child(parent, name) {
-            let ours = waiting.nodes.contains(&id);
+            let content = self.content_of(id);
+            let ours = waiting.nodes.contains(&id) || waiting.nodes.contains(&content);
+            let another = self.is_another(id, attr.kind, attr.file_id);
             let node = self.nodes.get_mut(&id)?;
             let same_place = node
                 .share
@@ -63,7 +65,13 @@ impl Tree {
                 // to the share.
                 return Some(id);
             }
-            if node.attr.kind == attr.kind {
+            if content != id && !another {
+                node.fresh = Some(now);
+            }
+            let node = self.nodes.get_mut(&content)?;
+            if another {
+                // One of a file's names is another file's now: the file has the others.
+            } else if node.attr.kind == attr.kind {
                 let same = (node.attr.mtime, node.attr.file_id) == (attr.mtime, attr.file_id);
                 if attr.kind == Kind::Symlink && !same {
                     node.target = None;
@@ -73,8 +81,7 @@ impl Tree {
                 }
                 node.fresh = Some(now);
                 return Some(id);
-            }
-            if keeps(node) {
+            } else if keeps(node) {
                 return Some(id);
             }
             self.drop_subtree(id);
@@ -196,7 +203,12 @@ impl Tree {
             let Some(n) = self.nodes.get(&at) else {
                 continue;
             };
-            if keeps(n) || n.share.is_none() || self.is_pending(at) {
+            // Of several names each may go but the last.
+            let content = self.content_of(at);
+            let last = content != at && self.count_names(content) <= 1;
+            let content = self.nodes.get(&content).filter(|_| last).map(|n| &**n);
+            let kept = keeps(n) || content.is_some_and(keeps);
+            if kept || n.share.is_none() || self.is_pending(at) {
                 return true;
             }
             stack.extend(n.children.values());

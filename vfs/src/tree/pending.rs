@@ -46,7 +46,7 @@ impl Tree {
 
     fn once_moved(&self, id: u64, moved: u64, parent: u64, name: &str) -> Option<String> {
         let mut below = Vec::new();
-        let mut at = id;
+        let mut at = self.place_of(id);
         while at != moved {
             let (up, name) = self.nodes.get(&at)?.share.as_ref()?;
             below.push(name.as_str());
@@ -123,6 +123,9 @@ impl Tree {
 
     /// Whether a change of the node's name waits for the share.
     pub fn name_waits(&self, id: u64) -> bool {
+        if self.pending.is_empty() {
+            return false;
+        }
         let names = |op: &TreeOp| !matches!(op, TreeOp::SetAttr { .. } | TreeOp::SetXattr { .. });
         self.pending
             .iter()
@@ -133,6 +136,10 @@ impl Tree {
     pub fn place_in_doubt(&self, id: u64) -> bool {
         if self.pending.is_empty() {
             return false;
+        }
+        if self.is_parted(id) {
+            let names = self.names_of(id);
+            return self.is_pending(id) || names.iter().any(|name| self.place_in_doubt(*name));
         }
         let mut at = id;
         for _ in 0..MAX_DEPTH {

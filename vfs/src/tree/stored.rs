@@ -24,6 +24,7 @@ impl Tree {
                 node.mtime_there = Some(*mtime);
             }
         }
+        tree.load_links(&meta.links);
         tree.next_id = meta.next_id.max(tree.next_id);
         tree.pending = meta
             .pending
@@ -47,7 +48,8 @@ impl Tree {
             name: n.name.clone(),
             attr: n.attr,
             share: n.share.clone(),
-            linked: n.linked,
+            // A file whose names are nodes of their own is in no directory itself.
+            linked: n.linked && !self.is_parted(id),
             known: n.known,
             target: n.target.clone(),
         })
@@ -89,7 +91,7 @@ impl Tree {
         let mut names: Vec<(u64, String, u64)> = self
             .nodes
             .iter()
-            .filter(|(id, n)| n.linked && **id != ROOT)
+            .filter(|(id, n)| n.linked && **id != ROOT && !self.is_parted(**id))
             .map(|(&id, n)| (n.parent, n.name.clone(), id))
             .collect();
         // The youngest has a name last.

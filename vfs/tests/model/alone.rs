@@ -28,8 +28,15 @@ struct World {
     snaps: Vec<(Snapshot, Vec<u8>)>,
 }
 
-/// What a name is: kind, mode, content or target, time where it was set, attributes.
-type Name = (Kind, u32, Vec<u8>, Option<i64>, BTreeMap<String, Vec<u8>>);
+/// What a name is: kind and how many names (of a directory: 0), mode, content or target, time where it was
+/// set, attributes.
+type Name = (
+    (Kind, u64),
+    u32,
+    Vec<u8>,
+    Option<i64>,
+    BTreeMap<String, Vec<u8>>,
+);
 
 /// All names.
 type Seen = BTreeMap<String, Name>;
@@ -58,20 +65,27 @@ fn native_seen(root: &Path, below: &str, out: &mut Seen) {
         let xattrs = native_xattrs(&e.path());
         if m.is_dir() {
             // Its time is that of the last change in it, once there is one.
-            out.insert(path.clone(), (Kind::Dir, mode, Vec::new(), None, xattrs));
+            out.insert(
+                path.clone(),
+                ((Kind::Dir, 0), mode, Vec::new(), None, xattrs),
+            );
             native_seen(root, &path, out);
         } else if m.is_symlink() {
             let to = fs::read_link(e.path()).unwrap().into_os_string();
             out.insert(
                 path,
-                (Kind::Symlink, mode, to.into_encoded_bytes(), None, xattrs),
+                (
+                    (Kind::Symlink, 1),
+                    mode,
+                    to.into_encoded_bytes(),
+                    None,
+                    xattrs,
+                ),
             );
         } else {
             let time = set_time(m.mtime() * 1_000_000_000 + m.mtime_nsec());
-            out.insert(
-                path,
-                (Kind::File, mode, fs::read(e.path()).unwrap(), time, xattrs),
-            );
+            let data = fs::read(e.path()).unwrap();
+            out.insert(path, ((Kind::File, m.nlink()), mode, data, time, xattrs));
         }
     }
 }
@@ -217,6 +231,23 @@ impl World {
                     }
                 };
                 (gone, Box::new(there))
+            }
+            // A container has one name: there the native file system does more.
+            Op::Link { a, b } if a < LINKS && b < LINKS && a != b && !is_pst(a) && !is_pst(b) => {
+                let made = self.node(a).and_then(|node| {
+                    let (dir, name) = self.at(PATHS[b])?;
+                    d.link(node, dir, name).map(drop)
+                });
+                (
+                    made,
+                    Box::new(move || fs::hard_link(self.there(a), self.there(b))),
+                )
+            }
+            Op::Rename { a, b, .. }
+                if is_pst(b)
+                    && fs::metadata(self.there(a)).is_ok_and(|m| m.is_file() && m.nlink() > 1) =>
+            {
+                return None;
             }
             // To its own name: nothing, natively; asked not to replace, that it exists.
             Op::Rename { a, b, replace } if (a < LINKS) == (b < LINKS) && a != b => {
@@ -459,12 +490,16 @@ impl World {
         let listed = d.readdir(dir)?;
         for e in listed {
             let path = vfs::path::join(below, &e.name);
-            let Some((kind, mode, data, time, xattrs)) = want.remove(&path) else {
+            let Some(((kind, names), mode, data, time, xattrs)) = want.remove(&path) else {
                 panic!("{path} is here, and not natively");
             };
             assert_eq!(kind, e.kind, "{path}");
-            let attr = d.getattr(e.id)?.attr;
+            let node = d.getattr(e.id)?;
+            let attr = node.attr;
             assert_eq!((attr.kind, attr.mode), (kind, mode), "{path}");
+            if kind != Kind::Dir {
+                assert_eq!(u64::from(node.links), names, "{path}: names");
+            }
             let own = match kind {
                 Kind::Dir => {
                     self.seen_here(e.id, &path, want)?;
@@ -549,6 +584,10 @@ impl World {
         assert_eq!(self.rig.d().status().unsynced_bytes, 0);
         assert!(self.rig.d().pending_namespace().is_empty());
     }
+}
+
+fn is_pst(p: usize) -> bool {
+    PATHS[p].ends_with(".pst")
 }
 
 /// Offline nothing is known of the share's attributes; with a failing link neither.

@@ -114,6 +114,10 @@ pub enum Op {
         b: usize,
         replace: bool,
     },
+    Link {
+        a: usize,
+        b: usize,
+    },
     Chmod {
         p: usize,
         mode: u32,
@@ -220,7 +224,7 @@ pub fn alone(rng: &mut Rng) -> Op {
         _ => 1 + rng.index(300),
     };
     let mode = [0o755, 0o700, 0o750, 0o711][rng.index(4)];
-    match rng.next(166) {
+    match rng.next(172) {
         0..6 => Op::Mkdir { p, mode },
         6..14 => Op::Create { p },
         14..24 => Op::Open { p },
@@ -278,7 +282,11 @@ pub fn alone(rng: &mut Rng) -> Op {
             name: rng.next(3) as u8,
         },
         107..109 => Op::Snapshot { p },
-        109..125 => Op::Look { p },
+        109..115 => Op::Link {
+            a: p,
+            b: rng.index(PATHS.len()),
+        },
+        115..131 => Op::Look { p },
         _ => world(rng),
     }
 }
