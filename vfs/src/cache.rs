@@ -111,6 +111,9 @@ pub(crate) struct Meta {
     pub mtimes_there: Vec<(u64, i64)>,
     /// Names that are nodes of their own, and the nodes of their files. Since version 4.
     pub links: Vec<(u64, u64)>,
+    /// When files were last changed (node, nanoseconds) for which an older change of time waits. Since
+    /// version 4.
+    pub changed: Vec<(u64, i64)>,
 }
 
 const META_MAGIC: [u8; 8] = *b"PSTSYNCM";
@@ -392,6 +395,7 @@ impl From<&Meta> for MetaBytes {
         bytes.tried(meta.tried);
         bytes.list(meta.mtimes_there.len(), meta.mtimes_there.iter());
         bytes.list(meta.links.len(), meta.links.iter());
+        bytes.list(meta.changed.len(), meta.changed.iter());
         bytes
     }
 }
@@ -416,8 +420,8 @@ fn decode_meta(bytes: &[u8], file: &str) -> Result<Meta> {
     match version.try_into().map_or(0, u32::from_le_bytes) {
         META_VERSION => decode_body(body, &damaged),
         // All but the last lists, as if those were empty.
-        3 => decode_body(&[body, &[0; 8]].concat(), &damaged),
-        2 => decode_body(&[body, &[0; 16]].concat(), &damaged),
+        3 => decode_body(&[body, &[0; 16]].concat(), &damaged),
+        2 => decode_body(&[body, &[0; 24]].concat(), &damaged),
         1 => decode_body::<v1::Meta>(body, &damaged).map(Meta::from),
         found if found > META_VERSION => Err(Error::Newer {
             file: file.to_owned(),
@@ -481,6 +485,7 @@ mod tests {
             tried: 6,
             mtimes_there: vec![(7, -8)],
             links: vec![(10, 9), (11, 9)],
+            changed: vec![(9, 5)],
             ..Meta::default()
         };
         let good = MetaBytes::from(&meta).seal(2).to_vec();
@@ -513,7 +518,7 @@ mod tests {
         let again = decode_meta(&newer, "meta").unwrap();
         assert_eq!(again.files, meta.files);
         // The second and the third ended before the last lists.
-        for (version, lists) in [(2, 2), (3, 1)] {
+        for (version, lists) in [(2, 3), (3, 2)] {
             let mut older = newer[..newer.len() - lists * 8].to_vec();
             older[8] = version;
             let crc = crc32fast::hash(&older[16..]);

@@ -8,6 +8,7 @@
 //! No lock that another file's operation needs is held across a share call or a flush (R11).
 
 mod ahead;
+mod attributes;
 mod beside;
 mod bring_rename;
 mod change;
@@ -17,6 +18,7 @@ mod crawl;
 mod desk;
 mod fill;
 mod held;
+mod known;
 mod links;
 mod locks;
 mod make;
@@ -227,6 +229,8 @@ pub struct Drive {
     direct: AtomicU64,
     /// Held during a checkpoint, which puts its metadata together there.
     checkpoint: Mutex<MetaBytes>,
+    /// How often metadata was put together.
+    checkpoints: AtomicU64,
     /// Held while pending changes are brought to the share.
     reintegrating: Mutex<()>,
     /// Changes of the tree whose share calls were left behind.

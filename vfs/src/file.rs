@@ -153,8 +153,12 @@ pub(crate) struct FileState {
     pub cuts: u64,
     /// Change time of the content, nanoseconds since 1970.
     pub changed: i64,
+    /// A time was set since a write was last recorded: the next one is, or it would not be known to be later.
+    pub time_set: bool,
     pub last_write: Option<Instant>,
     pub unlinked: bool,
+    /// Most that writes of ours without an answer may have made the share's file long, where that is known.
+    pub grown: u64,
     /// The share's file was found changed while ours is dirty.
     pub share_changed: bool,
 }
@@ -218,6 +222,12 @@ impl FileState {
             seen_version: 0,
             cuts: 0,
             changed: m.mtime.unwrap_or(0),
+            time_set: false,
+            grown: if m.flipped || m.push.is_some() {
+                u64::MAX
+            } else {
+                0
+            },
             last_write: None,
             unlinked: false,
             share_changed: false,
@@ -271,6 +281,17 @@ impl FileState {
                 && self.stamp.is_some_and(|s| s.size != self.size)
                 && self.online_written.is_empty()
                 && !matches!(self.binding, Some(Binding::Share(..))))
+    }
+
+    /// How long the share's file may be by what of ours was passed through, or is about to be pushed.
+    pub fn may_reach(&self) -> u64 {
+        let passed = self.online_written.span().map_or(0, |r| r.end);
+        self.grown.max(self.size).max(passed)
+    }
+
+    /// Whether a write of ours may be in the share's file that its stamp does not know of.
+    pub fn may_be_there(&self) -> bool {
+        self.flipped || self.push.is_some() || !self.online_written.is_empty()
     }
 
     /// Whether the modification time is ours to keep: of what the share lacks, or may lack.
@@ -336,6 +357,13 @@ impl FileState {
         self.cuts += 1;
     }
 
+    /// A write that failed may be there, wholly or in part: neither what is here nor what the kernel keeps is
+    /// what the share has.
+    pub fn doubted(&mut self, range: Range<u64>) {
+        self.lose(range);
+        self.version += 1;
+    }
+
     fn cut(&mut self, size: u64) {
         self.valid.truncate(size);
         self.fetched.truncate(size);
@@ -346,6 +374,7 @@ impl FileState {
     }
 
     pub fn note_online_write(&mut self, range: Range<u64>, lsn: u64) {
+        self.time_set = false;
         let gap = self.size..range.start.max(self.size);
         for r in [gap, range] {
             self.online_written.insert(r.clone());
@@ -393,11 +422,27 @@ impl FileState {
 
     pub fn note_flushed(&mut self, stamp: Stamp, lsn: u64) {
         self.online_written.clear();
+        self.is_as_long_as(&stamp);
         self.stamp = Some(stamp);
         self.lsn = lsn;
     }
 
+    /// The share's file, which this is a copy of, has this length: a change that the share made and never
+    /// answered shows now.
+    pub fn is_as_long_as(&mut self, stamp: &Stamp) {
+        if stamp.size == self.size {
+            return;
+        }
+        if stamp.size < self.size {
+            self.cut(stamp.size);
+        }
+        self.size = stamp.size;
+        self.cuts += 1;
+        self.version += 1;
+    }
+
     pub fn note_flip(&mut self, lsn: u64) {
+        self.grown = self.grown.max(self.may_reach());
         let mut doubt = self.online_written.clone();
         doubt.truncate(self.size);
         for r in doubt.iter() {
@@ -470,6 +515,7 @@ impl FileState {
         self.dirty.drop_through(epoch);
         self.synced_epoch = self.synced_epoch.max(epoch);
         self.stamp = Some(stamp);
+        self.grown = 0;
         self.flipped = false;
         self.push = None;
         self.share_changed = false;

@@ -12,7 +12,7 @@ mod merge;
 mod pending;
 mod stored;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -76,6 +76,8 @@ pub(crate) struct Tree {
     /// Of the pending changes those, by LSN, that the share refused or that wait behind such a one: it has
     /// none of them. Known since this drive was opened.
     pub held: BTreeMap<u64, Held>,
+    /// Of the pending changes those, by LSN, that an answer was lost to since this drive was opened.
+    pub lost: BTreeSet<u64>,
     /// LSN of the last record whose effect is in here.
     pub lsn: u64,
     /// Owner of a place on the share, where that is not its place here.
@@ -116,6 +118,7 @@ impl Tree {
             doubted: 0,
             unsure: false,
             held: BTreeMap::new(),
+            lost: BTreeSet::new(),
             lsn: 0,
             places: HashMap::new(),
             links: Links::default(),

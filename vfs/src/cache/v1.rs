@@ -78,6 +78,7 @@ impl From<Meta> for super::Meta {
             tried: m.tree_lsn,
             mtimes_there: Vec::new(),
             links: Vec::new(),
+            changed: Vec::new(),
             pending: m.pending,
             files: m.files.into_iter().map(Into::into).collect(),
         }

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::path::{conflict_names, join};
 use crate::share::{Attr, Kind};
 
+use super::held::untold;
 use super::{Drive, ReintegratedOutcome};
 
 /// Whose thing lies at a place.
@@ -23,25 +24,31 @@ enum Whose {
 impl Drive {
     /// What the share has at a place, beside what this node was there when it was last seen.
     fn whose(&self, id: u64, at: &str) -> Result<Whose> {
-        let ours = {
+        let (ours, touched) = {
             let tree = self.tree();
             let node = tree.node(tree.content_of(id))?;
-            let stamp = node.file.as_ref().and_then(|f| f.read().stamp);
-            Attr {
+            let standing = node.file.as_ref().map(|f| {
+                let st = f.read();
+                (st.stamp, st.may_be_there())
+            });
+            let (stamp, touched) = standing.unwrap_or_default();
+            let ours = Attr {
                 size: stamp.map_or(node.attr.size, |s| s.size),
                 mtime: stamp.map_or(node.attr.mtime, |s| s.mtime),
                 file_id: stamp.map_or(node.attr.file_id, |s| s.file_id),
                 ..node.attr
-            }
+            };
+            (ours, touched)
         };
         let path = at.to_owned();
-        let there = match self.change(at, move |share| share.stat(&path)) {
+        let there = match self.change(at, move |share| share.stat(&path).map_err(untold)) {
             Ok(there) => there,
             Err(Error::NotFound(_)) => return Ok(Whose::Nobodys),
             Err(e) => return Err(e),
         };
         let numbered = ours.file_id != 0 && there.file_id != 0;
-        let same_size = ours.kind == Kind::Dir || ours.size == there.size;
+        // Of what we wrote there without an answer the length tells nothing.
+        let same_size = ours.kind == Kind::Dir || touched || ours.size == there.size;
         let same = if numbered {
             ours.file_id == there.file_id
         } else {
@@ -153,7 +160,7 @@ impl Drive {
                 Err(Error::NotFound(_)) => {
                     // Renamed without an answer, or gone.
                     let at = to.clone();
-                    match self.change(&to, move |share| share.stat(&at)) {
+                    match self.change(&to, move |share| share.stat(&at).map_err(untold)) {
                         Ok(_) => {}
                         Err(Error::NotFound(_)) => {
                             // Others removed it. It counts as lying where it was to go: what was

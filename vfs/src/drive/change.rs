@@ -4,6 +4,7 @@
 //! Otherwise, and when the link fails in the middle, it is journaled, made here, and queued for
 //! [`Drive::reintegrate`]. Once anything waits, everything waits, so that the order stays.
 
+use super::attributes::set_known;
 use super::names::attr_of;
 use super::{Drive, NodeAttr, State, now};
 use crate::error::{Error, Result};
@@ -322,16 +323,7 @@ impl Drive {
                 let st = f.read();
                 st.stamp.filter(|_| st.online_written.is_empty())
             });
-            let answer = self.change(&path, move |share| {
-                let before = ours.map(|_| share.stamp(&at)).transpose()?;
-                share.set_attr(&at, &set)?;
-                // Our own change of the times must not pass for a change by others.
-                Ok(if before == ours {
-                    ours.map(|_| share.stamp(&at)).transpose()?
-                } else {
-                    None
-                })
-            });
+            let answer = self.change(&path, move |share| set_known(share, &at, &set, ours, None));
             match answer {
                 Ok(after) => {
                     reach = Reach::There;
@@ -367,6 +359,7 @@ impl Drive {
         tree.changed(id, ctime);
         if let (Some(file), Some(mtime)) = (file, set.mtime) {
             let mut st = file.write();
+            st.time_set = true;
             if st.owns_time() {
                 st.mtime = Some(mtime);
             }

@@ -180,6 +180,7 @@ impl Drive {
         } else {
             through
         };
+        self.checkpoints.fetch_add(1, Ordering::SeqCst);
         let doomed = tree.take_doomed();
         meta.begin(data_lsn, tree.lsn, tree.next_id);
         let nodes = tree.nodes.keys().filter_map(|&id| tree.record(id));
@@ -205,6 +206,8 @@ impl Drive {
         meta.list(hidden.len(), hidden.iter());
         let links = tree.links();
         meta.list(links.len(), links.iter());
+        let changed = tree.changed_since();
+        meta.list(changed.len(), changed.iter());
         (data_lsn, doomed)
     }
 

@@ -380,9 +380,15 @@ impl Drive {
 
     /// Our own writes changed the share's file: its attributes are known.
     pub(crate) fn note_share_attr(&self, node: u64, stamp: &Stamp) {
-        if let Some(n) = self.tree_mut().nodes.get_mut(&node) {
+        let mut tree = self.tree_mut();
+        let ours = tree.sets_time(node) && !tree.written_since_set(node);
+        if let Some(n) = tree.nodes.get_mut(&node) {
             n.attr.size = stamp.size;
-            n.attr.mtime = stamp.mtime;
+            if ours {
+                n.mtime_there = Some(stamp.mtime);
+            } else {
+                n.attr.mtime = stamp.mtime;
+            }
             n.attr.file_id = stamp.file_id;
             n.fresh = None;
         }

@@ -7,8 +7,10 @@
 //! are on the share, where nothing of what is held was done.
 
 use std::collections::HashSet;
+use std::io;
 
 use super::Drive;
+use crate::error::Error;
 use crate::journal::record::TreeOp;
 use crate::share::Kind;
 use crate::tree::{Held, Tree};
@@ -39,6 +41,31 @@ pub(super) struct Behind {
     places: HashSet<(u64, String)>,
     /// Directories of these places.
     dirs: HashSet<u64>,
+}
+
+/// The share refuses to say what it has: a change that it was asked for before without an answer may be there.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Untold(io::Error);
+
+/// Marks the refusal of a question, as [`Untold`].
+pub(super) fn untold(e: io::Error) -> io::Error {
+    let plain = crate::error::is_link_error(&e) || e.kind() == io::ErrorKind::NotFound;
+    if plain {
+        e
+    } else {
+        io::Error::other(Untold(e))
+    }
+}
+
+/// Whether a refusal leaves open if the change is there.
+pub(super) fn is_untold(e: &Error) -> bool {
+    let Error::Refused { source, .. } = e else {
+        return false;
+    };
+    source
+        .get_ref()
+        .is_some_and(<dyn std::error::Error + Send + Sync>::is::<Untold>)
 }
 
 fn replaced(op: &TreeOp) -> Option<u64> {
@@ -118,7 +145,7 @@ impl Drive {
     pub fn refused_changes(&self) -> Vec<RefusedChange> {
         let tree = self.tree();
         let refused = tree.held.iter().filter_map(|(lsn, held)| match held {
-            Held::Refused { why, tries } => Some((lsn, why, tries)),
+            Held::Refused { why, tries, .. } => Some((lsn, why, tries)),
             Held::Behind => None,
         });
         refused

@@ -5,6 +5,7 @@
 //! depends on where it lies. Names that others linked on the share are files of their own here.
 
 use super::change::Reach;
+use super::held::untold;
 use super::names::attr_of;
 use super::{Drive, NodeAttr, ReintegratedOutcome, now};
 use crate::error::{Error, Result};
@@ -142,7 +143,8 @@ impl Drive {
             let ours = self.change(&to, move |share| match share.link(&a, &b) {
                 Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
                     // Perhaps made without an answer.
-                    let (a, b) = (share.stat(&a)?, share.stat(&b)?);
+                    let stat = |path: &str| share.stat(path).map_err(untold);
+                    let (a, b) = (stat(&a)?, stat(&b)?);
                     Ok(a.file_id != 0 && (a.file_id, a.kind) == (b.file_id, b.kind))
                 }
                 made => made.map(|()| true),

@@ -287,6 +287,7 @@ impl Drive {
                 file_id,
             })?;
             st.push = Some((epoch, file_id));
+            st.grown = st.may_reach();
             st.lsn = lsn;
             lsn
         };

@@ -105,6 +105,7 @@ impl Drive {
             unwritten_limit: config.unwritten_limit.max(1),
             direct: AtomicU64::new(0),
             checkpoint: Mutex::default(),
+            checkpoints: AtomicU64::new(0),
             reintegrating: Mutex::default(),
             tree_doubt: InDoubt::default(),
             ahead: super::ahead::Counters::default(),
@@ -200,6 +201,11 @@ impl<'a> Recovery<'a> {
             if let Some(node) = tree.nodes.get_mut(&m.id) {
                 let file = FileNode::new(m.id, dir.data(m.id)?, FileState::load(m));
                 node.file = Some(Arc::new(file));
+            }
+        }
+        for (id, changed) in &meta.changed {
+            if let Some(file) = tree.file_behind(*id) {
+                file.write().changed = *changed;
             }
         }
         // Not before it is known what the files hold.
@@ -408,9 +414,15 @@ impl<'a> Recovery<'a> {
             }
             M::OnlineFlushed { stamp, .. } if fresh => {
                 st.note_flushed(stamp, lsn);
-                st.size = stamp.size;
             }
             M::Flip { .. } if fresh => st.note_flip(lsn),
+            M::FlipAt { size, .. } if fresh => {
+                // All of it was here. What came later may have cut the cache file, whose length told of
+                // writes past the end.
+                st.size = size;
+                st.valid.insert(0..size);
+                st.note_flip(lsn);
+            }
             M::Fetched { start, end, .. } if fresh => {
                 st.valid.insert(start..end.max(start));
                 st.lsn = lsn;
@@ -432,6 +444,7 @@ impl<'a> Recovery<'a> {
             }
             M::PushBegin { epoch, file_id, .. } if fresh => {
                 st.push = Some((epoch, file_id));
+                st.grown = st.may_reach();
                 st.lsn = lsn;
             }
             M::PushDone { epoch, stamp, .. } if fresh => st.note_pushed(epoch, stamp, lsn),
@@ -478,10 +491,13 @@ impl<'a> Recovery<'a> {
                 file.data
                     .sync()
                     .map_err(|e| Error::from_io("flushing a cache file", e))?;
-                let flip = MetaRecord::Flip { file: file.id };
+                let flip = MetaRecord::FlipAt {
+                    file: file.id,
+                    size: st.size,
+                };
                 st.note_flip(journal.append(&Record::Meta(flip))?);
             } else {
-                let mut doubt = st.online_written.clone();
+                let mut doubt = st.online_written.intersection(&st.valid);
                 st.valid.subtract(&doubt);
                 doubt.truncate(st.size);
                 // Said durably: a kill from now on must not make them believed.
@@ -496,7 +512,6 @@ impl<'a> Recovery<'a> {
             }
             let size = st.size;
             st.valid.truncate(size);
-            // Bytes past the end would show through as content when the file grows again.
             let ctx = |e| Error::from_io("preparing a cache file", e);
             if file.data.len().map_err(ctx)? > size {
                 file.data.set_len(size).map_err(ctx)?;
@@ -557,7 +572,7 @@ fn correct_attributes(tree: &mut Tree) {
     });
     let known: Vec<_> = files.collect();
     for (id, size, mtime) in known {
-        let waits = tree.is_pending(id);
+        let waits = tree.is_pending(id) && !tree.written_since_set(id);
         if let Some(node) = tree.nodes.get_mut(&id) {
             node.attr.size = size;
             if !waits {
@@ -577,6 +592,7 @@ fn file_of(record: &MetaRecord) -> u64 {
         | M::OnlineTruncate { file, .. }
         | M::OnlineFlushed { file, .. }
         | M::Flip { file }
+        | M::FlipAt { file, .. }
         | M::Attach { file, .. }
         | M::Renewed { file, .. }
         | M::Fetched { file, .. }

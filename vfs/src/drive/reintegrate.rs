@@ -8,7 +8,7 @@
 
 use std::sync::{Arc, PoisonError};
 
-use super::held::Behind;
+use super::held::{Behind, is_untold, untold};
 use super::make::give;
 use super::{Drive, State};
 use crate::error::{Error, Result};
@@ -138,11 +138,12 @@ impl Drive {
             self.sync_all()?;
             // From here on the share may have it.
             self.tree_mut().held.remove(&next.lsn);
-            let outcome = match self.bring(&next, date, host) {
+            let (outcome, untold) = match self.bring(&next, date, host) {
                 Ok(outcome) => outcome,
                 Err(e) => {
                     let mut tree = self.tree_mut();
                     tree.doubted = tree.doubted.max(next.lsn);
+                    tree.lost.insert(next.lsn);
                     return Err(e);
                 }
             };
@@ -158,6 +159,8 @@ impl Drive {
                 let held = Held::Refused {
                     why: why.clone(),
                     tries: tries.saturating_add(1),
+                    // Whatever the share refuses now: it may have been done then.
+                    untold: untold || tree.lost.contains(&next.lsn),
                 };
                 tree.held.insert(next.lsn, held);
             } else {
@@ -167,7 +170,8 @@ impl Drive {
         }
     }
 
-    fn bring(&self, next: &Pending, date: &str, host: &str) -> Result<ReintegratedOutcome> {
+    /// Brings one change to the share; with a refusal, whether it may be there all the same.
+    fn bring(&self, next: &Pending, date: &str, host: &str) -> Result<(ReintegratedOutcome, bool)> {
         use ReintegratedOutcome as O;
         let outcome = match &next.op {
             TreeOp::Create(record) => self.bring_create(record, date, host),
@@ -188,67 +192,11 @@ impl Drive {
                 name,
                 ..
             } => self.bring_link(*file, *id, (*parent, name), (date, host)),
-            TreeOp::SetXattr { id, name, value } => {
-                let Some(at) = self.tree().share_path(*id) else {
-                    return Ok(O::Done);
-                };
-                let (path, name, value) = (at.clone(), name.clone(), value.clone());
-                self.change(&at, move |share| {
-                    share.set_xattr(&path, &name, value.as_deref())
-                })
-                .map(|()| O::Done)
-            }
+            TreeOp::SetXattr { id, name, value } => self
+                .bring_xattr(*id, name, value.as_deref())
+                .map(|()| O::Done),
             TreeOp::SetAttr { id, set, ctime } => {
-                let Some(at) = self.tree().share_path(*id) else {
-                    return Ok(O::Done);
-                };
-                let (path, mut set) = (at.clone(), *set);
-                let file = self.tree().nodes.get(id).and_then(|n| n.file.clone());
-                let asked = set.mtime;
-                // Written since: the time of that is the later one.
-                let changed = file.as_ref().map_or(0, |f| f.read().changed);
-                if changed > *ctime {
-                    set.mtime = set.mtime.and(Some(changed));
-                }
-                let ours = file.as_ref().and_then(|f| f.read().stamp);
-                let known = self.tree().nodes.get(id).and_then(|n| {
-                    let untold = ours.is_none() && n.attr.kind == Kind::File;
-                    untold.then_some(n.mtime_there).flatten()
-                });
-                let after = self.change(&at, move |share| {
-                    let before = ours.map(|_| share.stamp(&path)).transpose()?;
-                    // Of what never was here the time alone tells that another wrote it: it stays.
-                    if let (Some(known), true) = (known, set.mtime.is_some())
-                        && ![Some(known), asked, set.mtime]
-                            .contains(&Some(share.stat(&path)?.mtime))
-                    {
-                        set.mtime = None;
-                    }
-                    share.set_attr(&path, &set)?;
-                    // Done before without an answer, it looks so.
-                    let again = before.zip(ours).is_some_and(|(b, o)| {
-                        Stamp {
-                            mtime: o.mtime,
-                            ..b
-                        } == o
-                            && (asked == Some(b.mtime) || set.mtime == Some(b.mtime))
-                    });
-                    let known = before == ours || again;
-                    Ok(if known {
-                        ours.map(|_| share.stamp(&path)).transpose()?
-                    } else {
-                        None
-                    })
-                });
-                match after {
-                    Ok(stamp) => {
-                        if let (Some(file), Some(stamp)) = (file, stamp) {
-                            self.pushed(*id, &file, 0, stamp)?;
-                        }
-                        Ok(O::Done)
-                    }
-                    Err(e) => Err(e),
-                }
+                self.bring_attr(*id, *set, *ctime).map(|()| O::Done)
             }
         };
         match outcome {
@@ -256,12 +204,12 @@ impl Drive {
             Err(e @ (Error::NotFound(_) | Error::Unsupported(_) | Error::NoAttribute(_)))
                 if next.op.makes().is_none() =>
             {
-                Ok(O::Dropped(e.to_string()))
+                Ok((O::Dropped(e.to_string()), false))
             }
-            Err(e) if e.is_refusal() => Ok(O::Refused(e.to_string())),
+            Err(e) if e.is_refusal() => Ok((O::Refused(e.to_string()), is_untold(&e))),
             // The link: nothing can be said about the rest either. A full disk, here or there, and what is
             // in use pass.
-            other => other,
+            other => other.map(|outcome| (outcome, false)),
         }
     }
 
@@ -386,25 +334,26 @@ impl Drive {
                     Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
                         // Perhaps ours, made without an answer: a directory, an empty file,
                         // the same link or the same device is as good as new.
-                        let there = share.stat(&path)?;
+                        let there = share.stat(&path).map_err(untold)?;
                         let other = there.kind != kind
                             || match kind {
                                 Kind::File => there.size > 0,
-                                Kind::Symlink => share.read_link(&path)? != target,
+                                Kind::Symlink => share.read_link(&path).map_err(untold)? != target,
                                 Kind::Dir | Kind::Special(_) => false,
                             };
                         if other {
                             return Ok((there, None, false));
                         }
                         match kind {
-                            Kind::File => Some(share.open(&path, false)?),
+                            Kind::File => Some(share.open(&path, false).map_err(untold)?),
                             Kind::Dir | Kind::Symlink | Kind::Special(_) => None,
                         }
                     }
                     Err(e) => return Err(e),
                 };
-                let stamp = file.as_ref().map(|f| f.stamp()).transpose()?;
-                Ok((share.stat(&path)?, stamp, true))
+                let stamp = file.as_ref().map(|f| f.stamp()).transpose();
+                let stamp = stamp.map_err(untold)?;
+                Ok((share.stat(&path).map_err(untold)?, stamp, true))
             });
             let (attr, stamp, ours) = answer?;
             if !ours {
@@ -444,46 +393,6 @@ impl Drive {
         })?;
         st.note_pushed(0, stamp, lsn);
         Ok(())
-    }
-
-    /// Whether the share's file is still the one that was removed or replaced here.
-    pub(super) fn known_there(&self, id: u64, at: &str) -> Result<Option<bool>> {
-        let (attr, stamp, ours_maybe) = {
-            let tree = self.tree();
-            let node = tree.node(tree.content_of(id))?;
-            let standing = node.file.as_ref().map(|f| {
-                let st = f.read();
-                let touched = st.flipped || st.push.is_some() || !st.online_written.is_empty();
-                (st.stamp, touched)
-            });
-            let (stamp, touched) = standing.unwrap_or_default();
-            (node.attr, stamp, touched)
-        };
-        let path = at.to_owned();
-        let answer = self.change(at, move |share| {
-            let now = share.stat(&path)?;
-            let stamp = if now.kind == Kind::File && stamp.is_some() {
-                Some(share.stamp(&path)?)
-            } else {
-                None
-            };
-            Ok((now, stamp))
-        });
-        match answer {
-            // Changed by a write of our own that was never acknowledged: only its identity tells.
-            Ok((now, Some(there))) => Ok(Some(
-                now.kind == attr.kind
-                    && stamp
-                        .is_some_and(|s| s == there || (ours_maybe && s.file_id == there.file_id)),
-            )),
-            Ok((now, None)) if now.kind == Kind::File => Ok(Some(
-                attr.kind == Kind::File
-                    && (now.size, now.mtime, now.file_id) == (attr.size, attr.mtime, attr.file_id),
-            )),
-            Ok((now, None)) => Ok(Some(now.kind == attr.kind)),
-            Err(Error::NotFound(_)) => Ok(None),
-            Err(e) => Err(e),
-        }
     }
 
     pub(super) fn bring_removal(&self, id: u64) -> Result<ReintegratedOutcome> {

@@ -170,7 +170,10 @@ impl Drive {
     /// is another (clean files only).
     pub(crate) fn settle(&self, file: &Arc<FileNode>, stamp: Stamp) -> Result<()> {
         {
-            let st = file.read();
+            let mut st = file.write();
+            if st.opens == 0 && !st.is_dirty() && st.attached && !st.online_written.is_empty() {
+                st.is_as_long_as(&stamp);
+            }
             if st.stamp == Some(stamp) || st.is_dirty() || !st.attached || st.opens > 0 {
                 return Ok(());
             }
@@ -246,7 +249,10 @@ impl Drive {
         if !(st.attached && st.fully_cached()) {
             return Err(error);
         }
-        let lsn = self.log(MetaRecord::Flip { file: file.id })?;
+        let lsn = self.log(MetaRecord::FlipAt {
+            file: file.id,
+            size: st.size,
+        })?;
         st.note_flip(lsn);
         let old = st.binding.replace(Binding::Cache);
         drop(st);

@@ -144,6 +144,7 @@ impl Drive {
             return self.flip_locked(h.node, file, offline).map(|()| false);
         }
         let range = offset..offset + data.len() as u64;
+        let checkpoints = self.checkpoints.load(Ordering::SeqCst);
         let (share_file, new) = {
             let mut st = file.write();
             let share_file = match &st.binding {
@@ -153,7 +154,8 @@ impl Drive {
             };
             // The journal knows before the share does, so that after a crash the bytes in doubt
             // are known.
-            if !st.online_written.contains_range(range.clone()) || range.end > st.size {
+            let recorded = st.online_written.contains_range(range.clone());
+            if !recorded || range.end > st.size || st.time_set {
                 let (len, teed) = (data.len() as u64, st.tee);
                 let record = MetaRecord::OnlineWrite {
                     file: file.id,
@@ -193,16 +195,28 @@ impl Drive {
                 st.online_written_through(range.clone(), now());
                 if uncopied {
                     self.leave_uncopied(file, &mut st, range);
+                } else if self.checkpoints.load(Ordering::SeqCst) != checkpoints {
+                    // What was recorded may be in metadata by now that knows nothing of the answer.
+                    let lsn = self.log(MetaRecord::OnlineWrite {
+                        file: file.id,
+                        offset,
+                        len: data.len() as u64,
+                        teed: st.tee,
+                    })?;
+                    st.note_online_write(range, lsn);
                 }
                 Ok(true)
             }
             Err(e) if e.is_link() => {
-                self.flip_locked(h.node, file, e)?;
-                Ok(false)
+                let flipped = self.flip_locked(h.node, file, e);
+                if flipped.is_err() {
+                    file.write().doubted(range);
+                }
+                flipped.map(|()| false)
             }
             Err(e) => {
                 // Part of it may be there.
-                file.write().lose(range);
+                file.write().doubted(range);
                 Err(e)
             }
         }
@@ -352,6 +366,7 @@ impl Drive {
             let offline = Error::Link("the drive is offline".to_owned());
             return self.flip_locked(h.node, file, offline).map(|()| false);
         }
+        let checkpoints = self.checkpoints.load(Ordering::SeqCst);
         let (share_file, old) = {
             let mut st = file.write();
             let share_file = match &st.binding {
@@ -379,11 +394,19 @@ impl Drive {
                     self.copy_through(file, &mut st, size..old, |f| f.data.set_len(size));
                 }
                 st.online_truncated(size, now());
+                if self.checkpoints.load(Ordering::SeqCst) != checkpoints {
+                    let file = file.id;
+                    let lsn = self.log(MetaRecord::OnlineTruncate { file, size })?;
+                    st.note_online_truncate(size, lsn);
+                }
                 Ok(true)
             }
             Err(e) if e.is_link() => {
-                self.flip_locked(h.node, file, e)?;
-                Ok(false)
+                let flipped = self.flip_locked(h.node, file, e);
+                if flipped.is_err() {
+                    file.write().doubted(size.min(old)..size.max(old));
+                }
+                flipped.map(|()| false)
             }
             Err(e) => Err(e),
         }

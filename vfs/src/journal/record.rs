@@ -183,7 +183,7 @@ pub enum MetaRecord {
         /// The share's file after the flush.
         stamp: Stamp,
     },
-    /// The file left the share for the cache under open handles.
+    /// As [`MetaRecord::FlipAt`], until version 3 of the journal.
     Flip {
         /// The file's node.
         file: u64,
@@ -307,6 +307,13 @@ pub enum MetaRecord {
         lineage: u64,
         /// What the cache has of it.
         valid: Vec<(u64, u64)>,
+    },
+    /// The file, wholly cached, left the share for the cache under open handles.
+    FlipAt {
+        /// The file's node.
+        file: u64,
+        /// Its length in bytes.
+        size: u64,
     },
 }
 

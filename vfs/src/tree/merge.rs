@@ -55,6 +55,7 @@ impl Tree {
             let content = self.content_of(id);
             let ours = waiting.nodes.contains(&id) || waiting.nodes.contains(&content);
             let another = self.is_another(id, attr.kind, attr.file_id);
+            let later = ours && self.written_since_set(content);
             let node = self.nodes.get_mut(&id)?;
             let same_place = node
                 .share
@@ -78,6 +79,8 @@ impl Tree {
                 }
                 if !ours {
                     node.attr = attr;
+                } else if later {
+                    node.attr.mtime = attr.mtime;
                 }
                 node.fresh = Some(now);
                 return Some(id);

@@ -16,8 +16,12 @@ pub(crate) struct Pending {
 /// Why a change stays in the queue while others go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Held {
-    /// The share refused it, so often, last for this reason.
-    Refused { why: String, tries: u32 },
+    /// The share refused it, so often, last for this reason. `untold`: an earlier attempt may be there.
+    Refused {
+        why: String,
+        tries: u32,
+        untold: bool,
+    },
     /// It needs one that was refused.
     Behind,
 }
@@ -28,17 +32,19 @@ impl Tree {
     /// may have been made without being known, for each is recorded before the next is tried: the first
     /// that is not held, or one that was left without an answer.)
     pub fn later_place(&self, id: u64) -> Option<String> {
-        let mut free = self
-            .pending
-            .iter()
-            .filter(|p| !self.held.contains_key(&p.lsn));
+        let absent = |p: &Pending| match self.held.get(&p.lsn) {
+            Some(Held::Refused { untold, .. }) => !untold,
+            Some(Held::Behind) => true,
+            None => false,
+        };
+        let mut free = self.pending.iter().filter(|p| !absent(p));
         let first = free.next().map_or(0, |p| p.lsn);
         let through = self.doubted.max(first);
         let asked = self.pending.iter().take_while(|p| p.lsn <= through);
         let mut moves = asked.filter_map(|p| match &p.op {
             TreeOp::Rename {
                 id, parent, name, ..
-            } if !self.held.contains_key(&p.lsn) => Some((*id, *parent, name)),
+            } if !absent(p) => Some((*id, *parent, name)),
             _ => None,
         });
         moves.find_map(|(moved, parent, name)| self.once_moved(id, moved, parent, name))
@@ -61,24 +67,50 @@ impl Tree {
     }
 
     /// Whether a waiting change gives this node this modification time: the share may have it already.
-    /// Of a file that was written since, that is the time of the last write.
     pub fn may_have_mtime(&self, id: u64, mtime: i64) -> bool {
         let mut sets = self.pending.iter().filter_map(|p| match &p.op {
-            TreeOp::SetAttr { id: of, set, ctime } if *of == id => Some((set.mtime?, *ctime)),
+            TreeOp::SetAttr { id: of, set, .. } if *of == id => set.mtime,
             _ => None,
         });
         // Of a node's changes only the first may be there already.
-        let Some((asked, ctime)) = sets.next() else {
-            return false;
-        };
-        let written = || {
-            let file = self.nodes.get(&id).and_then(|n| n.file.as_ref());
-            file.is_some_and(|f| {
-                let changed = f.read().changed;
-                changed > ctime && changed == mtime
+        sets.next() == Some(mtime)
+    }
+
+    /// When the last change of a node's time was made that waits.
+    fn time_set(&self, id: u64) -> Option<i64> {
+        let set = self.pending.iter().filter_map(|p| match &p.op {
+            TreeOp::SetAttr { id: of, set, ctime } if *of == id => set.mtime.and(Some(*ctime)),
+            _ => None,
+        });
+        set.max()
+    }
+
+    /// Whether a change of a node's time waits.
+    pub fn sets_time(&self, id: u64) -> bool {
+        self.time_set(id).is_some()
+    }
+
+    /// Whether a file was written after a change of its time that waits: then its time is not ours to say.
+    pub fn written_since_set(&self, id: u64) -> bool {
+        let written = |set| self.file_behind(id).is_some_and(|f| f.read().changed > set);
+        self.time_set(id).is_some_and(written)
+    }
+
+    /// Files that were written after a change of their time that waits, and when.
+    pub fn changed_since(&self) -> Vec<(u64, i64)> {
+        let timed = self.pending.iter().filter_map(|p| match &p.op {
+            TreeOp::SetAttr { id, set, ctime } if set.mtime.is_some() => Some((*id, *ctime)),
+            _ => None,
+        });
+        let mut found: Vec<_> = timed
+            .filter_map(|(id, ctime)| {
+                let changed = self.file_behind(id)?.read().changed;
+                (changed > ctime).then_some((id, changed))
             })
-        };
-        asked == mtime || written()
+            .collect();
+        found.sort_unstable();
+        found.dedup();
+        found
     }
 
     /// Pending changes became fewer, or others, to the same end.
@@ -101,6 +133,7 @@ impl Tree {
     pub fn settled(&mut self, lsn: u64) {
         self.pending.retain(|p| p.lsn != lsn);
         self.held.remove(&lsn);
+        self.lost.remove(&lsn);
     }
 
     /// The first change of the queue behind this LSN.
@@ -113,7 +146,12 @@ impl Tree {
     /// waits behind one that was.
     pub fn all_tried_are_held(&self) -> bool {
         let mut tried = self.pending.iter().take_while(|p| p.lsn <= self.tried);
-        !self.held.is_empty() && tried.all(|p| self.held.contains_key(&p.lsn))
+        !self.held.is_empty()
+            && tried.all(|p| match self.held.get(&p.lsn) {
+                Some(Held::Refused { untold, .. }) => !untold,
+                Some(Held::Behind) => true,
+                None => false,
+            })
     }
 
     /// Whether a node waits for the share in some change (its attributes are ours then).

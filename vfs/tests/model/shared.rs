@@ -180,7 +180,11 @@ impl World {
                 .and_then(|s| s.share_path)
                 .unwrap_or(FILES[p].to_owned())
         };
-        let there = gone.and_then(|p| fs::read(self.rig.share(&place(p))).ok());
+        // Or they have moved it to just that name.
+        let there = gone.and_then(|p| {
+            let there = fs::read(self.rig.share(&place(p)));
+            there.or_else(|_| fs::read(self.rig.share(FILES[p]))).ok()
+        });
         let waiting = self.rig.d().pending_namespace().len();
         let d = self.rig.d();
         let done = match *op {
@@ -328,7 +332,15 @@ impl World {
             }
             Op::Look { p } => self.look(p),
             Op::FlushNames => self.rig.d().fsync_dir().unwrap(),
-            Op::Kill => self.rig.kill(),
+            Op::Kill => {
+                self.rig.kill();
+                // A write that hung and failed may have been done in the end.
+                if self.half {
+                    let there = FILES.iter().map(|path| self.rig.share(path));
+                    self.ever
+                        .extend(there.filter_map(|path| fs::read(path).ok()));
+                }
+            }
             Op::Shutdown => {
                 let _ = self.rig.d().shutdown();
                 self.rig.kill();

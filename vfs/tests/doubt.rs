@@ -1,0 +1,234 @@
+//! What the share was asked for and never answered, and what a daemon that died left half known: the drive
+//! finds out, and takes nothing for its own that is another's, nor the other way round. (Each was found by
+//! `model`, and made small.)
+#![allow(clippy::unwrap_used)]
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use std::io::ErrorKind;
+use std::sync::Arc;
+
+use common::{Rig, open_rw, pattern, put_file, read_all};
+use vfs::share::fault::Fault;
+use vfs::{Drive, PushOutcome, ROOT, ReintegratedOutcome as O, SetAttr, State};
+
+const EACCES: i32 = 13;
+const LOST: Fault = Fault::FailAfter(ErrorKind::ConnectionReset);
+
+fn time(mtime: i64) -> SetAttr {
+    SetAttr {
+        mtime: Some(mtime),
+        ..SetAttr::default()
+    }
+}
+
+/// The share answers again, as far as the drive knows.
+fn heal(rig: &Rig, d: &Drive) {
+    rig.faults.heal();
+    for _ in 0..4000 {
+        let _ = d.statfs();
+        if d.status().link_up {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    panic!("the link stays down");
+}
+
+fn whole(rig: &Rig, state: State) -> Arc<Drive> {
+    let d = rig.drive(state);
+    d.fill().unwrap();
+    d
+}
+
+/// The toy version reads from the length of the cache file that a write past the end was acknowledged, also
+/// once that file was cut.
+#[test]
+fn what_a_flip_took_along_survives_a_cut_and_every_kill() {
+    let rig = Rig::bare();
+    rig.put("a.pst", &pattern(5000, 1));
+    let d = whole(&rig, State::Online);
+    let h = open_rw(&d, "a.pst");
+    d.write(h, 4900, &pattern(1113, 2)).unwrap();
+    d.set_state(State::Offline);
+    d.truncate_handle(h, 5532).unwrap();
+    let want = d.read(h, 0, 1 << 20).unwrap();
+    d.fsync(h).unwrap();
+    drop(d);
+    for life in 0..3 {
+        let d = rig.drive(State::Offline);
+        assert!(read_all(&d, "a.pst").unwrap() == want, "life {life}");
+    }
+}
+
+/// A growing write that reached the share without an answer, of a file that is not here: readers see its new
+/// length with its new bytes.
+#[test]
+fn a_file_that_grew_without_an_answer_is_read_as_it_is() {
+    let rig = Rig::bare();
+    rig.put("a.txt", &pattern(300, 1));
+    let d = rig.drive(State::Online);
+    let h = open_rw(&d, "a.txt");
+    rig.faults.at(1, LOST);
+    assert!(d.write(h, 280, &pattern(100, 2)).is_err());
+    heal(&rig, &d);
+    d.release(h).unwrap();
+    let there = rig.get("a.txt");
+    assert_eq!(there.len(), 380);
+    assert!(read_all(&d, "a.txt").unwrap() == there);
+    // And over a kill, where it is the record of the write that tells.
+    drop(d);
+    let d = rig.drive(State::Online);
+    assert!(read_all(&d, "a.txt").unwrap() == there);
+}
+
+#[test]
+fn the_time_of_a_later_write_holds_over_kills() {
+    for (checkpoint, online) in [(false, false), (true, false), (false, true), (true, true)] {
+        let rig = Rig::bare();
+        rig.put("a.pst", &pattern(300, 1));
+        rig.put("b", b"");
+        let d = whole(&rig, State::Online);
+        d.lookup(ROOT, "b").unwrap();
+        d.set_state(State::Offline);
+        d.unlink(ROOT, "b").unwrap();
+        if online {
+            d.set_state(State::Online);
+        }
+        let h = open_rw(&d, "a.pst");
+        d.write(h, 0, b"first").unwrap();
+        let id = d.find("a.pst").unwrap();
+        d.set_attr(id, &time(50_171_000)).unwrap();
+        d.write(h, 2, b"second").unwrap();
+        d.release(h).unwrap();
+        let case = format!("checkpoint {checkpoint}, online {online}");
+        let later = |d: &Drive| assert!(d.getattr(id).unwrap().attr.mtime > 50_171_000, "{case}");
+        later(&d);
+        d.push_opaque("a.pst", "D", "H").ok();
+        if checkpoint {
+            d.checkpoint().unwrap();
+        }
+        drop(d);
+        let d = rig.drive(State::Online);
+        later(&d);
+        assert!(
+            d.reintegrate("D", "H")
+                .unwrap()
+                .iter()
+                .all(|r| r.outcome == O::Done)
+        );
+        d.push_opaque("a.pst", "D", "H").unwrap();
+        later(&d);
+        let there = std::fs::metadata(rig.share_file("a.pst")).unwrap();
+        let set = std::time::UNIX_EPOCH + std::time::Duration::from_nanos(50_171_000);
+        assert!(there.modified().unwrap() > set, "{case}: on the share");
+    }
+}
+
+/// The time was set there, and what the file looks like then was refused: a removal here, or new content, is
+/// still of the same file.
+#[test]
+fn a_refused_look_after_a_change_does_not_make_it_anothers() {
+    for removed in [false, true] {
+        let mut refused = 0;
+        for n in 1..12 {
+            let rig = Rig::bare();
+            rig.put("a.txt", &pattern(300, 1));
+            let d = whole(&rig, State::Online);
+            d.fill_file("a.txt").unwrap();
+            d.set_state(State::Offline);
+            d.set_attr(d.find("a.txt").unwrap(), &time(50_171_000))
+                .unwrap();
+            d.set_state(State::Online);
+            rig.faults.at(n, Fault::Errno(EACCES));
+            let report = d.reintegrate("D", "H").unwrap();
+            refused += usize::from(report.iter().any(|r| r.outcome != O::Done));
+            rig.faults.heal();
+            d.set_state(State::Offline);
+            if removed {
+                d.unlink(ROOT, "a.txt").unwrap();
+            } else {
+                let h = open_rw(&d, "a.txt");
+                d.write(h, 5, b"more").unwrap();
+                d.release(h).unwrap();
+            }
+            drop(d);
+            let d = rig.drive(State::Online);
+            for r in d.reintegrate("D", "H").unwrap() {
+                assert_eq!(r.outcome, O::Done, "call {n}: {}", r.what);
+            }
+            if removed {
+                assert!(!rig.share_file("a.txt").exists(), "call {n}");
+            } else {
+                let pushed = d.push_opaque("a.txt", "D", "H").unwrap();
+                assert!(
+                    matches!(pushed, PushOutcome::Pushed(_)),
+                    "call {n}: {pushed:?}"
+                );
+            }
+        }
+        assert!(refused > 1, "only {refused} refused");
+    }
+}
+
+/// Made there without an answer; then the share refuses to say what it has. It may be there, so its removal
+/// has to go there too.
+#[test]
+fn what_may_have_been_made_is_removed_there() {
+    for n in 1..8 {
+        let rig = Rig::bare();
+        let d = rig.drive(State::Online);
+        d.readdir(ROOT).unwrap();
+        d.set_state(State::Offline);
+        d.symlink(ROOT, "l", "target", None).unwrap();
+        d.set_state(State::Online);
+        rig.faults.at(1, LOST);
+        assert!(d.reintegrate("D", "H").is_err());
+        heal(&rig, &d);
+        d.unlink(ROOT, "l").unwrap();
+        rig.faults.at(n, Fault::Errno(EACCES));
+        d.reintegrate("D", "H").unwrap();
+        rig.faults.heal();
+        d.reintegrate("D", "H").unwrap();
+        assert!(rig.share_file("l").symlink_metadata().is_err(), "call {n}");
+        assert!(d.pending_namespace().is_empty());
+    }
+}
+
+/// The link dies under a write; the file is replaced here, as programs save; and others have changed the
+/// share's file since. Theirs stays: in the share's file only our own write may be replaced unseen.
+#[test]
+fn what_others_wrote_after_a_flip_is_not_replaced() {
+    for theirs in [false, true] {
+        let rig = Rig::bare();
+        rig.put("doc.txt", &pattern(9000, 1));
+        let d = whole(&rig, State::Online);
+        d.fill_file("doc.txt").unwrap();
+        let h = open_rw(&d, "doc.txt");
+        rig.faults.at(1, LOST);
+        d.write(h, 6306, &pattern(280, 2)).unwrap();
+        d.release(h).unwrap();
+        d.set_state(State::Offline);
+        heal(&rig, &d);
+        put_file(&d, ROOT, "new.txt", b"saved anew");
+        d.rename(ROOT, "new.txt", ROOT, "doc.txt", true).unwrap();
+        let mut edited = rig.get("doc.txt");
+        if theirs {
+            edited[2130..2140].copy_from_slice(b"theirs too");
+            std::fs::write(rig.share_file("doc.txt"), &edited).unwrap();
+        }
+        d.set_state(State::Online);
+        d.reintegrate("D", "H").unwrap();
+        for path in d.status().dirty_opaque {
+            d.push_opaque(&path, "D", "H").unwrap();
+        }
+        if theirs {
+            assert!(rig.get("doc.txt") == edited);
+            assert_eq!(rig.get("doc (conflict D H).txt"), b"saved anew");
+        } else {
+            assert_eq!(rig.get("doc.txt"), b"saved anew");
+            assert_eq!(std::fs::read_dir(rig.share_file("")).unwrap().count(), 1);
+        }
+    }
+}
