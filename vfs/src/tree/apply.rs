@@ -80,6 +80,7 @@ impl Tree {
             if std::mem::take(&mut self.unsure) {
                 self.tried = lsn;
                 self.doubted = lsn;
+                self.lost.insert(lsn);
             }
             self.pending.push_back(Pending {
                 lsn,
