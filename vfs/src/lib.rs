@@ -14,6 +14,7 @@
 //! (R4); no lock that others need is held across share I/O or a flush (R11); for a fully cached
 //! file a dead link is no error (R12).
 
+mod bucket;
 pub(crate) mod cache;
 pub mod disk;
 mod drive;
@@ -24,6 +25,7 @@ pub(crate) mod file;
 pub mod fuse;
 pub mod inspect;
 pub mod journal;
+pub mod limit;
 pub mod link;
 pub mod path;
 pub mod share;

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 pub use self::pool::Pool;
 use crate::error::{Error, Result};
+use crate::limit::telling;
 use crate::path::Names;
 use crate::share::{Attr, ReadDone, Share, ShareFile, Stamp, Within};
 
@@ -311,20 +312,27 @@ impl Link {
         let share = self.share.clone();
         let begun = doubt.begin();
         let left = begun.left.clone();
+        let held = Arc::new(AtomicBool::new(false));
+        let tells = held.clone();
         self.pool.submit(move || {
             // Counted down also when the call panics, and before the caller hears of its end.
-            let answer = work(&*share);
+            let answer = telling(&tells, || work(&*share));
             drop(begun);
             let _ = tx.send(answer);
         });
-        let began = Instant::now();
+        let mut began = Instant::now();
         let mut answer = receive(&rx, Wait { budget, ..wait });
-        while matches!(answer, Err(mpsc::RecvTimeoutError::Timeout))
-            && !wait.stopped()
-            && began.elapsed() < wait.patience
-            && heard_within(&*self.share, self.budget * 2)
-        {
-            let budget = self.grace();
+        while matches!(answer, Err(mpsc::RecvTimeoutError::Timeout)) && !wait.stopped() {
+            let mut budget = self.grace();
+            if held.load(Ordering::SeqCst) {
+                // The user's limit holds it back, not the share: that time is not the share's.
+                began = Instant::now();
+                budget = wait.budget;
+            } else if began.elapsed() >= wait.patience
+                || !heard_within(&*self.share, self.budget * 2)
+            {
+                break;
+            }
             answer = receive(&rx, Wait { budget, ..wait });
         }
         match answer {

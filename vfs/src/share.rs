@@ -8,6 +8,7 @@
 #[cfg(unix)]
 pub mod dir;
 pub mod fault;
+pub mod limited;
 pub mod measured;
 pub mod smb;
 
