@@ -3,25 +3,25 @@
 //! Calls may be made from any thread, also from one that drives async tasks (it blocks there).
 //! The network is served by a small runtime of the client's own.
 
+mod exchange;
+
 use std::io;
 use std::path::Path;
-use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::{Method, Url};
 
+use self::exchange::{CountedBody, Event, Failure, exchange};
+pub use self::exchange::{Throttle, Way};
 use crate::pin;
 use crate::record::RecordError;
 use crate::wire::{
     self, ApplyAnswer, ApplyRequest, ClientId, ContainerAnswer, ErrorBody, ErrorCode, Generation,
     HealthAnswer, InventoryAnswer, Invitation,
 };
-
-/// Bytes handed to the network at once: what progress is counted in.
-const PIECE: usize = 32 << 10;
 
 /// How long to wait. Each phase has its own bound, so that a large upload over a poor link is
 /// fine as long as it moves.
@@ -179,6 +179,7 @@ pub struct AgentClient {
     url: Url,
     authorization: reqwest::header::HeaderValue,
     timeouts: Timeouts,
+    throttle: Option<Arc<dyn Throttle>>,
 }
 
 impl std::fmt::Debug for AgentClient {
@@ -259,7 +260,15 @@ impl AgentClient {
             url,
             authorization,
             timeouts,
+            throttle: None,
         })
+    }
+
+    /// What goes to the agent and comes from it keeps to this limit from now on.
+    #[must_use]
+    pub fn throttled(mut self, throttle: Arc<dyn Throttle>) -> Self {
+        self.throttle = Some(throttle);
+        self
     }
 
     /// Where the agent is.
@@ -391,17 +400,18 @@ impl AgentClient {
         if let Some(data) = body {
             request = request
                 .header(reqwest::header::CONTENT_TYPE, wire::RECORD_TYPE)
-                .body(reqwest::Body::wrap(CountedBody {
+                .body(reqwest::Body::wrap(CountedBody::new(
                     data,
-                    sent: 0,
-                    events: tx.clone(),
-                }));
+                    tx.clone(),
+                    self.throttle.clone(),
+                )));
         }
         let Some(runtime) = &self.runtime else {
             return Err(ClientError::Setup("the client was closed".to_owned()));
         };
+        let throttle = self.throttle.clone();
         let task = runtime.spawn(async move {
-            let result = exchange(request, &tx).await;
+            let result = exchange(request, &tx, throttle.as_deref()).await;
             // The receiver is gone only if the caller gave up waiting.
             let _ = tx.send(Event::Done(result));
         });
@@ -425,6 +435,7 @@ impl AgentClient {
                         (self.timeouts.idle, "sending")
                     };
                 }
+                Ok(Event::Held) => {}
                 Ok(Event::Received) => (wait, phase) = (self.timeouts.idle, "receiving"),
                 Ok(Event::Done(result)) => {
                     return match result {
@@ -474,75 +485,6 @@ impl AgentClient {
                 },
             },
         }
-    }
-}
-
-enum Event {
-    /// So many bytes of the body have been handed to the network.
-    Sent(u64),
-    /// Some of the answer has arrived.
-    Received,
-    Done(Result<(u16, Vec<u8>), Failure>),
-}
-
-enum Failure {
-    Http(reqwest::Error),
-    TooLong(usize),
-}
-
-async fn exchange(
-    request: reqwest::RequestBuilder,
-    events: &mpsc::Sender<Event>,
-) -> Result<(u16, Vec<u8>), Failure> {
-    let mut response = request.send().await.map_err(Failure::Http)?;
-    let status = response.status().as_u16();
-    let limit = if status == 200 {
-        wire::MAX_BODY
-    } else {
-        wire::MAX_ERROR
-    };
-    let mut bytes = Vec::new();
-    while let Some(piece) = response.chunk().await.map_err(Failure::Http)? {
-        let _ = events.send(Event::Received);
-        if bytes.len() + piece.len() > limit {
-            return Err(Failure::TooLong(limit));
-        }
-        bytes.extend_from_slice(&piece);
-    }
-    Ok((status, bytes))
-}
-
-/// A body that tells how far it has gone.
-struct CountedBody {
-    data: Bytes,
-    sent: u64,
-    events: mpsc::Sender<Event>,
-}
-
-impl http_body::Body for CountedBody {
-    type Data = Bytes;
-    type Error = std::convert::Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Self::Error>>> {
-        if self.data.is_empty() {
-            return Poll::Ready(None);
-        }
-        let size = self.data.len().min(PIECE);
-        let piece = self.data.split_to(size);
-        self.sent += size as u64;
-        let _ = self.events.send(Event::Sent(self.sent));
-        Poll::Ready(Some(Ok(http_body::Frame::data(piece))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.data.is_empty()
-    }
-
-    fn size_hint(&self) -> http_body::SizeHint {
-        http_body::SizeHint::with_exact(self.data.len() as u64)
     }
 }
 
