@@ -7,6 +7,7 @@ use clap_complete::Shell;
 
 use crate::control::Policy;
 use crate::daemon::Placement;
+use crate::policy::cap::Cap;
 
 /// A virtual network drive for PST files that syncs mail objects, not bytes.
 #[derive(Parser)]
@@ -43,6 +44,8 @@ pub enum Command {
     Status(DriveArg),
     /// Show what is known of a drive's link, and the last changes of its state
     Link(DriveArg),
+    /// Show or set how much of the link a drive may use
+    Limit(LimitArgs),
     /// Sync the containers of a drive, or show how that would be done
     Sync(SyncArgs),
     /// Keep an SMB share's password in the desktop's keyring
@@ -95,6 +98,13 @@ pub struct MountArgs {
     /// configuration directory]
     #[arg(long, value_name = "FILE")]
     pub rules: Option<PathBuf>,
+    /// Use no more of the link than this, in bits a second, as in 500k, "up 64k down 2M" or "down 1M"
+    #[arg(long, value_name = "RATES")]
+    pub limit: Option<Cap>,
+    /// Rules that say when which limit holds, in the language of --rules; read anew when the file
+    /// changes. Where none holds, --limit does
+    #[arg(long, value_name = "FILE")]
+    pub limit_rules: Option<PathBuf>,
     /// Sync by itself what waits: when the share comes back, and when programs rest
     #[arg(long, value_name = "SWITCH", default_value = "on")]
     pub auto_sync: Switch,
@@ -316,6 +326,37 @@ pub struct ModeArgs {
     /// Which drive.
     #[command(flatten)]
     pub drive: DriveArg,
+}
+
+/// Arguments of `limit`.
+#[derive(Args)]
+pub struct LimitArgs {
+    /// Rates in bits a second, as in 500k, "up 64k down 2M" or "down 1M"; `unlimited`; or `default`:
+    /// as mount was told. Without one the limit is shown
+    #[arg(value_parser = parse_limit)]
+    pub limit: Option<AskedLimit>,
+    /// Go back to what mount was told after this time, as in 90s, 30m, 2h or 1d
+    #[arg(long = "for", value_name = "DURATION", value_parser = parse_time, requires = "limit")]
+    pub for_seconds: Option<u64>,
+    /// Which drive.
+    #[command(flatten)]
+    pub drive: DriveArg,
+}
+
+/// What `limit` is asked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AskedLimit {
+    /// These rates.
+    Cap(Cap),
+    /// As mount was told.
+    Default,
+}
+
+fn parse_limit(text: &str) -> Result<AskedLimit, String> {
+    if text.eq_ignore_ascii_case("default") {
+        return Ok(AskedLimit::Default);
+    }
+    text.parse().map(AskedLimit::Cap)
 }
 
 /// What `mode` is asked.

@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::cli::{Asked, DriveArg, ModeArgs, UnmountArgs};
+use crate::cli::{Asked, AskedLimit, DriveArg, LimitArgs, ModeArgs, UnmountArgs};
 use crate::control::client::path_in_drive;
 use crate::control::{
     AutoSync, CacheStatus, Client, DriveEntry, DriveStatus, Event, FileOutcome, FileReport,
@@ -19,6 +19,7 @@ use crate::control::{
 use crate::daemon::paths;
 use crate::error::{Outcome, UserError};
 use crate::output::{Output, clean, count, size};
+use crate::policy::cap::Cap;
 
 /// `status`.
 ///
@@ -60,6 +61,21 @@ pub fn mode(args: &ModeArgs, out: &mut Output) -> Outcome {
         ))
     })?;
     // Setting the mode is done whatever waits; `status` tells about that.
+    Ok(crate::exit::ExitStatus::Synced)
+}
+
+/// `limit`.
+///
+/// # Errors
+/// No such drive, or its daemon does not answer.
+pub fn limit(args: &LimitArgs, out: &mut Output) -> Outcome {
+    let (_, client) = drive(args.drive.drive.as_deref())?;
+    let status = match args.limit {
+        None => client.status()?,
+        Some(AskedLimit::Cap(cap)) => client.set_limit(Some(cap), args.for_seconds)?,
+        Some(AskedLimit::Default) => client.set_limit(None, None)?,
+    };
+    out.result(&status.limit, |out| links::limit(&status.limit, out))?;
     Ok(crate::exit::ExitStatus::Synced)
 }
 
@@ -303,6 +319,9 @@ fn show_status(status: &DriveStatus, out: &mut Output) -> Result<(), UserError> 
     }
     for change in &status.changes {
         links::change(change, out)?;
+    }
+    if status.limit.cap() != Cap::NONE || status.limit.rules_error.is_some() {
+        links::limit(&status.limit, out)?;
     }
     if let Some(agent) = &status.agent {
         let reach = match agent.reachable {

@@ -91,6 +91,7 @@ fn answer(command: &Command, out: &mut Output) -> Outcome {
         Command::Mode(args) => commands::mode(args, out),
         Command::Status(args) => commands::status(args, out),
         Command::Link(args) => commands::link(args, out),
+        Command::Limit(args) => commands::limit(args, out),
         Command::Sync(args) => match &args.command {
             Some(SyncCommand::Now {
                 path,

@@ -1,6 +1,6 @@
 //! What `link` and `mode explain` show to people.
 
-use crate::control::{Explanation, LinkStatus, Measured, StateChange};
+use crate::control::{Explanation, LimitStatus, LinkStatus, Measured, StateChange};
 use crate::error::UserError;
 use crate::output::{Output, clean};
 use crate::policy::{show_ms, show_rate};
@@ -58,6 +58,23 @@ pub fn link(link: &LinkStatus, out: &mut Output) -> Result<(), UserError> {
     out.line(format_args!("network   {}", clean(&networks)))?;
     for one in &link.changes {
         change(one, out)?;
+    }
+    Ok(())
+}
+
+/// What a link may be used.
+pub fn limit(limit: &LimitStatus, out: &mut Output) -> Result<(), UserError> {
+    let cap = limit.cap();
+    let by = match limit.by.as_str() {
+        "" => String::new(),
+        by => format!(" ({})", clean(by)),
+    };
+    let until = limit
+        .until
+        .map_or(String::new(), |at| format!(", until {}", super::when(at)));
+    out.line(format_args!("limit     {cap}{by}{until}"))?;
+    if let Some(error) = &limit.rules_error {
+        out.line(format_args!("          {}", clean(error)))?;
     }
     Ok(())
 }

@@ -12,6 +12,7 @@ use super::protocol::{
 use super::registry::DriveEntry;
 use crate::error::{UserError, plain};
 use crate::exit::ExitStatus;
+use crate::policy::cap::Cap;
 
 /// A daemon that says nothing for this long hangs: it sends a sign of life every two seconds.
 const SILENCE: Duration = Duration::from_secs(30);
@@ -78,6 +79,21 @@ impl Client {
             for_seconds,
         };
         match self.ask(&request, |_| {})? {
+            Answer::Status(status) => Ok(*status),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Limits the use of the link by hand; `None`: as `mount` was told.
+    ///
+    /// # Errors
+    /// The daemon does not answer, or its own error.
+    pub fn set_limit(
+        &self,
+        limit: Option<Cap>,
+        for_seconds: Option<u64>,
+    ) -> Result<DriveStatus, UserError> {
+        match self.ask(&Request::SetLimit { limit, for_seconds }, |_| {})? {
             Answer::Status(status) => Ok(*status),
             other => Err(self.unexpected(&other)),
         }

@@ -20,14 +20,15 @@ mod tests;
 pub use client::Client;
 pub use protocol::{
     AgentStatus, Answer, AutoSync, Binding, CacheStatus, DriveStatus, Event, Explanation,
-    FileOutcome, FileReport, FileStatus, LinkStatus, Measured, PartOf, PlannedFile, PlannedWay,
-    Policy, Request, State, StateChange, SyncPlan, SyncReport, SyncState, TreeStatus,
+    FileOutcome, FileReport, FileStatus, LimitStatus, LinkStatus, Measured, PartOf, PlannedFile,
+    PlannedWay, Policy, Request, State, StateChange, SyncPlan, SyncReport, SyncState, TreeStatus,
     UnmountReport,
 };
 pub use registry::{DriveEntry, Registration, Registry};
 pub use server::{Limits, Server};
 
 use crate::error::UserError;
+use crate::policy::cap::Cap;
 
 /// Takes the events of a long operation. Never blocks: where the client reads too slowly, events
 /// are dropped.
@@ -50,6 +51,14 @@ pub trait DriveControl: Send + Sync + 'static {
     /// # Errors
     /// The policy is not possible now.
     fn set_mode(&self, policy: Policy, seconds: Option<u64>) -> Result<DriveStatus, UserError>;
+
+    /// Limits the use of the link by hand, for so many seconds or for good; `None`: as `mount` was told.
+    /// Answers the status after it.
+    ///
+    /// # Errors
+    /// As the drive reports them.
+    fn set_limit(&self, limit: Option<Cap>, seconds: Option<u64>)
+    -> Result<DriveStatus, UserError>;
 
     /// Why the drive is in its state. Answers from memory.
     ///

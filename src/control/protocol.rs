@@ -15,7 +15,7 @@ mod status;
 use serde::{Deserialize, Serialize};
 
 pub use frame::{decode_reply, decode_request, encode_reply, encode_request};
-pub use link::{Explanation, LinkStatus, Measured, StateChange};
+pub use link::{Explanation, LimitStatus, LinkStatus, Measured, StateChange};
 pub use mode::{Policy, State};
 pub use plan::{PlannedFile, PlannedWay, SyncPlan};
 pub use report::{FileOutcome, FileReport, SyncReport, UnmountReport};
@@ -25,6 +25,7 @@ pub use status::{
 };
 
 use crate::error::UserError;
+use crate::policy::cap::Cap;
 
 /// Version of the protocol; both sides must speak the same.
 pub const VERSION: u32 = 1;
@@ -58,6 +59,14 @@ pub enum Request {
     Explain {},
     /// What is known of the link?
     Link {},
+    /// Limit the use of the link by hand.
+    SetLimit {
+        /// Rates that are not to be exceeded; none: as `mount` was told.
+        limit: Option<Cap>,
+        /// For so many seconds; then as `mount` was told.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        for_seconds: Option<u64>,
+    },
     /// Sync to the verified end.
     SyncNow {
         /// A file, relative to the drive's root; none for all that have changes.
@@ -123,7 +132,7 @@ pub enum Answer {
         /// The daemon's version of the program.
         version: String,
     },
-    /// To status and set-mode.
+    /// To status, set-mode and set-limit.
     Status(Box<DriveStatus>),
     /// To explain.
     Explanation(Box<Explanation>),

@@ -344,6 +344,10 @@ fn carry_out(
             .set_mode(*policy, *for_seconds)
             .map(Box::new)
             .map(Answer::Status),
+        Request::SetLimit { limit, for_seconds } => drive
+            .set_limit(*limit, *for_seconds)
+            .map(Box::new)
+            .map(Answer::Status),
         Request::Explain {} => drive.explain().map(Box::new).map(Answer::Explanation),
         Request::Link {} => drive.link().map(Box::new).map(Answer::Link),
         Request::Plan {} => drive.plan().map(Answer::Plan),

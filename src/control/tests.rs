@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use super::protocol::{self, MAX_REQUEST, Reply};
 use super::*;
+use crate::policy::cap::Cap;
 
 /// Answers at once, and counts; `sync_now` sends events until it is told to end.
 struct FakeDrive {
@@ -46,6 +47,7 @@ impl DriveControl for FakeDrive {
             pending_bytes: 0,
             cache: Default::default(),
             auto_sync: Default::default(),
+            limit: Default::default(),
             files: Vec::new(),
             more_files: 0,
         })
@@ -53,6 +55,10 @@ impl DriveControl for FakeDrive {
 
     fn set_mode(&self, policy: Policy, _: Option<u64>) -> Result<DriveStatus, UserError> {
         *self.mode.lock().unwrap() = policy;
+        self.status()
+    }
+
+    fn set_limit(&self, _: Option<Cap>, _: Option<u64>) -> Result<DriveStatus, UserError> {
         self.status()
     }
 

@@ -135,6 +135,8 @@ fn child_args(args: &MountArgs, verbose: u8) -> Vec<OsString> {
     option("--placement", placement.map(|p| p.get_name().into()));
     option("--mode", args.mode.map(|mode| mode.to_string().into()));
     option("--rules", args.rules.clone().map(Into::into));
+    option("--limit", args.limit.map(|cap| cap.words().into()));
+    option("--limit-rules", args.limit_rules.clone().map(Into::into));
     if args.auto_sync == Switch::Off {
         option("--auto-sync", Some("off".into()));
     }
@@ -303,5 +305,87 @@ mod tests {
         assert_eq!(again.agent.agent_pin, args.agent.agent_pin);
         assert_eq!(again.agent.agent_token_file, args.agent.agent_token_file);
         assert_eq!(again.agent.agent_invitation, None);
+    }
+
+    /// An option that is added to `mount` and forgotten here would be ignored in the background.
+    #[test]
+    fn no_option_is_forgotten() {
+        use clap::CommandFactory;
+
+        let line = |more: &[&str]| {
+            let mut line = vec![
+                "pstsyncd",
+                "mount",
+                "--background",
+                "--share",
+                "/s",
+                "--rules",
+                "r",
+            ];
+            line.extend([
+                "--mode",
+                "cached",
+                "--placement",
+                "local",
+                "--cache-size",
+                "20G",
+            ]);
+            line.extend([
+                "--fill-rate",
+                "2M",
+                "--monitor",
+                "m",
+                "--pin",
+                "p",
+                "--allow-other",
+            ]);
+            line.extend([
+                "--limit",
+                "500k",
+                "--limit-rules",
+                "l",
+                "--auto-sync",
+                "off",
+            ]);
+            line.extend(more.iter().copied());
+            line.push("/m");
+            let Verb::Mount(args) = Cli::parse_from(line).command else {
+                panic!()
+            };
+            child_args(&args, 0)
+        };
+        let mut passed = line(&[
+            "--state-dir",
+            "d",
+            "--exclusive",
+            "--password-file",
+            "p",
+            "--smb-encrypt",
+        ]);
+        passed.extend(line(&[
+            "--cache",
+            "d",
+            "--new-cache",
+            "--agent-invitation",
+            "i",
+            "--kerberos",
+        ]));
+        let agent = [
+            "--agent",
+            "https://a",
+            "--agent-pin",
+            "p",
+            "--agent-token-file",
+            "t",
+        ];
+        passed.extend(line(&[&agent[..], &["--password-fd", "3"]].concat()));
+        let cli = Cli::command();
+        let mount = cli.find_subcommand("mount").expect("there");
+        for option in mount.get_opts() {
+            let name = format!("--{}", option.get_long().expect("a long name"));
+            let own = ["--background", "--json", "--verbose"].contains(&name.as_str());
+            let there = passed.iter().any(|word| *word == *name);
+            assert!(own || there, "{name} is forgotten");
+        }
     }
 }

@@ -18,11 +18,13 @@ use sync::kv::KvStore;
 use sync::wire::ClientId;
 use vfs::fuse::{MountHandle, MountOptions, mount};
 use vfs::share::dir::DirShare;
+use vfs::share::limited::LimitedShare;
 use vfs::share::measured::MeasuredShare;
 use vfs::{Drive, DriveConfig, Reintegrated, ReintegratedOutcome, Share};
 
 use super::auto::Auto;
 use super::governor::{Governed, Governor, first_state};
+use super::limiter::Limiter;
 use super::paths::StateDir;
 use super::place::Known;
 use super::syncer::{Syncer, host, today};
@@ -36,6 +38,7 @@ use crate::control::{
 use crate::error::UserError;
 use crate::exit::ExitStatus;
 use crate::link::LinkMeter;
+use crate::policy::cap::Cap;
 use errors::{not_mounted, not_opened, not_unmounted, stuck};
 
 /// The destination's name in the sync database: the share, by whatever way it is reached.
@@ -68,7 +71,15 @@ pub fn open(
                 .map_err(|e| UserError::file("open the share", &options.share, &e))?,
         ),
     };
-    let share: Arc<dyn Share> = Arc::new(MeasuredShare::new(share, meter));
+    let limiter = Arc::new(Limiter::new(
+        options.limit,
+        options.limit_rules.clone(),
+        &in_state("states"),
+    )?);
+    governor.limited_by(Arc::clone(&limiter));
+    // The only one that is handed out: nothing goes past the limit. What is measured is the link itself.
+    let share = MeasuredShare::new(share, meter);
+    let share: Arc<dyn Share> = Arc::new(LimitedShare::new(share, limiter.limit()));
     let mut config = DriveConfig::new(Arc::clone(&share), in_state("drive"));
     config.state = match first_state(governor.policy()) {
         State::Online => vfs::State::Online,
@@ -105,7 +116,9 @@ pub fn open(
     }
     let client = client_id(&in_state("client-id"))
         .map_err(|e| UserError::file("keep the client's id in", &in_state("client-id"), &e))?;
-    let (destination, own) = ways::of(options, state.path(), client, &share, &known, &drive)?;
+    let limit = limiter.limit();
+    let (destination, own) =
+        ways::of(options, state.path(), client, &share, &known, &drive, limit)?;
     let syncer = Syncer::new(
         Arc::clone(&drive),
         destination,
@@ -127,6 +140,7 @@ pub fn open(
         share: options.share.display().to_string(),
         agent_url: options.agent.as_ref().map(|a| a.url.clone()),
         governor,
+        limiter,
         handle: Mutex::new(Some(handle)),
         drive,
         syncer,
@@ -144,6 +158,7 @@ struct Mounted {
     share: String,
     agent_url: Option<String>,
     governor: Arc<Governor>,
+    limiter: Arc<Limiter>,
     handle: Mutex<Option<MountHandle>>,
     drive: Arc<Drive>,
     syncer: Syncer,
@@ -228,6 +243,15 @@ impl DriveControl for Mounted {
     fn set_mode(&self, policy: Policy, seconds: Option<u64>) -> Result<DriveStatus, UserError> {
         let time = seconds.map(Duration::from_secs);
         self.governor.set(policy, time, self)?;
+        self.status()
+    }
+
+    fn set_limit(
+        &self,
+        limit: Option<Cap>,
+        seconds: Option<u64>,
+    ) -> Result<DriveStatus, UserError> {
+        self.limiter.set(limit, seconds.map(Duration::from_secs));
         self.status()
     }
 
@@ -319,6 +343,8 @@ impl DriveControl for Mounted {
         *handle = None;
         self.auto.end();
         self.governor.end();
+        // What still waits for it would keep the process.
+        self.limiter.limit().end();
         let (mut pending, pending_bytes) = self.pending();
         let more_pending = pending.len().saturating_sub(MAX_FILES) as u64;
         pending.truncate(MAX_FILES);

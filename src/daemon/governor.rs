@@ -6,23 +6,23 @@
 //! want of a link is told "cached": it then tries the share whenever it must, fails fast, and syncs the
 //! moment the link is back; offline as a wish is offline.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp, Zoned};
 use vfs::Share;
 
 use super::asked::Asked;
 use super::history::History;
+use super::limiter::Limiter;
+use super::rules_file::RulesFile;
 use crate::control::{Explanation, LinkStatus, Measured, Policy, State, StateChange};
 use crate::error::UserError;
 use crate::link::{Figure, LinkMeter, NetworkHints};
 use crate::policy::Seen;
 use crate::policy::engine::{Decision, Memory, Settings};
-use crate::policy::rules::{Rules, parse};
 
 /// How often is looked.
 const TICK: Duration = Duration::from_millis(500);
@@ -30,8 +30,6 @@ const TICK: Duration = Duration::from_millis(500);
 const IDLE: Duration = Duration::from_secs(30);
 /// One that failed is asked again after this long.
 const DOUBT: Duration = Duration::from_secs(1);
-/// Bound of a rules file, in bytes.
-const MAX_RULES: u64 = 64 << 10;
 /// Changes that `status` shows.
 const SHOWN: usize = 3;
 
@@ -51,6 +49,7 @@ pub struct Governor {
     /// One who sets a state at a time, and in the order of the decisions.
     setting: Mutex<()>,
     asking: Arc<AtomicBool>,
+    limiter: OnceLock<Arc<Limiter>>,
 }
 
 struct Inner {
@@ -58,7 +57,7 @@ struct Inner {
     memory: Memory,
     rules: RulesFile,
     history: History,
-    asked_for: Asked,
+    asked_for: Asked<Policy>,
     seen: Seen,
     last: Option<Decision>,
     asked: Option<Instant>,
@@ -80,8 +79,8 @@ impl Governor {
     ) -> Result<Self, UserError> {
         let mut rules = RulesFile::new(rules);
         let mut memory = Memory::new(policy, first_state(policy));
-        let mut asked_for = Asked::beside(history);
-        if let Some((timed, left)) = asked_for.load() {
+        let mut asked_for = Asked::beside(history, "mode-for");
+        if let Some((timed, Some(left))) = asked_for.load() {
             // Without its rules it could not be followed: then the mount's policy is right.
             if timed != Policy::Rules || rules.must().is_ok() {
                 memory = Memory::new(policy, first_state(timed));
@@ -116,6 +115,7 @@ impl Governor {
             wake: Condvar::new(),
             setting: Mutex::default(),
             asking: Arc::default(),
+            limiter: OnceLock::new(),
         })
     }
 
@@ -172,7 +172,6 @@ impl Governor {
     fn look(&self, drive: &dyn Governed) {
         let now = Zoned::now();
         let minute = i32::from(now.hour()) * 60 + i32::from(now.minute());
-        #[cfg_attr(not(debug_assertions), expect(unused_mut))]
         let mut seen = Seen {
             at: self.began.elapsed(),
             minute: u16::try_from(minute).unwrap_or(0),
@@ -189,7 +188,16 @@ impl Governor {
                 settings.better = settings.better.min(stay);
             }
         }
+        if let Some(limiter) = self.limiter.get() {
+            limiter.look(&mut seen);
+        }
         self.step(seen, drive);
+    }
+
+    /// What limits the use of the link goes by what is seen here, and is seen here: the link is no better
+    /// than it may be used.
+    pub fn limited_by(&self, limiter: Arc<Limiter>) {
+        let _ = self.limiter.set(limiter);
     }
 
     /// One decision on what is seen, carried out.
@@ -223,7 +231,11 @@ impl Governor {
                 .memory
                 .until()
                 .map(|(at, _)| at.saturating_sub(seen.at));
-            inner.asked_for.keep(inner.memory.policy(), left);
+            match left {
+                Some(left) => inner.asked_for.keep(inner.memory.policy(), Some(left)),
+                // For good it is the mount's to say again.
+                None => inner.asked_for.forget(),
+            }
             let state = drive_state(&decision);
             let same = inner.last.as_ref().map(drive_state) == Some(state);
             inner.seen = seen;
@@ -402,82 +414,6 @@ fn drive_state(decision: &Decision) -> vfs::State {
         State::Cached => vfs::State::Cached,
         State::Offline if decision.verdict.by_choice => vfs::State::Offline,
         State::Offline => vfs::State::Cached,
-    }
-}
-
-/// The user's rules, read anew when the file changes. A file that cannot be understood leaves the rules
-/// from before in force.
-struct RulesFile {
-    path: Option<PathBuf>,
-    stamp: Option<(SystemTime, u64)>,
-    rules: Option<Rules>,
-    error: Option<String>,
-}
-
-impl RulesFile {
-    fn new(path: Option<PathBuf>) -> Self {
-        Self {
-            path,
-            stamp: None,
-            rules: None,
-            error: None,
-        }
-    }
-
-    /// Reads the file, which must be there and be right.
-    fn must(&mut self) -> Result<(), UserError> {
-        self.stamp = None;
-        self.refresh();
-        match (&self.path, &self.error) {
-            (None, _) => Err(UserError::new(
-                "no-rules",
-                "the policy `rules` needs a file with rules",
-                "name it with mount --rules FILE, or use `auto`",
-            )),
-            (Some(_), Some(error)) => Err(UserError::new(
-                "bad-rules",
-                error.clone(),
-                "mend the rules (docs/RULES.md says how they are written), or use `auto`",
-            )),
-            (Some(_), None) => Ok(()),
-        }
-    }
-
-    fn refresh(&mut self) {
-        let Some(path) = &self.path else { return };
-        let read = fs::metadata(path).and_then(|meta| {
-            let stamp = (meta.modified()?, meta.len());
-            if Some(stamp) == self.stamp {
-                return Ok(None);
-            }
-            if meta.len() > MAX_RULES {
-                return Err(std::io::ErrorKind::FileTooLarge.into());
-            }
-            Ok(Some((stamp, fs::read_to_string(path)?)))
-        });
-        let error = match read {
-            Ok(None) => return,
-            Ok(Some((stamp, text))) => {
-                self.stamp = Some(stamp);
-                match parse(&text) {
-                    Ok(rules) => {
-                        self.rules = Some(rules);
-                        self.error = None;
-                        return;
-                    }
-                    Err(e) => format!("{}: {e}", path.display()),
-                }
-            }
-            Err(e) => format!(
-                "{} cannot be read: {}",
-                path.display(),
-                crate::error::plain(&e)
-            ),
-        };
-        if self.error.as_ref() != Some(&error) {
-            tracing::warn!(error, "the rules from before hold on");
-        }
-        self.error = Some(error);
     }
 }
 

@@ -11,10 +11,12 @@ mod drive;
 mod governor;
 mod history;
 mod holders;
+mod limiter;
 pub mod options;
 pub mod paths;
 pub mod patterns;
 mod place;
+mod rules_file;
 mod schedule;
 mod smb;
 mod syncer;
@@ -280,6 +282,7 @@ mod tests {
         Client, DriveStatus, Explanation, LinkStatus, Policy, State, SyncPlan, SyncReport,
         UnmountReport,
     };
+    use crate::policy::cap::Cap;
 
     /// A drive without a mount; the first `stubborn` unmounts fail.
     struct Fake {
@@ -303,12 +306,17 @@ mod tests {
                 pending_bytes: self.pending,
                 cache: Default::default(),
                 auto_sync: Default::default(),
+                limit: Default::default(),
                 files: Vec::new(),
                 more_files: 0,
             })
         }
 
         fn set_mode(&self, _: Policy, _: Option<u64>) -> Result<DriveStatus, UserError> {
+            self.status()
+        }
+
+        fn set_limit(&self, _: Option<Cap>, _: Option<u64>) -> Result<DriveStatus, UserError> {
             self.status()
         }
 

@@ -17,6 +17,8 @@ use crate::cli::{AgentArgs, MountArgs, Switch};
 use crate::control::Policy;
 use crate::control::registry::absolute;
 use crate::error::UserError;
+use crate::policy::cap::Cap;
+use crate::policy::rules::{Outcome, Then};
 use crate::secret::Secret;
 
 /// Bound of a token or invitation file, in bytes.
@@ -52,6 +54,10 @@ pub struct DriveOptions {
     pub policy: Policy,
     /// The file that the policy `rules` goes by.
     pub rules: Option<PathBuf>,
+    /// What the link may be used, where no rule says otherwise.
+    pub limit: Cap,
+    /// The file of rules for that.
+    pub limit_rules: Option<PathBuf>,
     /// Sync by itself what waits.
     pub auto_sync: bool,
 }
@@ -82,6 +88,10 @@ impl DriveOptions {
     /// The first thing that is wrong, with what to do about it.
     pub fn check(args: &MountArgs) -> Result<Self, UserError> {
         let rules = rules_file(args)?;
+        let limit_rules = args.limit_rules.as_deref().map(absolute);
+        if let Some(path) = &limit_rules {
+            check_rules::<Cap>(path)?;
+        }
         let smb = SmbOptions::read(args)?;
         let share = match &smb {
             Some(smb) => smb.as_path(),
@@ -128,6 +138,8 @@ impl DriveOptions {
             exclusive: args.exclusive,
             policy,
             rules,
+            limit: args.limit.unwrap_or_default(),
+            limit_rules,
             auto_sync: args.auto_sync == Switch::On,
         })
     }
@@ -145,6 +157,19 @@ impl DriveOptions {
 }
 
 /// The rules file that was named, or the user's own, where there is one.
+fn check_rules<T: Outcome>(path: &Path) -> Result<(), UserError> {
+    let failed = |e| UserError::file("read the rules in", path, &e);
+    let text = fs::read_to_string(path).map_err(failed)?;
+    let rules = crate::policy::rules::parse::<T>(&text);
+    rules.map(drop).map_err(|e| {
+        UserError::new(
+            "bad-rules",
+            format!("{}: {e}", path.display()),
+            "mend the rules: docs/RULES.md says how they are written",
+        )
+    })
+}
+
 fn rules_file(args: &MountArgs) -> Result<Option<PathBuf>, UserError> {
     let path = match &args.rules {
         Some(path) => absolute(path),
@@ -162,15 +187,7 @@ fn rules_file(args: &MountArgs) -> Result<Option<PathBuf>, UserError> {
     };
     // Wrong rules are said before anything is mounted.
     if args.rules.is_some() || args.mode == Some(Policy::Rules) {
-        let failed = |e| UserError::file("read the rules in", &path, &e);
-        let text = fs::read_to_string(&path).map_err(failed)?;
-        crate::policy::rules::parse(&text).map_err(|e| {
-            UserError::new(
-                "bad-rules",
-                format!("{}: {e}", path.display()),
-                "mend the rules: docs/RULES.md says how they are written",
-            )
-        })?;
+        check_rules::<Then>(&path)?;
     }
     Ok(Some(path))
 }

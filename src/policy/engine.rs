@@ -224,7 +224,7 @@ impl Memory {
     }
 
     fn by_rules(&self, settings: &Settings, rules: Option<&Rules>, seen: &Seen) -> Verdict {
-        let none = Rules::default();
+        let none: Rules = Rules::default();
         let found = rules.unwrap_or(&none).first(seen);
         let then = found.rule.map_or(Then::Auto, |rule| rule.then);
         let why = match found.rule {

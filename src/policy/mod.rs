@@ -6,6 +6,7 @@
 //! keeps a drive from changing with every gust: hysteresis, a minimum stay, and what was asked by hand.
 
 pub mod auto;
+pub mod cap;
 pub mod engine;
 pub mod rules;
 #[cfg(test)]

@@ -3,8 +3,12 @@
 use proptest::prelude::*;
 
 use super::engine::{Memory, Settings};
-use super::rules::parse;
+use super::rules::{self, ParseError, Rules};
 use super::*;
+
+fn parse(text: &str) -> Result<Rules, ParseError> {
+    rules::parse(text)
+}
 
 fn at(seconds: f64) -> Duration {
     Duration::from_secs_f64(seconds)

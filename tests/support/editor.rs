@@ -28,7 +28,7 @@ impl Random {
         (!from.is_empty()).then(|| from[self.below(from.len() as u64) as usize])
     }
 
-    fn bytes(&mut self, len: u64) -> Vec<u8> {
+    pub fn bytes(&mut self, len: u64) -> Vec<u8> {
         (0..len).map(|_| self.next() as u8).collect()
     }
 

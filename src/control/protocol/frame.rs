@@ -130,6 +130,17 @@ mod tests {
                 policy: Policy::Offline,
                 for_seconds: Some(7200),
             },
+            Request::SetLimit {
+                limit: Some(crate::policy::cap::Cap {
+                    up: Some(1_000_000),
+                    down: None,
+                }),
+                for_seconds: Some(60),
+            },
+            Request::SetLimit {
+                limit: None,
+                for_seconds: None,
+            },
             Request::Explain {},
             Request::Link {},
             Request::Plan {},

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Policy, State};
 use crate::policy::Fact;
+use crate::policy::cap::Cap;
 
 /// One change of state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +31,32 @@ pub struct Measured {
     pub confidence: f64,
     /// Seconds since it was measured.
     pub age_seconds: f64,
+}
+
+/// What a drive may use of its link.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitStatus {
+    /// To the share and the agent; none: no limit.
+    pub up_bits_per_second: Option<u64>,
+    /// From there; none: no limit.
+    pub down_bits_per_second: Option<u64>,
+    /// Who or what says so; empty: nobody limits it.
+    pub by: String,
+    /// Until when, where that is known.
+    pub until: Option<Timestamp>,
+    /// What is wrong with the rules for limits.
+    pub rules_error: Option<String>,
+}
+
+impl LimitStatus {
+    /// The rates.
+    #[must_use]
+    pub const fn cap(&self) -> Cap {
+        Cap {
+            up: self.up_bits_per_second,
+            down: self.down_bits_per_second,
+        }
+    }
 }
 
 /// The link of a drive.

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Policy, State, StateChange};
+use super::{LimitStatus, Policy, State, StateChange};
 use crate::exit::ExitStatus;
 
 /// What a drive does, and what waits.
@@ -23,6 +23,9 @@ pub struct DriveStatus {
     /// The last changes of state, the newest last; `link` has more.
     #[serde(default)]
     pub changes: Vec<StateChange>,
+    /// What the link may be used.
+    #[serde(default)]
+    pub limit: LimitStatus,
     /// Whether the share could be reached when last used.
     pub share_reachable: bool,
     /// The agent, where one is configured.
@@ -220,6 +223,7 @@ mod tests {
             pending_bytes: 0,
             cache: Default::default(),
             auto_sync: Default::default(),
+            limit: Default::default(),
             files: vec![file(SyncState::Synced)],
             more_files: 0,
         };

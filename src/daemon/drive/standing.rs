@@ -129,6 +129,7 @@ impl Mounted {
                 ..cache_status(cache)
             },
             auto_sync: self.auto.status(),
+            limit: self.limiter.status(),
             mountpoint: self.mountpoint.clone(),
             share: self.share.clone(),
             policy,

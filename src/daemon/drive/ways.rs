@@ -2,11 +2,13 @@
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use agent::{Exclusivity, InPlace};
-use sync::client::{AgentClient, Timeouts};
+use sync::client::{AgentClient, Throttle, Timeouts, Way};
 use sync::wire::{ClientId, Invitation};
 use sync::{AgentDestination, Destination};
+use vfs::limit::Limit;
 use vfs::{Drive, Share};
 
 use super::SHARE;
@@ -25,9 +27,13 @@ pub(super) fn of(
     share: &Arc<dyn Share>,
     known: &Arc<Known>,
     drive: &Arc<Drive>,
+    limit: Arc<Limit>,
 ) -> Result<(Placed, OwnCopyPlace), UserError> {
     let own = OwnCopyPlace::default();
-    let agent = options.agent.as_ref().map(|agent| by_agent(agent, client));
+    let agent = options
+        .agent
+        .as_ref()
+        .map(|agent| by_agent(agent, client, limit));
     let agent = agent.transpose()?;
     let records = state.join("applied");
     let failed = |e: agent::AgentError| {
@@ -74,7 +80,24 @@ pub(super) fn of(
     Ok((placed, own))
 }
 
-fn by_agent(agent: &AgentOptions, client: ClientId) -> Result<Box<dyn Destination>, UserError> {
+/// The drive's limit, as the client of an agent asks for it.
+struct Within(Arc<Limit>);
+
+impl Throttle for Within {
+    fn take(&self, way: Way, want: u64) -> Result<u64, Duration> {
+        let way = match way {
+            Way::Up => vfs::limit::Way::Up,
+            Way::Down => vfs::limit::Way::Down,
+        };
+        self.0.try_take(way, want)
+    }
+}
+
+fn by_agent(
+    agent: &AgentOptions,
+    client: ClientId,
+    limit: Arc<Limit>,
+) -> Result<Box<dyn Destination>, UserError> {
     let invitation = Invitation {
         url: agent.url.clone(),
         ca_fingerprint: agent.ca_fingerprint,
@@ -87,6 +110,7 @@ fn by_agent(agent: &AgentOptions, client: ClientId) -> Result<Box<dyn Destinatio
             "check the agent's address and token",
         )
     })?;
+    let http = http.throttled(Arc::new(Within(limit)));
     let destination = AgentDestination::new(http, client, SHARE.to_owned());
     Ok(Box::new(destination))
 }

@@ -1,5 +1,7 @@
 //! The governor over injected figures and hints, with no clock of its own but the script's.
 
+use std::fs;
+
 use std::sync::Mutex;
 
 use super::*;

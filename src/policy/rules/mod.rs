@@ -5,7 +5,7 @@
 
 mod parse;
 
-pub use parse::{ParseError, parse};
+pub use parse::{ParseError, bits, parse};
 
 use super::{Fact, Seen, State, or_unknown, show_ms, show_rate};
 
@@ -18,9 +18,33 @@ pub enum Then {
     Auto,
 }
 
+/// What a rule may lead to, as it is written.
+pub trait Outcome: Sized {
+    /// What belongs at the end of a rule, for a message.
+    const WANTED: &'static str;
+
+    /// Reads it from the first of these words, in lower case; with how many they were.
+    fn read(words: &[String]) -> Option<(Self, usize)>;
+}
+
+impl Outcome for Then {
+    const WANTED: &'static str = "`online`, `cached`, `offline` or `auto`";
+
+    fn read(words: &[String]) -> Option<(Self, usize)> {
+        let then = match words.first()?.as_str() {
+            "online" => Self::State(State::Online),
+            "cached" => Self::State(State::Cached),
+            "offline" => Self::State(State::Offline),
+            "auto" => Self::Auto,
+            _ => return None,
+        };
+        Some((then, 1))
+    }
+}
+
 /// One line.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Rule {
+pub struct Rule<T = Then> {
     /// Its line in the file, from 1.
     pub line: usize,
     /// As it was written.
@@ -28,12 +52,18 @@ pub struct Rule {
     /// When it decides; none: always.
     pub when: Option<Expr>,
     /// What it decides.
-    pub then: Then,
+    pub then: T,
 }
 
 /// All of a file, in order.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Rules(pub Vec<Rule>);
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rules<T = Then>(pub Vec<Rule<T>>);
+
+impl<T> Default for Rules<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
 
 /// Conditions together.
 #[derive(Clone, Debug, PartialEq)]
@@ -205,19 +235,19 @@ fn fold(parts: &[Expr], seen: &Seen, facts: &mut Vec<Fact>, by: bool) -> Option<
 }
 
 /// What the rules say.
-pub struct Match<'a> {
+pub struct Match<'a, T = Then> {
     /// The first rule that holds.
-    pub rule: Option<&'a Rule>,
+    pub rule: Option<&'a Rule<T>>,
     /// What was looked at up to it.
     pub facts: Vec<Fact>,
     /// What would change it.
     pub changes: Vec<String>,
 }
 
-impl Rules {
+impl<T> Rules<T> {
     /// The first rule that holds.
     #[must_use]
-    pub fn first(&self, seen: &Seen) -> Match<'_> {
+    pub fn first(&self, seen: &Seen) -> Match<'_, T> {
         let mut found = Match {
             rule: None,
             facts: Vec::new(),

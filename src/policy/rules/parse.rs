@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Condition, Expr, Measure, Rule, Rules, State, Than, Then};
+use super::{Condition, Expr, Measure, Outcome, Rule, Rules, Than};
 
 /// Bounds of a file: bytes, rules, and conditions within conditions.
 const MAX_BYTES: usize = 64 << 10;
@@ -36,7 +36,7 @@ impl std::error::Error for ParseError {}
 ///
 /// # Errors
 /// The first thing that is wrong.
-pub fn parse(text: &str) -> Result<Rules, ParseError> {
+pub fn parse<T: Outcome>(text: &str) -> Result<Rules<T>, ParseError> {
     let at = |line, message: String| ParseError {
         line,
         column: 1,
@@ -199,7 +199,7 @@ impl Reader<'_> {
         is
     }
 
-    fn rule(&mut self) -> Read<(Option<Expr>, Then)> {
+    fn rule<T: Outcome>(&mut self) -> Read<(Option<Expr>, T)> {
         let when = if self.take("otherwise") {
             None
         } else if self.take("when") {
@@ -215,18 +215,16 @@ impl Reader<'_> {
                 "a rule begins with `when` or `otherwise`, not {found}"
             ));
         };
-        let then = [
-            ("online", Then::State(State::Online)),
-            ("cached", Then::State(State::Cached)),
-            ("offline", Then::State(State::Offline)),
-            ("auto", Then::Auto),
-        ];
-        let Some((_, then)) = then.into_iter().find(|(word, _)| self.take(word)) else {
+        let rest = self.words.get(self.next..).unwrap_or_default();
+        let plain = rest.iter().map_while(|(word, _)| match word {
+            Word::Plain(word) => Some(word.to_ascii_lowercase()),
+            _ => None,
+        });
+        let Some((then, words)) = T::read(&plain.collect::<Vec<_>>()) else {
             let found = self.found();
-            return self.wrong(format!(
-                "a rule ends with `online`, `cached`, `offline` or `auto`, not {found}"
-            ));
+            return self.wrong(format!("a rule ends with {}, not {found}", T::WANTED));
         };
+        self.next += words;
         if self.peek().is_some() {
             let found = self.found();
             return self.wrong(format!("the rule is over, so {found} is too much"));
@@ -328,10 +326,9 @@ impl Reader<'_> {
             return self.wrong(format!("<, <=, > or >= belongs here, not {found}"));
         };
         let units: (&[(&str, f64)], &str) = match measure {
-            Measure::Rate | Measure::Up | Measure::Down => (
-                &[("k", 1e3), ("m", 1e6), ("g", 1e9)],
-                "a rate in bits a second, as in 500k, 2M or 1G",
-            ),
+            Measure::Rate | Measure::Up | Measure::Down => {
+                (RATES, "a rate in bits a second, as in 500k, 2M or 1G")
+            }
             Measure::RoundTrip | Measure::Jitter => {
                 (&[("ms", 1.0), ("s", 1e3)], "a time, as in 80ms or 1.5s")
             }
@@ -379,6 +376,14 @@ fn one_or(mut parts: Vec<Expr>, many: fn(Vec<Expr>) -> Expr) -> Expr {
             many(parts)
         }
     }
+}
+
+const RATES: &[(&str, f64)] = &[("k", 1e3), ("m", 1e6), ("g", 1e9)];
+
+/// A rate in bits a second, as in 500k, 2M or 1G.
+#[must_use]
+pub fn bits(word: &str) -> Option<f64> {
+    number(word, RATES)
 }
 
 /// A number with one of the units.
