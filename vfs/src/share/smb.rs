@@ -25,6 +25,7 @@ mod file;
 mod kerberos;
 mod notify;
 mod session;
+mod socket;
 mod validate;
 mod wire;
 

@@ -15,7 +15,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use smb2::client::{Cipher, Connection, Session};
-use smb2::transport::{ConnectOptions, TcpTransport};
 use smb2::types::Dialect;
 use smb2::types::SessionId;
 use smb2::types::flags::Capabilities;
@@ -24,7 +23,7 @@ use smb2::{ErrorKind, Tree};
 
 use super::error::{Result, Retry, SmbError};
 use super::wire::{Tap, Wire};
-use super::{Credentials, SmbConfig, validate};
+use super::{Credentials, SmbConfig, socket, validate};
 
 /// One connection, session and tree.
 pub(super) struct Live {
@@ -195,10 +194,8 @@ impl Sessions {
 
     async fn dial(&self, state: &mut State) -> Result<Arc<Live>> {
         let config = &self.config;
-        let mut opts = ConnectOptions::default();
-        opts.timeout = config.silence.min(CONNECT);
         let endpoint = config.address.endpoint();
-        let tcp = TcpTransport::connect_with(&endpoint, opts)
+        let tcp = socket::connect(&endpoint, config.silence.min(CONNECT))
             .await
             .map_err(|e| SmbError::from_client(&e))?;
         let (wire, tap) = Wire::new(tcp);
