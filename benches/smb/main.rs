@@ -11,7 +11,8 @@
 //!
 //! `PSTSYNCD_BENCH_SMB_MB` sets the file's size (128), `PSTSYNCD_BENCH_ROUNDS` the rounds (15),
 //! `PSTSYNCD_BENCH_DIR` where all of it lies (the temporary directory), `PSTSYNCD_BENCH_SMB_SHARE` a further
-//! line for the share's part of smb.conf, `PSTSYNCD_BENCH_OTHER` another build of the daemon to put beside this one. Words after `--` choose loads: read, write, random, threads.
+//! line for the share's part of smb.conf, `PSTSYNCD_BENCH_OTHER` another build of the daemon to put beside this one,
+//! `PSTSYNCD_BENCH_CALM` makes each slice wait until nothing else runs. Words after `--` choose loads: read, write, random, threads.
 
 mod mounts;
 mod null;
@@ -186,10 +187,14 @@ fn measure(
 ) -> Result<Vec<Option<Vec<f64>>>> {
     let mut rates: Vec<Option<Vec<f64>>> = all.iter().map(|_| Some(Vec::new())).collect();
     let (_, amount) = load.amount(len);
+    let calm = std::env::var_os("PSTSYNCD_BENCH_CALM").is_some();
     // The first round is thrown away.
     for round in 0..=rounds {
         for turn in 0..all.len() {
             let i = (turn + round as usize) % all.len();
+            if calm {
+                wait_for_calm();
+            }
             match all[i].slice(load, round + 1, len)? {
                 Some(took) if round > 0 => {
                     if let Some(rates) = &mut rates[i] {
@@ -202,6 +207,28 @@ fn measure(
         }
     }
     Ok(rates)
+}
+
+/// Waits, half a minute at most, until the processors had next to nothing to do for a fifth of a second.
+fn wait_for_calm() {
+    let spent = || {
+        let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+        let line = stat.lines().next().unwrap_or_default();
+        let ticks: Vec<u64> = line
+            .split_whitespace()
+            .filter_map(|n| n.parse().ok())
+            .collect();
+        let idle: u64 = ticks.iter().skip(3).take(2).sum();
+        (ticks.iter().take(8).sum::<u64>() - idle, idle)
+    };
+    for _ in 0..150 {
+        let before = spent();
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        let after = spent();
+        if (after.0 - before.0) * 10 < after.1 - before.1 {
+            return;
+        }
+    }
 }
 
 fn print(load: Load, all: &[Box<dyn Peer>], rates: &[Option<Vec<f64>>], len: u64) {

@@ -53,10 +53,27 @@ impl Live {
             let sentence = format!("the server has not answered for {:?}", self.silence);
             Err(SmbError::link(io::ErrorKind::TimedOut, sentence))
         });
+        self.judged(done)
+    }
+
+    /// An answer for which nobody's patience is measured here; see `begun`.
+    pub(super) fn answered<T>(&self, done: smb2::Result<T>) -> Result<T> {
+        self.judged(done.map_err(|e| SmbError::from_client(&e)))
+    }
+
+    fn judged<T>(&self, done: Result<T>) -> Result<T> {
         if done.as_ref().is_err_and(|e| e.fatal) {
             self.conn.mark_dead();
         }
         done
+    }
+
+    /// Gives the connection up if the server owes an answer since `begun` and has been silent for too long.
+    pub(super) fn give_up_if_silent(&self, begun: Instant) {
+        let heard = self.heard().map_or(begun, |at| at.max(begun));
+        if Instant::now() >= (heard + self.silence).min(begun + self.silence * LONGEST) {
+            self.conn.mark_dead();
+        }
     }
 
     pub(super) fn is_dead(&self) -> bool {
