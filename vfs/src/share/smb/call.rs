@@ -488,3 +488,103 @@ async fn all<T>(
     .await;
     work.into_iter().filter_map(|w| w.1).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use smb2::msg::write::WriteRequest;
+
+    #[test]
+    fn a_write_is_packed_as_the_library_packs_it() {
+        let id = FileId {
+            persistent: 0x0102_0304_0506_0708,
+            volatile: 0x1112_1314_1516_1718,
+        };
+        let data = b"some bytes".as_slice();
+        let (mut ours, mut theirs) = (WriteCursor::new(), WriteCursor::new());
+        Write { at: 77, id, data }.pack(&mut ours);
+        WriteRequest {
+            data_offset: 0x70,
+            offset: 77,
+            file_id: id,
+            channel: 0,
+            remaining_bytes: 0,
+            write_channel_info_offset: 0,
+            write_channel_info_length: 0,
+            flags: 0,
+            data: data.to_vec(),
+        }
+        .pack(&mut theirs);
+        assert_eq!(ours.into_inner(), theirs.into_inner());
+    }
+
+    /// READ's answer with `len` bytes said, `there` there and the data at `at` of the message.
+    fn answer(at: u8, len: u32, there: usize) -> Vec<u8> {
+        let mut body = vec![17, 0, at, 0];
+        body.extend_from_slice(&len.to_le_bytes());
+        body.resize(usize::from(at).saturating_sub(HEADER).max(16), 0xEE);
+        body.extend((0..there).map(|i| i as u8));
+        body
+    }
+
+    #[test]
+    fn the_bytes_of_an_answer_are_taken_from_where_it_says() {
+        for at in [80, 88] {
+            let data = Data::of(answer(at, 5, 7), 10).unwrap();
+            assert_eq!(data.bytes(), [0, 1, 2, 3, 4]);
+            assert_eq!(data.into_bytes(), [0, 1, 2, 3, 4]);
+        }
+        assert!(Data::of(answer(0, 0, 0), 10).unwrap().bytes().is_empty());
+    }
+
+    #[test]
+    fn an_answer_that_cannot_be_is_refused() {
+        // More than was asked for, more than is there, before the end of the fixed part, beyond the end.
+        for (at, len, there) in [
+            (80, 11, 11),
+            (80, 5, 4),
+            (79, 5, 5),
+            (0, 5, 5),
+            (80, u32::MAX, 9),
+        ] {
+            assert!(
+                Data::of(answer(at, len, there), 10).is_err(),
+                "{at} {len} {there}"
+            );
+        }
+        for short in 0..8 {
+            assert!(
+                Data::of(answer(80, 0, 0)[..short].to_vec(), 10).is_err(),
+                "{short}"
+            );
+        }
+        let mut other = answer(80, 5, 5);
+        other[0] = 9;
+        assert!(Data::of(other, 10).is_err());
+    }
+
+    #[test]
+    fn pieces_of_a_call_are_all_waited_for() {
+        let done = std::cell::Cell::new(0);
+        let work = (0..3).map(|i| {
+            let done = &done;
+            async move {
+                for _ in 0..i * 2 {
+                    tokio::task::yield_now().await;
+                }
+                done.set(done.get() + 1);
+                if i == 0 {
+                    return Err(Error::Disconnected);
+                }
+                Ok(i)
+            }
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        assert!(runtime.block_on(all(work)).is_err());
+        assert_eq!(done.get(), 3, "the others may still write");
+        let answers = runtime.block_on(all((0..3).map(|i| async move { Ok(i) })));
+        assert_eq!(answers.unwrap(), [0, 1, 2]);
+    }
+}

@@ -236,3 +236,140 @@ impl TransportReceive for Socket {
         Some(self.progress.clone())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run<T>(work: impl Future<Output = T>) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(work)
+    }
+
+    /// A socket and its other end.
+    async fn pair() -> (Socket, TcpStream) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap().to_string();
+        let here = connect(&at, Duration::from_secs(10)).await.unwrap();
+        (here, listener.accept().await.unwrap().0)
+    }
+
+    fn framed(message: &[u8]) -> Vec<u8> {
+        let [.., a, b, c] = message.len().to_be_bytes();
+        [&[0, a, b, c], message].concat()
+    }
+
+    fn message(len: usize) -> Vec<u8> {
+        (0..len).map(|i| (i * 7 + i / 251) as u8).collect()
+    }
+
+    #[test]
+    fn messages_come_out_as_they_went_in_however_they_are_cut() {
+        run(async {
+            // Around what is read at once, and around prefixes that are split.
+            let lens = [
+                0,
+                1,
+                3,
+                SPARE - 5,
+                SPARE - 4,
+                SPARE - 3,
+                SPARE,
+                3 * SPARE,
+                300_000,
+                2,
+            ];
+            for cut in [997, 5_003, SPARE - 1, SPARE + 1, 70_000, 1 << 20] {
+                let (here, mut there) = pair().await;
+                let all: Vec<u8> = lens.iter().flat_map(|n| framed(&message(*n))).collect();
+                let sender = tokio::spawn(async move {
+                    for part in all.chunks(cut) {
+                        there.write_all(part).await.unwrap();
+                        tokio::task::yield_now().await;
+                    }
+                    there
+                });
+                for len in lens {
+                    assert!(
+                        here.receive().await.unwrap() == message(len),
+                        "{len} by {cut}"
+                    );
+                }
+                let bytes: usize = lens.iter().sum();
+                let seen = here.receive_progress().unwrap().snapshot();
+                assert_eq!((seen.bytes, seen.frame), (bytes as u64, None));
+                drop(sender.await.unwrap());
+                assert!(matches!(here.receive().await, Err(Error::Disconnected)));
+            }
+        });
+    }
+
+    #[test]
+    fn a_message_goes_out_whole_behind_its_length() {
+        run(async {
+            let (here, mut there) = pair().await;
+            // More than the kernel takes at once: the rest goes out when there is room.
+            let sent = message(6_000_000);
+            let expected = framed(&sent);
+            let mut got = vec![0; expected.len()];
+            let reads = tokio::spawn(async move {
+                there.read_exact(&mut got).await.unwrap();
+                got
+            });
+            here.send(&sent).await.unwrap();
+            assert!(reads.await.unwrap() == expected);
+            assert!(here.send(&vec![0; LONGEST + 1]).await.is_err());
+        });
+    }
+
+    #[test]
+    fn what_is_no_message_is_an_error() {
+        run(async {
+            let (here, mut there) = pair().await;
+            there.write_all(b"HTTP/1.1 302 Found\r\n").await.unwrap();
+            assert!(matches!(
+                here.receive().await,
+                Err(Error::InvalidData { .. })
+            ));
+            // Cut off in the middle.
+            let (here, mut there) = pair().await;
+            there.write_all(&framed(&message(100))[..50]).await.unwrap();
+            drop(there);
+            assert!(matches!(here.receive().await, Err(Error::Disconnected)));
+        });
+    }
+
+    #[test]
+    fn a_silent_address_does_not_keep_the_next_one() {
+        run(async {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let well = listener.local_addr().unwrap();
+            let refusing = {
+                let other = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+                other.local_addr().unwrap()
+            };
+            let until = || Instant::now() + Duration::from_secs(20);
+            first_of("host", vec![refusing, well], until())
+                .await
+                .unwrap();
+            match first_of("host", vec![refusing, refusing], until()).await {
+                Err(Error::ConnectFailed { attempts, .. }) => {
+                    assert!(
+                        attempts
+                            .iter()
+                            .all(|a| { a.error_kind == Some(io::ErrorKind::ConnectionRefused) })
+                    );
+                }
+                other => panic!("{:?}", other.map(drop)),
+            }
+            let none = first_of("host", Vec::new(), until()).await;
+            assert!(matches!(none, Err(Error::ConnectFailed { .. })));
+            let six: SocketAddr = "[::1]:1".parse().unwrap();
+            let order = alternating([well, refusing, six].into_iter());
+            assert_eq!(order, [six, well, refusing]);
+        });
+    }
+}
