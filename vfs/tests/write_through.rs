@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used)]
 #![cfg(target_os = "linux")]
 
-#[allow(dead_code)]
 mod common;
 
 use std::io;
