@@ -3,15 +3,19 @@
 //!
 //! Debian's smbd serves a directory on a port of the loopback, with signing mandatory. Its clients: our daemon
 //! (release build, state *online*, nothing cached), the bare client library that the drive is built on, used
-//! as its documentation says, the drive's share without a mount, and smbclient. Each load runs in slices, one on each in turn, round after round,
+//! as its documentation says, the drive's share without a mount, the smallest file system over the bare library
+//! (`null`: what any drive can reach at most), and smbclient. Each load runs in slices, one on each in turn, round after round,
 //! so that whatever else the machine does hits all alike; a figure is the median of the rounds, a ratio the
 //! median of the rounds' ratios. What the kernel keeps of the drive's files is dropped before each slice;
 //! the server has all of them in memory.
 //!
 //! `PSTSYNCD_BENCH_SMB_MB` sets the file's size (128), `PSTSYNCD_BENCH_ROUNDS` the rounds (15),
 //! `PSTSYNCD_BENCH_DIR` where all of it lies (the temporary directory), `PSTSYNCD_BENCH_SMB_SHARE` a further
-//! line for the share's part of smb.conf. Words after `--` choose loads: read, write, random, threads.
+//! line for the share's part of smb.conf, `PSTSYNCD_BENCH_OTHER` another build of the daemon to put beside this one,
+//! `PSTSYNCD_BENCH_CALM` makes each slice wait until nothing else runs. Words after `--` choose loads: read, write, random, threads.
 
+mod mounts;
+mod null;
 mod peers;
 #[path = "../../tests/support/port.rs"]
 mod port;
@@ -21,11 +25,12 @@ mod skip;
 #[path = "../../vfs/tests/common/smbd.rs"]
 mod smbd;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use peers::{Alone, Bare, Drive, Peer, SmbClient};
+use mounts::Mount;
+use peers::{Alone, Bare, Peer, SmbClient};
 use smbd::{Options, Smbd};
 
 /// Random reads in a slice.
@@ -91,6 +96,12 @@ pub fn places(seed: u64, len: u64) -> Vec<u64> {
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
+    // A peer that is this program itself.
+    if let [mode, address, user, share, mountpoint] = args.as_slice()
+        && mode == "null"
+    {
+        return null::serve(address, user, share, Path::new(mountpoint));
+    }
     if !args.iter().any(|a| a == "--bench") {
         println!("skipped: the table is printed by cargo bench only");
         return Ok(());
@@ -120,13 +131,28 @@ fn main() -> Result<()> {
     let Some(server) = Smbd::start(&root, options) else {
         anyhow::bail!("there is no smbd: make bootstrap");
     };
-    let mut all: Vec<Box<dyn Peer>> = vec![Box::new(Drive::mount(dir.path(), &server)?)];
+    let mut all: Vec<Box<dyn Peer>> = Vec::new();
+    let daemon = Path::new(env!("CARGO_BIN_EXE_pstsyncd"));
+    all.push(Box::new(Mount::drive(
+        "pstsyncd",
+        daemon,
+        dir.path(),
+        &server,
+    )?));
     match Bare::connect(&server) {
         Ok(bare) => all.push(Box::new(bare)),
         // It does not know how to reach a share that wants encryption.
         Err(e) => println!("skipped: the bare library does not reach this share: {e}"),
     }
     all.push(Box::new(Alone::connect(&server)));
+    match Mount::null("bare fuser over bare smb2", dir.path(), &server) {
+        Ok(null) => all.push(Box::new(null)),
+        Err(e) => println!("skipped: the bare library does not reach this share: {e}"),
+    }
+    if let Some(other) = std::env::var_os("PSTSYNCD_BENCH_OTHER") {
+        let other = Mount::drive("another pstsyncd", Path::new(&other), dir.path(), &server)?;
+        all.push(Box::new(other));
+    }
     all.push(Box::new(SmbClient::new(dir.path(), &server)?));
     let mut verdicts = Vec::new();
     for load in Load::ALL {
@@ -161,10 +187,14 @@ fn measure(
 ) -> Result<Vec<Option<Vec<f64>>>> {
     let mut rates: Vec<Option<Vec<f64>>> = all.iter().map(|_| Some(Vec::new())).collect();
     let (_, amount) = load.amount(len);
+    let calm = std::env::var_os("PSTSYNCD_BENCH_CALM").is_some();
     // The first round is thrown away.
     for round in 0..=rounds {
         for turn in 0..all.len() {
             let i = (turn + round as usize) % all.len();
+            if calm {
+                wait_for_calm();
+            }
             match all[i].slice(load, round + 1, len)? {
                 Some(took) if round > 0 => {
                     if let Some(rates) = &mut rates[i] {
@@ -177,6 +207,28 @@ fn measure(
         }
     }
     Ok(rates)
+}
+
+/// Waits, half a minute at most, until the processors had next to nothing to do for a fifth of a second.
+fn wait_for_calm() {
+    let spent = || {
+        let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+        let line = stat.lines().next().unwrap_or_default();
+        let ticks: Vec<u64> = line
+            .split_whitespace()
+            .filter_map(|n| n.parse().ok())
+            .collect();
+        let idle: u64 = ticks.iter().skip(3).take(2).sum();
+        (ticks.iter().take(8).sum::<u64>() - idle, idle)
+    };
+    for _ in 0..150 {
+        let before = spent();
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        let after = spent();
+        if (after.0 - before.0) * 10 < after.1 - before.1 {
+            return;
+        }
+    }
 }
 
 fn print(load: Load, all: &[Box<dyn Peer>], rates: &[Option<Vec<f64>>], len: u64) {

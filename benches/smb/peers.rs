@@ -1,14 +1,13 @@
 //! The clients that are measured, each with a session and a file of its own to write.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::io::Write;
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-use rustix::fs::{Advice, fadvise};
+use anyhow::{Context, Result, ensure};
 use vfs::Share;
 use vfs::share::smb::SmbShare;
 
@@ -16,13 +15,11 @@ use crate::smbd::Smbd;
 use crate::{Load, places};
 
 /// The file that is read.
-const FILE: &str = "data.bin";
+pub const FILE: &str = "data.bin";
 /// What a program reads and writes at once.
-const BLOCK: usize = 1 << 20;
+pub const BLOCK: usize = 1 << 20;
 /// Reads on the way at once in [`Load::Threads`].
-const AT_ONCE: usize = 8;
-/// Longest wait for a mount.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const AT_ONCE: usize = 8;
 /// How the bare library is called in the tables.
 pub const BARE: &str = "bare smb2";
 
@@ -51,123 +48,8 @@ pub fn make(dir: &Path, len: u64) -> Result<()> {
 }
 
 /// Whether these are the bytes at `at` of the file, by their first eight.
-fn right(data: &[u8], at: u64) -> bool {
+pub fn right(data: &[u8], at: u64) -> bool {
     data.first_chunk() == Some(&(at / 8).to_le_bytes())
-}
-
-/// Our daemon, mounted.
-pub struct Drive {
-    dir: PathBuf,
-    server: Child,
-}
-
-impl Drive {
-    /// Mounts the share in state *online*; nothing is fetched ahead into the cache.
-    pub fn mount(dir: &Path, server: &Smbd) -> Result<Self> {
-        let password = dir.join("password");
-        fs::write(&password, server.password())?;
-        fs::set_permissions(&password, PermissionsExt::from_mode(0o600))?;
-        let to = dir.join("drive");
-        fs::create_dir(&to)?;
-        let below = fs::metadata(&to)?.dev();
-        let log = File::create(dir.join("drive.log"))?;
-        let child = Command::new(env!("CARGO_BIN_EXE_pstsyncd"))
-            .args(["mount", "--mode", "online", "--pin", "nothing", "--share"])
-            .arg(server.address("share").to_string())
-            .arg("--password-file")
-            .arg(&password)
-            .arg("--state-dir")
-            .arg(dir.join("state"))
-            .arg(&to)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()?;
-        let mut drive = Self {
-            dir: to,
-            server: child,
-        };
-        let end = Instant::now() + PATIENCE;
-        while !fs::metadata(&drive.dir).is_ok_and(|m| m.dev() != below) {
-            let ended = drive.server.try_wait()?.is_some();
-            if ended || Instant::now() > end {
-                let said = fs::read_to_string(dir.join("drive.log")).unwrap_or_default();
-                bail!("the drive is not mounted: {said}");
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Ok(drive)
-    }
-
-    /// The file, of which the kernel holds nothing.
-    fn cold(&self) -> Result<File> {
-        let file = File::open(self.dir.join(FILE))?;
-        fadvise(&file, 0, None, Advice::DontNeed)?;
-        Ok(file)
-    }
-}
-
-impl Peer for Drive {
-    fn label(&self) -> &'static str {
-        "pstsyncd"
-    }
-
-    fn slice(&mut self, load: Load, seed: u64, len: u64) -> Result<Option<Duration>> {
-        let mut buf = vec![0; BLOCK];
-        match load {
-            Load::Read => {
-                drop(self.cold()?);
-                let start = Instant::now();
-                let mut file = File::open(self.dir.join(FILE))?;
-                for at in (0..len).step_by(BLOCK) {
-                    file.read_exact(&mut buf)?;
-                    ensure!(right(&buf, at), "other bytes at {at}");
-                }
-                drop(file);
-                Ok(Some(start.elapsed()))
-            }
-            Load::Write => {
-                let start = Instant::now();
-                let mut file = File::options()
-                    .write(true)
-                    .create(true)
-                    .truncate(true)
-                    .open(self.dir.join("ours.bin"))?;
-                for at in (0..len).step_by(BLOCK) {
-                    buf.fill((seed + at) as u8);
-                    file.write_all(&buf)?;
-                }
-                file.sync_all()?;
-                drop(file);
-                Ok(Some(start.elapsed()))
-            }
-            Load::Random | Load::Threads => {
-                let file = self.cold()?;
-                // What a database or Outlook does: the kernel shall not read ahead.
-                fadvise(&file, 0, None, Advice::Random)?;
-                let threads = if load == Load::Random { 1 } else { AT_ONCE };
-                let start = Instant::now();
-                scattered(seed, len, threads, |at, buf| {
-                    file.read_exact_at(buf, at)?;
-                    Ok(buf.len())
-                })?;
-                Ok(Some(start.elapsed()))
-            }
-        }
-    }
-}
-
-impl Drop for Drive {
-    fn drop(&mut self) {
-        let asked = Command::new("fusermount3")
-            .arg("-u")
-            .arg(&self.dir)
-            .status();
-        if !asked.is_ok_and(|s| s.success()) {
-            let _ = self.server.kill();
-        }
-        let _ = self.server.wait();
-    }
 }
 
 /// The client library that the drive's share is built on, by its README: one client, a download or writer
@@ -306,7 +188,7 @@ impl Peer for Alone {
 }
 
 /// Reads 4 KiB in all places of a slice, on so many threads.
-fn scattered(
+pub fn scattered(
     seed: u64,
     len: u64,
     threads: usize,

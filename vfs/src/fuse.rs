@@ -37,7 +37,7 @@ use self::translate::{
     data, empty, entry, file_attr, file_type, made_by_mknod, nanos, report, sized,
 };
 use crate::drive::{Drive, Unread, XattrMode, now};
-use crate::error::Error;
+use crate::error::{self, Error};
 use crate::share::SetAttr;
 
 /// How long the kernel trusts names and attributes.
@@ -385,9 +385,9 @@ impl Filesystem for Frontend {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        fn answer(d: &Drive, fh: FileHandle, offset: u64, data: &[u8], reply: ReplyWrite) {
-            match d.write(fh.0, offset, data) {
-                Ok(()) => reply.written(u32::try_from(data.len()).unwrap_or(u32::MAX)),
+        fn written(reply: ReplyWrite, len: usize, done: error::Result<()>) {
+            match done {
+                Ok(()) => reply.written(u32::try_from(len).unwrap_or(u32::MAX)),
                 Err(e) => reply.error(report("write", &e)),
             }
         }
@@ -398,15 +398,17 @@ impl Filesystem for Frontend {
             let (data, gid, pid) = (data.to_vec(), req.gid(), req.pid());
             self.spawn_on(ino, move |d| {
                 match d.drop_privileges(ino.0, |group| is_member(pid, gid, group)) {
-                    Ok(()) => answer(d, fh, offset, &data, reply),
+                    Ok(()) => written(reply, data.len(), d.write(fh.0, offset, &data)),
                     Err(e) => reply.error(report("write", &e)),
                 }
             });
         } else if self.drive.is_local(fh.0, offset..end, true) {
-            answer(&self.drive, fh, offset, data, reply);
+            written(reply, data.len(), self.drive.write(fh.0, offset, data));
         } else {
-            let data = data.to_vec();
-            self.spawn_on(ino, move |d| answer(d, fh, offset, &data, reply));
+            let data: Arc<[u8]> = data.into();
+            self.spawn_on(ino, move |d| {
+                written(reply, data.len(), d.write_shared(fh.0, offset, &data));
+            });
         }
     }
 

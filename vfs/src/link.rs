@@ -245,7 +245,7 @@ impl Link {
         wait: Wait<'_>,
         work: impl FnOnce(&dyn Share) -> io::Result<T> + Send + 'static,
     ) -> Result<T> {
-        self.run(context, wait, &InDoubt::default(), work)
+        self.run(context, wait, &InDoubt::default(), work, || ())
     }
 
     /// Like [`Link::call`], with its own deadline, counting in `doubt` while it runs. Who gives it more than
@@ -260,13 +260,29 @@ impl Link {
         doubt: &InDoubt,
         work: impl FnOnce(&dyn Share) -> io::Result<T> + Send + 'static,
     ) -> Result<T> {
+        self.call_beside(context, budget, doubt, work, || ())
+    }
+
+    /// Like [`Link::call_for`]; `meanwhile` is done here while the share is at work, if it is asked at all. The
+    /// deadline begins after that.
+    ///
+    /// # Errors
+    /// As [`Link::call`].
+    pub fn call_beside<T: Send + 'static>(
+        &self,
+        context: &str,
+        budget: Duration,
+        doubt: &InDoubt,
+        work: impl FnOnce(&dyn Share) -> io::Result<T> + Send + 'static,
+        meanwhile: impl FnOnce(),
+    ) -> Result<T> {
         let wait = Wait::full(budget);
         let wait = if budget > self.budget {
             wait.patiently()
         } else {
             wait
         };
-        self.run(context, wait, doubt, work)
+        self.run(context, wait, doubt, work, meanwhile)
     }
 
     /// Like [`Link::call`], for what cannot be had any other way, counting in `doubt` while it runs.
@@ -279,7 +295,8 @@ impl Link {
         doubt: &InDoubt,
         work: impl FnOnce(&dyn Share) -> io::Result<T> + Send + 'static,
     ) -> Result<T> {
-        self.run(context, Wait::full(self.budget).patiently(), doubt, work)
+        let wait = Wait::full(self.budget).patiently();
+        self.run(context, wait, doubt, work, || ())
     }
 
     fn run<T: Send + 'static>(
@@ -288,6 +305,7 @@ impl Link {
         wait: Wait<'_>,
         doubt: &InDoubt,
         work: impl FnOnce(&dyn Share) -> io::Result<T> + Send + 'static,
+        meanwhile: impl FnOnce(),
     ) -> Result<T> {
         let budget = wait.budget;
         if !self.is_up() {
@@ -320,6 +338,7 @@ impl Link {
             drop(begun);
             let _ = tx.send(answer);
         });
+        meanwhile();
         let mut began = Instant::now();
         let mut answer = receive(&rx, Wait { budget, ..wait });
         while matches!(answer, Err(mpsc::RecvTimeoutError::Timeout)) && !wait.stopped() {

@@ -388,7 +388,8 @@ impl<'a> Recovery<'a> {
             } if fresh => {
                 let range = offset..offset.saturating_add(len);
                 // The record comes before the write. A write past the end that reached the cache
-                // file shows in its length; else it was never acknowledged.
+                // file shows in its length; else it was never acknowledged. (One that did may not have been
+                // either: it is in doubt like all that was passed through and not flushed.)
                 let there = teed && file.data.len().is_ok_and(|have| have >= range.end);
                 if there && range.end > st.size {
                     let from = st.size;

@@ -244,8 +244,8 @@ impl Drive {
             // Another handle's operation flipped it meanwhile.
             _ => return Ok(()),
         }
-        // A write that failed half-way was not copied: its bytes in the cache are the old ones,
-        // which is what the operation done again starts from.
+        // A write that failed half-way may have been copied: the operation done again lays its bytes over
+        // the old ones or over the same.
         if !(st.attached && st.fully_cached()) {
             return Err(error);
         }

@@ -19,6 +19,24 @@ impl Drive {
     /// [`Error::NoSpace`] early, before anything was taken; [`Error::Poisoned`]; what the share
     /// says, where the file is passed through and not fully cached.
     pub fn write(&self, handle: u64, offset: u64, data: &[u8]) -> Result<()> {
+        self.write_from(handle, offset, data, None)
+    }
+
+    /// As [`Drive::write`], of bytes that need not be copied to be handed to the share.
+    ///
+    /// # Errors
+    /// As [`Drive::write`].
+    pub fn write_shared(&self, handle: u64, offset: u64, data: &Arc<[u8]>) -> Result<()> {
+        self.write_from(handle, offset, data, Some(data))
+    }
+
+    fn write_from(
+        &self,
+        handle: u64,
+        offset: u64,
+        data: &[u8],
+        shared: Option<&Arc<[u8]>>,
+    ) -> Result<()> {
         let h = self.handle(handle)?;
         if !h.write {
             return Err(Error::BadHandle);
@@ -41,7 +59,8 @@ impl Drive {
             if cached {
                 return self.write_cached(&h.file, offset, data);
             }
-            if self.write_through(&h, offset, data)? {
+            let data = shared.cloned().unwrap_or_else(|| data.into());
+            if self.write_through(&h, offset, &data)? {
                 return Ok(());
             }
         }
@@ -134,7 +153,7 @@ impl Drive {
 
     /// Passes a write through to the share and copies it into the cache file. `false`: the file
     /// is served from the cache now, do it there.
-    fn write_through(&self, h: &Handle, offset: u64, data: &[u8]) -> Result<bool> {
+    fn write_through(&self, h: &Handle, offset: u64, data: &Arc<[u8]>) -> Result<bool> {
         let file = &h.file;
         file.check()?;
         let _io = file.io.lock().unwrap_or_else(PoisonError::into_inner);
@@ -145,7 +164,7 @@ impl Drive {
         }
         let range = offset..offset + data.len() as u64;
         let checkpoints = self.checkpoints.load(Ordering::SeqCst);
-        let (share_file, new) = {
+        let (share_file, new, early) = {
             let mut st = file.write();
             let share_file = match &st.binding {
                 Some(Binding::Share(f, true)) => f.clone(),
@@ -170,28 +189,53 @@ impl Drive {
             }
             // Over bytes that lie here already a copy takes no more room.
             let new = st.valid.gaps(range.clone());
-            (share_file, new.iter().map(|g| g.end - g.start).sum())
+            // Where the cache lacks bytes they may be on their way from the share, older than these: a copy
+            // made now would be lost under them.
+            let inside = range.start..range.end.min(st.size);
+            let early = st.tee && (inside.is_empty() || st.valid.contains_range(inside));
+            (share_file, new.iter().map(|g| g.end - g.start).sum(), early)
         };
         let room = match new {
             0 => Ok(()),
             new => self.check_space(data.len() as u64, new, For::Copy),
         };
-        let bytes: Arc<[u8]> = data.into();
+        let bytes = data.clone();
         let budget = self.stall_budget();
-        let answer = self.link.call_for("write", budget, &file.doubt, move |_| {
-            share_file.write_all_at(offset, &bytes)
-        });
+        let mut copied = None;
+        let answer = self.link.call_beside(
+            "write",
+            budget,
+            &file.doubt,
+            move |_| share_file.write_all_at(offset, &bytes),
+            || {
+                if early && room.is_ok() {
+                    let mut st = file.write();
+                    file.save_before(&mut st, range.clone());
+                    copied = Some((file.data.write_all_at(offset, data), st.cuts));
+                }
+            },
+        );
         match answer {
             Ok(()) => {
                 let mut st = file.write();
-                let uncopied = st.tee && room.is_err();
-                if uncopied {
-                    file.save_before(&mut st, range.clone());
-                } else {
-                    self.copy_through(file, &mut st, range.clone(), |f| {
-                        f.data.write_all_at(offset, data)
-                    });
-                }
+                let uncopied = match copied {
+                    // Something cut the file, or changed it, after the copy was made.
+                    Some((Ok(()), cuts)) => st.tee && st.cuts != cuts,
+                    Some((Err(e), _)) => {
+                        self.copy_through(file, &mut st, range.clone(), |_| Err(e));
+                        false
+                    }
+                    None if st.tee && room.is_err() => {
+                        file.save_before(&mut st, range.clone());
+                        true
+                    }
+                    None => {
+                        self.copy_through(file, &mut st, range.clone(), |f| {
+                            f.data.write_all_at(offset, data)
+                        });
+                        false
+                    }
+                };
                 st.online_written_through(range.clone(), now());
                 if uncopied {
                     self.leave_uncopied(file, &mut st, range);
@@ -207,17 +251,20 @@ impl Drive {
                 }
                 Ok(true)
             }
-            Err(e) if e.is_link() => {
-                let flipped = self.flip_locked(h.node, file, e);
-                if flipped.is_err() {
+            Err(e) => {
+                if copied.is_some() {
+                    take_back_end(file);
+                }
+                let answer = if e.is_link() {
+                    self.flip_locked(h.node, file, e)
+                } else {
+                    Err(e)
+                };
+                if answer.is_err() {
+                    // Part of it may be there.
                     file.write().doubted(range);
                 }
-                flipped.map(|()| false)
-            }
-            Err(e) => {
-                // Part of it may be there.
-                file.write().doubted(range);
-                Err(e)
+                answer.map(|()| false)
             }
         }
     }
@@ -410,5 +457,21 @@ impl Drive {
             }
             Err(e) => Err(e),
         }
+    }
+}
+
+/// A copy was made of a write that the share did not take: bytes past the end would show as content when the
+/// file grows over them. Those before it are in doubt like the share's.
+fn take_back_end(file: &FileNode) {
+    let st = file.write();
+    let cut = match file.data.len() {
+        Ok(len) if len <= st.size => Ok(()),
+        Ok(_) => file.data.set_len(st.size),
+        Err(e) => Err(e),
+    };
+    if let Err(error) = cut {
+        tracing::error!(%error, "a file takes no more writes");
+        file.poison
+            .get_or_init(|| format!("a write could not be taken back: {error}"));
     }
 }

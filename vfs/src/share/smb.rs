@@ -18,6 +18,7 @@
 
 mod address;
 mod attr;
+mod begun;
 mod call;
 mod credentials;
 mod error;
@@ -25,6 +26,7 @@ mod file;
 mod kerberos;
 mod notify;
 mod session;
+mod socket;
 mod validate;
 mod wire;
 
@@ -85,6 +87,7 @@ pub struct SmbShare(Arc<Inner>);
 struct Inner {
     sessions: Sessions,
     files: OpenFiles,
+    begun: begun::Reads,
     alone: Patterns,
     prefix: String,
     /// Runs the sockets. Calls are driven by the threads that make them.
@@ -407,8 +410,11 @@ impl SmbShare {
     /// # Errors
     /// No threads can be made.
     pub fn new(config: SmbConfig) -> io::Result<Self> {
+        // One thread runs the socket: what arrives wakes it, and nobody else. With a second one a waking thread
+        // wakes the other too, to look for work that is not there. What is packed and signed is so on the
+        // threads of the callers.
         let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
+            .worker_threads(1)
             .thread_name("smb")
             .enable_all()
             .build()?;
@@ -417,6 +423,7 @@ impl SmbShare {
             alone: config.alone.clone(),
             sessions: Sessions::new(config),
             files: OpenFiles::default(),
+            begun: begun::Reads::default(),
             runtime: Some(runtime),
         })))
     }

@@ -1,9 +1,9 @@
 //! The requests on open files that the client library has no call for: with share modes of our
 //! choice, at any offset, on many at a time.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::ops::Range;
-use std::sync::Arc;
+use std::task::Poll;
 
 use smb2::client::CompoundOp;
 use smb2::msg::close::CloseRequest;
@@ -16,10 +16,10 @@ use smb2::msg::lock::{
     SMB2_LOCKFLAG_SHARED_LOCK, SMB2_LOCKFLAG_UNLOCK,
 };
 use smb2::msg::query_info::{InfoType, QueryInfoRequest, QueryInfoResponse};
-use smb2::msg::read::{ReadRequest, ReadResponse};
+use smb2::msg::read::ReadRequest;
 use smb2::msg::set_info::SetInfoRequest;
-use smb2::msg::write::{WriteRequest, WriteResponse};
-use smb2::pack::{FileTime, Pack, ReadCursor, Unpack};
+use smb2::msg::write::WriteResponse;
+use smb2::pack::{FileTime, Pack, ReadCursor, Unpack, WriteCursor};
 use smb2::types::flags::FileAccessMask;
 use smb2::types::status::NtStatus;
 use smb2::types::{Command, CreditCharge, FileId, OplockLevel};
@@ -28,6 +28,7 @@ use smb2::{Error, Frame};
 use super::attr::Facts;
 use super::error::status::LOCK_NOT_GRANTED;
 use super::session::{Live, UNIT};
+use super::wire::HEADER;
 
 /// MS-FSCC 2.4: information classes.
 const BASIC: u8 = 4;
@@ -102,6 +103,67 @@ impl Part {
                 flags,
             }],
         }
+    }
+}
+
+/// WRITE (MS-SMB2 2.2.21) of bytes that lie somewhere else.
+struct Write<'a> {
+    at: u64,
+    id: FileId,
+    data: &'a [u8],
+}
+
+impl Pack for Write<'_> {
+    fn pack(&self, cursor: &mut WriteCursor) {
+        // StructureSize, which counts one byte of the data, and DataOffset.
+        cursor.write_u16_le(49);
+        cursor.write_u16_le(0x70);
+        cursor.write_u32_le(u32::try_from(self.data.len()).unwrap_or(u32::MAX));
+        cursor.write_u64_le(self.at);
+        cursor.write_u64_le(self.id.persistent);
+        cursor.write_u64_le(self.id.volatile);
+        // No other channel, and no flags.
+        cursor.write_zeros(4 + 4 + 2 + 2 + 4);
+        cursor.write_bytes(self.data);
+    }
+}
+
+/// The bytes of a READ's answer, where they lie in it.
+#[derive(Default)]
+struct Data {
+    body: Vec<u8>,
+    from: usize,
+}
+
+impl Data {
+    /// Of an answer to a READ of `asked` bytes (MS-SMB2 2.2.20).
+    fn of(mut body: Vec<u8>, asked: usize) -> smb2::Result<Self> {
+        const FIXED: usize = 16;
+        let len = u32::from_le_bytes(field(&body, 4)?) as usize;
+        // DataOffset counts the header of the answer, which is not in the body.
+        let at = usize::from(u8::from_le_bytes(field(&body, 2)?));
+        let from = match len {
+            0 => FIXED,
+            _ => at.saturating_sub(HEADER),
+        };
+        let there = from >= FIXED && body.len().checked_sub(from) >= Some(len);
+        let known = u16::from_le_bytes(field(&body, 0)?) == 17;
+        if !known || !there || len > asked {
+            return Err(Error::InvalidData {
+                message: format!("{len} bytes at {at} for a READ of {asked}"),
+            });
+        }
+        body.truncate(from + len);
+        Ok(Self { body, from })
+    }
+
+    fn bytes(&self) -> &[u8] {
+        self.body.get(self.from..).unwrap_or_default()
+    }
+
+    fn into_bytes(mut self) -> Vec<u8> {
+        self.body.drain(..self.from);
+        self.body
     }
 }
 
@@ -225,7 +287,7 @@ impl Live {
     }
 
     /// One READ: fewer bytes only at the end of the file.
-    async fn read_one(&self, file_id: FileId, offset: u64, len: usize) -> smb2::Result<Vec<u8>> {
+    async fn read_one(&self, file_id: FileId, offset: u64, len: usize) -> smb2::Result<Data> {
         let body = ReadRequest {
             padding: 0x50,
             flags: 0,
@@ -239,17 +301,10 @@ impl Live {
         };
         let frame = self.ask(Command::Read, &body, len).await?;
         match frame.header.status {
-            NtStatus::SUCCESS => {}
-            NtStatus::END_OF_FILE => return Ok(Vec::new()),
-            status => return Err(refused(status, Command::Read)),
+            NtStatus::SUCCESS => Data::of(frame.body, len),
+            NtStatus::END_OF_FILE => Ok(Data::default()),
+            status => Err(refused(status, Command::Read)),
         }
-        let answer: ReadResponse = unpacked(&frame)?;
-        if answer.data.len() > len {
-            return Err(Error::InvalidData {
-                message: format!("{} bytes for a READ of {len}", answer.data.len()),
-            });
-        }
-        Ok(answer.data)
     }
 
     /// A piece of at most [`Live::chunk`] bytes, to its last byte or the file's. A server may answer
@@ -260,101 +315,90 @@ impl Live {
         offset: u64,
         len: usize,
     ) -> smb2::Result<Vec<u8>> {
-        let mut have = self.read_one(id, offset, len).await?;
+        let mut have = self.read_one(id, offset, len).await?.into_bytes();
         while !have.is_empty() && have.len() < len {
-            let more = self
-                .read_one(id, offset + have.len() as u64, len - have.len())
-                .await?;
-            if more.is_empty() {
+            let at = offset + have.len() as u64;
+            let more = self.read_one(id, at, len - have.len()).await?;
+            if more.bytes().is_empty() {
                 break;
             }
-            have.extend_from_slice(&more);
+            have.extend_from_slice(more.bytes());
         }
         Ok(have)
     }
 
+    /// As [`Live::read_piece`], into a buffer.
+    async fn read_into(&self, id: FileId, offset: u64, buf: &mut [u8]) -> smb2::Result<usize> {
+        let mut done = 0;
+        while let Some(room) = buf.get_mut(done..).filter(|r| !r.is_empty()) {
+            let data = self.read_one(id, offset + done as u64, room.len()).await?;
+            let data = data.bytes();
+            let Some(room) = room.get_mut(..data.len()).filter(|r| !r.is_empty()) else {
+                break;
+            };
+            room.copy_from_slice(data);
+            done += data.len();
+        }
+        Ok(done)
+    }
+
     /// Reads up to `buf.len()` bytes; fewer only at the end of the file.
     pub(super) async fn read(
-        self: &Arc<Self>,
+        &self,
         id: FileId,
         offset: u64,
         buf: &mut [u8],
     ) -> smb2::Result<usize> {
         let (chunk, mut done) = (self.chunk, 0);
         for part in buf.chunks_mut(chunk * WINDOW) {
-            let pieces: Vec<_> = (0..part.len())
-                .step_by(chunk)
-                .map(|at| {
-                    let (live, len) = (self.clone(), chunk.min(part.len() - at));
-                    let from = offset + (done + at) as u64;
-                    async move { live.read_piece(id, from, len).await }
-                })
-                .collect();
-            for (piece, target) in all(pieces).await?.into_iter().zip(part.chunks_mut(chunk)) {
-                if let Some(target) = target.get_mut(..piece.len()) {
-                    target.copy_from_slice(&piece);
-                }
-                done += piece.len();
-                if piece.len() < target.len() {
-                    return Ok(done);
-                }
+            let base = offset + done as u64;
+            let pieces = part.chunks_mut(chunk).enumerate().map(|(i, piece)| {
+                let from = base + (i * chunk) as u64;
+                async move { Ok((piece.len(), self.read_into(id, from, piece).await?)) }
+            });
+            let pieces: Vec<(usize, usize)> = all(pieces).await?;
+            let short = pieces.iter().position(|(wanted, had)| had < wanted);
+            let whole = short.map_or(pieces.len(), |i| i + 1);
+            done += pieces.iter().take(whole).map(|(_, had)| had).sum::<usize>();
+            if short.is_some() {
+                break;
             }
         }
         Ok(done)
     }
 
-    async fn write_piece(&self, id: FileId, mut at: u64, mut data: Vec<u8>) -> smb2::Result<()> {
-        loop {
+    async fn write_piece(&self, id: FileId, mut at: u64, mut data: &[u8]) -> smb2::Result<()> {
+        while !data.is_empty() {
             let len = data.len();
-            let mut body = WriteRequest {
-                data_offset: 0x70,
-                offset: at,
-                file_id: id,
-                channel: 0,
-                remaining_bytes: 0,
-                write_channel_info_offset: 0,
-                write_channel_info_length: 0,
-                flags: 0,
-                data,
-            };
+            let body = Write { at, id, data };
             let frame = self.ask(Command::Write, &body, len).await?;
             if frame.header.status != NtStatus::SUCCESS {
                 return Err(refused(frame.header.status, Command::Write));
             }
             let answer: WriteResponse = unpacked(&frame)?;
             let count = answer.count as usize;
-            if count == 0 || count > len {
-                return Err(Error::InvalidData {
-                    message: format!("{count} bytes written of {len}"),
-                });
-            }
-            if count == len {
-                return Ok(());
-            }
+            data = match data.get(count..).filter(|_| count > 0) {
+                Some(rest) => rest,
+                None => {
+                    return Err(Error::InvalidData {
+                        message: format!("{count} bytes written of {len}"),
+                    });
+                }
+            };
             at += count as u64;
-            data = body.data.split_off(count);
         }
+        Ok(())
     }
 
     /// Writes all of `data`.
-    pub(super) async fn write(
-        self: &Arc<Self>,
-        id: FileId,
-        offset: u64,
-        data: &[u8],
-    ) -> smb2::Result<()> {
+    pub(super) async fn write(&self, id: FileId, offset: u64, data: &[u8]) -> smb2::Result<()> {
         let chunk = self.chunk;
         for (n, part) in data.chunks(chunk * WINDOW).enumerate() {
             let base = offset + (n * chunk * WINDOW) as u64;
-            let pieces: Vec<_> = part
-                .chunks(chunk)
-                .enumerate()
-                .map(|(i, piece)| {
-                    let (live, piece) = (self.clone(), piece.to_vec());
-                    let at = base + (i * chunk) as u64;
-                    async move { live.write_piece(id, at, piece).await }
-                })
-                .collect();
+            let pieces = part.chunks(chunk).enumerate().map(|(i, piece)| {
+                let at = base + (i * chunk) as u64;
+                self.write_piece(id, at, piece)
+            });
             all(pieces).await?;
         }
         Ok(())
@@ -421,28 +465,126 @@ impl Live {
     }
 }
 
-/// Runs all at once; the answers in order. A single one needs no task of its own.
-async fn all<T: Send + 'static>(
-    mut work: Vec<impl Future<Output = smb2::Result<T>> + Send + 'static>,
+/// Runs all at once, on the thread that asks: what one of them packs and signs goes out while the next one does. The
+/// answers in order. Every one is waited for: a request that is left behind could still write.
+async fn all<T>(
+    work: impl Iterator<Item = impl Future<Output = smb2::Result<T>>>,
 ) -> smb2::Result<Vec<T>> {
-    if work.len() == 1
-        && let Some(only) = work.pop()
-    {
-        return Ok(vec![only.await?]);
-    }
-    let tasks: Vec<_> = work.into_iter().map(tokio::spawn).collect();
-    let mut done = Vec::with_capacity(tasks.len());
-    let mut failed = None;
-    // Every one is waited for: a request that is left behind could still write.
-    for task in tasks {
-        match task.await {
-            Ok(Ok(value)) => done.push(value),
-            Ok(Err(e)) => failed = failed.or(Some(e)),
-            Err(_) => failed = failed.or(Some(Error::Disconnected)),
+    let mut work: Vec<_> = work.map(|w| (Box::pin(w), None)).collect();
+    poll_fn(|context| {
+        let mut waiting = false;
+        for (work, done) in work.iter_mut().filter(|w| w.1.is_none()) {
+            match work.as_mut().poll(context) {
+                Poll::Ready(answer) => *done = Some(answer),
+                Poll::Pending => waiting = true,
+            }
         }
+        if waiting {
+            Poll::Pending
+        } else {
+            Poll::Ready(())
+        }
+    })
+    .await;
+    work.into_iter().filter_map(|w| w.1).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use smb2::msg::write::WriteRequest;
+
+    #[test]
+    fn a_write_is_packed_as_the_library_packs_it() {
+        let id = FileId {
+            persistent: 0x0102_0304_0506_0708,
+            volatile: 0x1112_1314_1516_1718,
+        };
+        let data = b"some bytes".as_slice();
+        let (mut ours, mut theirs) = (WriteCursor::new(), WriteCursor::new());
+        Write { at: 77, id, data }.pack(&mut ours);
+        WriteRequest {
+            data_offset: 0x70,
+            offset: 77,
+            file_id: id,
+            channel: 0,
+            remaining_bytes: 0,
+            write_channel_info_offset: 0,
+            write_channel_info_length: 0,
+            flags: 0,
+            data: data.to_vec(),
+        }
+        .pack(&mut theirs);
+        assert_eq!(ours.into_inner(), theirs.into_inner());
     }
-    match failed {
-        Some(e) => Err(e),
-        None => Ok(done),
+
+    /// READ's answer with `len` bytes said, `there` there and the data at `at` of the message.
+    fn answer(at: u8, len: u32, there: usize) -> Vec<u8> {
+        let mut body = vec![17, 0, at, 0];
+        body.extend_from_slice(&len.to_le_bytes());
+        body.resize(usize::from(at).saturating_sub(HEADER).max(16), 0xEE);
+        body.extend((0..there).map(|i| i as u8));
+        body
+    }
+
+    #[test]
+    fn the_bytes_of_an_answer_are_taken_from_where_it_says() {
+        for at in [80, 88] {
+            let data = Data::of(answer(at, 5, 7), 10).unwrap();
+            assert_eq!(data.bytes(), [0, 1, 2, 3, 4]);
+            assert_eq!(data.into_bytes(), [0, 1, 2, 3, 4]);
+        }
+        assert!(Data::of(answer(0, 0, 0), 10).unwrap().bytes().is_empty());
+    }
+
+    #[test]
+    fn an_answer_that_cannot_be_is_refused() {
+        // More than was asked for, more than is there, before the end of the fixed part, beyond the end.
+        for (at, len, there) in [
+            (80, 11, 11),
+            (80, 5, 4),
+            (79, 5, 5),
+            (0, 5, 5),
+            (80, u32::MAX, 9),
+        ] {
+            assert!(
+                Data::of(answer(at, len, there), 10).is_err(),
+                "{at} {len} {there}"
+            );
+        }
+        for short in 0..8 {
+            assert!(
+                Data::of(answer(80, 0, 0)[..short].to_vec(), 10).is_err(),
+                "{short}"
+            );
+        }
+        let mut other = answer(80, 5, 5);
+        other[0] = 9;
+        assert!(Data::of(other, 10).is_err());
+    }
+
+    #[test]
+    fn pieces_of_a_call_are_all_waited_for() {
+        let done = std::cell::Cell::new(0);
+        let work = (0..3).map(|i| {
+            let done = &done;
+            async move {
+                for _ in 0..i * 2 {
+                    tokio::task::yield_now().await;
+                }
+                done.set(done.get() + 1);
+                if i == 0 {
+                    return Err(Error::Disconnected);
+                }
+                Ok(i)
+            }
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        assert!(runtime.block_on(all(work)).is_err());
+        assert_eq!(done.get(), 3, "the others may still write");
+        let answers = runtime.block_on(all((0..3).map(|i| async move { Ok(i) })));
+        assert_eq!(answers.unwrap(), [0, 1, 2]);
     }
 }

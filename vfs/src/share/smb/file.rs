@@ -13,7 +13,6 @@ use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Instant;
 
 use smb2::types::FileId;
 
@@ -375,26 +374,12 @@ impl ShareFile for SmbFile {
         let (Some(runtime), Some((live, id))) = (&self.0.share.runtime, self.0.at_hand()) else {
             return done(Err(io::ErrorKind::NotConnected.into()));
         };
+        let begun = self.0.share.begun.begin(runtime, &live, within, done);
         // The file stays open until the answer is there.
         let file = self.0.clone();
         runtime.spawn(async move {
-            let mut read = std::pin::pin!(live.answer(live.read_piece(id, offset, len)));
-            let begun = Instant::now();
-            loop {
-                let heard = live.heard().map_or(begun, |at| at.max(begun));
-                let until = (heard + within.silence).min(begun + within.answer);
-                if let Ok(answer) = tokio::time::timeout_at(until.into(), &mut read).await {
-                    done(answer.map_err(io::Error::from));
-                    break;
-                }
-                let heard = live.heard().map_or(begun, |at| at.max(begun));
-                if Instant::now() >= (heard + within.silence).min(begun + within.answer) {
-                    done(Err(io::ErrorKind::TimedOut.into()));
-                    // Whether the server is still there is seen by who waits on.
-                    let _ = read.await;
-                    break;
-                }
-            }
+            let answer = live.read_piece(id, offset, len).await;
+            begun.answer(live.answered(answer).map_err(io::Error::from));
             drop(file);
         });
     }

@@ -15,7 +15,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use smb2::client::{Cipher, Connection, Session};
-use smb2::transport::{ConnectOptions, TcpTransport};
 use smb2::types::Dialect;
 use smb2::types::SessionId;
 use smb2::types::flags::Capabilities;
@@ -24,7 +23,7 @@ use smb2::{ErrorKind, Tree};
 
 use super::error::{Result, Retry, SmbError};
 use super::wire::{Tap, Wire};
-use super::{Credentials, SmbConfig, validate};
+use super::{Credentials, SmbConfig, socket, validate};
 
 /// One connection, session and tree.
 pub(super) struct Live {
@@ -54,10 +53,27 @@ impl Live {
             let sentence = format!("the server has not answered for {:?}", self.silence);
             Err(SmbError::link(io::ErrorKind::TimedOut, sentence))
         });
+        self.judged(done)
+    }
+
+    /// An answer for which nobody's patience is measured here; see `begun`.
+    pub(super) fn answered<T>(&self, done: smb2::Result<T>) -> Result<T> {
+        self.judged(done.map_err(|e| SmbError::from_client(&e)))
+    }
+
+    fn judged<T>(&self, done: Result<T>) -> Result<T> {
         if done.as_ref().is_err_and(|e| e.fatal) {
             self.conn.mark_dead();
         }
         done
+    }
+
+    /// Gives the connection up if the server owes an answer since `begun` and has been silent for too long.
+    pub(super) fn give_up_if_silent(&self, begun: Instant) {
+        let heard = self.heard().map_or(begun, |at| at.max(begun));
+        if Instant::now() >= (heard + self.silence).min(begun + self.silence * LONGEST) {
+            self.conn.mark_dead();
+        }
     }
 
     pub(super) fn is_dead(&self) -> bool {
@@ -195,10 +211,8 @@ impl Sessions {
 
     async fn dial(&self, state: &mut State) -> Result<Arc<Live>> {
         let config = &self.config;
-        let mut opts = ConnectOptions::default();
-        opts.timeout = config.silence.min(CONNECT);
         let endpoint = config.address.endpoint();
-        let tcp = TcpTransport::connect_with(&endpoint, opts)
+        let tcp = socket::connect(&endpoint, config.silence.min(CONNECT))
             .await
             .map_err(|e| SmbError::from_client(&e))?;
         let (wire, tap) = Wire::new(tcp);

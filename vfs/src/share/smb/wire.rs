@@ -14,7 +14,9 @@ use std::time::Instant;
 
 use smb2::client::Connection;
 use smb2::crypto::kdf::PreauthHasher;
-use smb2::transport::{ReceiveProgress, TcpTransport, TransportReceive, TransportSend};
+use smb2::transport::{ReceiveProgress, TransportReceive, TransportSend};
+
+use super::socket::Socket;
 
 /// MS-SMB2 2.2.1.2: length of a header, where it has its command, and NEGOTIATE's number.
 pub(super) const HEADER: usize = 64;
@@ -26,7 +28,7 @@ const CAP_ENCRYPTION: u8 = 0x40;
 
 /// One TCP connection.
 pub(super) struct Wire {
-    tcp: TcpTransport,
+    tcp: Socket,
     tap: Arc<Tap>,
 }
 
@@ -43,7 +45,7 @@ struct Negotiation {
 }
 
 impl Wire {
-    pub(super) fn new(tcp: TcpTransport) -> (Arc<Self>, Arc<Tap>) {
+    pub(super) fn new(tcp: Socket) -> (Arc<Self>, Arc<Tap>) {
         let tap = Arc::new(Tap {
             negotiation: Mutex::default(),
             progress: tcp.receive_progress(),
@@ -115,12 +117,10 @@ impl TransportSend for Wire {
         'a: 'c,
         'b: 'c,
     {
-        Box::pin(async move {
-            match self.tap.rewrite(data) {
-                Some(data) => self.tcp.send(&data).await,
-                None => self.tcp.send(data).await,
-            }
-        })
+        match self.tap.rewrite(data) {
+            Some(data) => Box::pin(async move { self.tcp.send(&data).await }),
+            None => self.tcp.send(data),
+        }
     }
 }
 
