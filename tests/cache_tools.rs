@@ -189,6 +189,99 @@ fn damage_is_found_and_said() {
 }
 
 #[test]
+fn a_damaged_journal_is_said_and_what_is_whole_is_taken_out() {
+    let mut rig = Rig::new(&pst::create_empty(b"cache tools 0005").expect("a PST"));
+    after_the_crash(&mut rig);
+    let state = rig.path("state");
+    let good = image(&state);
+    let restore = || {
+        for (path, bytes) in &good {
+            fs::write(path, bytes).expect("writes");
+        }
+    };
+    let segments = good.iter().filter(|(p, _)| p.ends_with(".seg"));
+    let (path, bytes) = segments.max_by_key(|s| &s.0).expect("a segment");
+    let used = bytes.iter().rposition(|b| *b != 0).expect("records");
+    let lines = |verb: &[&str]| {
+        let args = [&["cache", "--json"], verb, &["--cache", utf8(&state)]].concat();
+        let output = rig.command(&args).output().expect("runs");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned()
+            + &String::from_utf8_lossy(&output.stderr);
+        (output.status.code(), text)
+    };
+
+    // A bit flips in the middle of what was flushed: no torn end. Both what wrote a file, and what named one.
+    let name = b"made offline";
+    let named = bytes.windows(name.len()).position(|w| w == name);
+    let named = named.expect("its making is in the journal");
+    for (round, spot) in [used / 2, named].into_iter().enumerate() {
+        let mut damaged = bytes.clone();
+        damaged[spot] ^= 0x40;
+        fs::write(path, &damaged).expect("writes");
+        let before = image(&state);
+
+        let (code, text) = lines(&["verify"]);
+        assert_eq!(code, Some(5), "{text}");
+        let findings: Vec<serde_json::Value> = text
+            .lines()
+            .filter_map(|l| serde_json::from_str(l).ok())
+            .filter(|l: &serde_json::Value| l["finding"]["code"] == "journal-damaged")
+            .collect();
+        let [finding] = &findings[..] else {
+            panic!("one place: {text}");
+        };
+        let said = finding["finding"]["offset"].as_u64().expect("a place") as usize;
+        assert!(said <= spot && spot < said + 70_000, "{said} for {spot}");
+        assert!(
+            text.contains("pstsyncd cache export"),
+            "the next step: {text}"
+        );
+
+        let (code, text) = lines(&["ls"]);
+        assert_eq!(code, Some(5), "{text}");
+        assert!(
+            text.contains("\"notes.txt") || text.contains("new/notes.txt"),
+            "{text}"
+        );
+        assert!(text.contains("damaged in one place"), "{text}");
+
+        let out = rig.path(&format!("saved-{round}"));
+        let (code, text) = lines(&["export", "--all", "--to", utf8(&out)]);
+        assert_eq!(code, Some(5), "{text}");
+        assert!(text.contains("damaged in one place"), "{text}");
+        assert!(text.contains("pstsyncd pst check"), "the next step: {text}");
+        // What the damage is not about is whole: a copy of the share's file under one of its names.
+        let notes = image(&out)
+            .into_iter()
+            .find(|(p, _)| p.ends_with("notes.txt"));
+        assert_eq!(notes.map(|n| n.1), Some(b"as on the share".to_vec()));
+        assert!(out.join("Mail/work.pst").exists(), "{text}");
+
+        // The drive does not start as if nothing had been, and says what to do.
+        fs::create_dir_all(rig.path("share")).expect("makes");
+        let mount = rig.try_mount("offline");
+        assert!(!mount.status.success());
+        let said = String::from_utf8_lossy(&mount.stdout).into_owned()
+            + &String::from_utf8_lossy(&mount.stderr);
+        assert!(said.contains("cannot be read"), "{said}");
+        assert!(
+            said.contains("pstsyncd cache export"),
+            "the next step: {said}"
+        );
+        let journal = |i: &[(String, Vec<u8>)]| -> Vec<_> {
+            let of = |p: &str| p.contains("/journal/") || p.contains("/data/");
+            i.iter().filter(|(p, _)| of(p)).cloned().collect()
+        };
+        assert!(
+            journal(&image(&state)) == journal(&before),
+            "nothing is dropped"
+        );
+        restore();
+    }
+    rig.ok(&["cache", "verify", "--cache", utf8(&state)]);
+}
+
+#[test]
 fn a_cache_in_use_is_left_alone_and_a_copy_is_held_against_the_share() {
     let mut rig = Rig::new(&pst::create_empty(b"cache tools 0003").expect("a PST"));
     fs::write(rig.path("share/notes.txt"), vec![9; 5000]).expect("writes");

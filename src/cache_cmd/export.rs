@@ -104,13 +104,9 @@ pub(super) fn run(args: &ExportArgs, out: &mut Output) -> Outcome {
         ))
     })?;
     if !lost.is_empty() {
-        return Err(UserError::new(
-            "journal-damaged",
-            format!(
-                "the journal of the cache in {} is damaged in {} places: files may lack changes",
-                dir.display(),
-                count(lost.len() as u64)
-            ),
+        return Err(super::journal_damaged(
+            &dir,
+            &lost,
             "look at what was taken out before you rely on it (`pstsyncd pst check` for PSTs), and keep \
              the cache until then",
         ));

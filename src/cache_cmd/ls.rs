@@ -1,6 +1,7 @@
 //! `cache ls`: every file that the cache knows, how much of it is here, and what the share lacks.
 //!
-//! With `--json`: one line `{"file":…}` each, then one line `{"summary":…}`.
+//! With `--json`: one line `{"file":…}` each, then one line `{"summary":…}`. What of the
+//! journal cannot be read comes first, as with `cache verify`: what is shown may lack those changes.
 
 use serde::Serialize;
 use vfs::Kind;
@@ -38,7 +39,11 @@ struct Summary {
 }
 
 pub(super) fn run(at: &CacheAt, only_pending: bool, out: &mut Output) -> Outcome {
-    let (dir, inspection) = super::inspect(at)?;
+    let dir = super::locate(at)?;
+    let (inspection, lost) = super::salvage(&dir).map_err(|e| super::not_opened(&dir, &e))?;
+    for fault in &lost {
+        super::verify::show_fault(fault, out)?;
+    }
     let mut summary = Summary {
         cache: dir.display().to_string(),
         journal: inspection.journal_bytes(),
@@ -70,6 +75,13 @@ pub(super) fn run(at: &CacheAt, only_pending: bool, out: &mut Output) -> Outcome
             size(summary.unsynced),
         ))
     })?;
+    if !lost.is_empty() {
+        return Err(super::journal_damaged(
+            &dir,
+            &lost,
+            "keep a copy of it, and take out what can be read with `pstsyncd cache export --all --partial`",
+        ));
+    }
     Ok(if pending {
         ExitStatus::Pending
     } else {

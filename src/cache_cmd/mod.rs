@@ -18,7 +18,7 @@ use crate::control::registry::absolute;
 use crate::daemon::paths::{StateDir, state_base};
 use crate::daemon::patterns::Patterns;
 use crate::error::{Outcome, UserError};
-use crate::output::Output;
+use crate::output::{Output, count};
 
 /// Carries out a verb of `cache`.
 ///
@@ -119,10 +119,18 @@ fn not_opened(state_dir: &Path, error: &vfs::Error) -> UserError {
     }
 }
 
-fn inspect(at: &CacheAt) -> Result<(PathBuf, Inspection), UserError> {
-    let dir = locate(at)?;
-    match open(&dir) {
-        Ok(inspection) => Ok((dir, inspection)),
-        Err(error) => Err(not_opened(&dir, &error)),
-    }
+/// The journal lacks these changes, for people.
+fn journal_damaged(state_dir: &Path, lost: &[Fault], next: &str) -> UserError {
+    let places = match lost.len() {
+        1 => "one place".to_owned(),
+        n => format!("{} places", count(n as u64)),
+    };
+    UserError::new(
+        "journal-damaged",
+        format!(
+            "the journal of the cache in {} is damaged in {places}: files may lack changes",
+            state_dir.display()
+        ),
+        next,
+    )
 }

@@ -12,6 +12,11 @@ pub(super) fn not_opened(error: &vfs::Error, state: &Path) -> UserError {
         vfs::Error::Io { source, .. } if source.kind() == io::ErrorKind::FileTooLarge => {
             "format the volume as exFAT or with a file system of Linux, or name a directory elsewhere"
         }
+        // Mounting again would meet the same damage.
+        vfs::Error::Damaged { .. } => {
+            "keep a copy of it, take out what can be read with `pstsyncd cache export --all --partial \
+             --to DIR --cache` and this directory, then mount with another --state-dir"
+        }
         _ => "see that its disk is well and no other pstsyncd uses it, then mount again",
     };
     UserError::new(
