@@ -9,6 +9,8 @@ use rustix::fs::{Advice, fadvise};
 
 use crate::mounts::Mount;
 
+/// Writes and flushes of one slice.
+const FLUSHES: u32 = 1500;
 /// Operations in a slice of the mix: some 120 MB are written.
 const MIX: u32 = 12_000;
 
@@ -83,12 +85,13 @@ impl Load {
                 at.len as f64 / 1e6
             }
             Self::Flush => {
-                for _ in 0..200 {
+                // Long enough that what the slices of others leave the disk to do is little of it.
+                for _ in 0..FLUSHES {
                     let to = random.below(at.len / 4096) * 4096;
                     at.file.write_all_at(&buf[..4096], to)?;
                     at.file.sync_all()?;
                 }
-                200.0
+                f64::from(FLUSHES)
             }
             Self::Mix => {
                 let mut writes = 0;
