@@ -169,8 +169,8 @@ mod tests {
         assert_eq!(
             caps,
             [
-                "64.0 kbit/s up, 256.0 kbit/s down",
-                "500.0 kbit/s each way",
+                "64 kbit/s up, 256 kbit/s down",
+                "500 kbit/s each way",
                 "no limit"
             ]
         );
