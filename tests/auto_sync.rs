@@ -78,6 +78,9 @@ fn a_share_that_returns_is_brought_up_to_date_without_a_command() {
 fn what_fails_says_when_it_is_tried_next_and_why_it_failed() {
     let mut rig = rig();
     rig.mount("cached");
+    until(&rig, "never whole", |s| {
+        s["files"][0]["fully_cached"] == true
+    });
     rig.ok(&["mode", "offline"]);
     edit(&rig, "3");
     let status = until(&rig, "does not say that it is offline", |s| {
