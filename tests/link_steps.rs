@@ -243,6 +243,11 @@ fn a_link_that_flaps_changes_the_state_once_per_stay_at_most() {
     let model = std::thread::scope(|s| {
         let application = s.spawn(|| work(&app, began, &over, &operations));
         let ended = End(&over);
+        // It has its file open, over the link, before that goes.
+        while operations.lock().expect("no panic").len() < 20 {
+            assert!(!application.is_finished(), "the application ended");
+            std::thread::sleep(Duration::from_millis(20));
+        }
         while began.elapsed() < Duration::from_secs(seconds) {
             far.net.down();
             std::thread::sleep(Duration::from_secs(3));
