@@ -10,6 +10,7 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 
 use common::{Rig, open_rw, pattern, put_file, read_all};
+use vfs::disk::crash::CrashDisk;
 use vfs::share::fault::Fault;
 use vfs::{Drive, PushOutcome, ROOT, ReintegratedOutcome as O, SetAttr, State};
 
@@ -59,6 +60,38 @@ fn what_a_flip_took_along_survives_a_cut_and_every_kill() {
     for life in 0..3 {
         let d = rig.drive(State::Offline);
         assert!(read_all(&d, "a.pst").unwrap() == want, "life {life}");
+    }
+}
+
+/// What was only fetched need not be in the cache file yet when the power goes, flip or not: it is not taken
+/// for whole, and never for zeros.
+#[test]
+fn a_flip_makes_nothing_durable_that_was_only_fetched() {
+    for seed in 0..40 {
+        let rig = Rig::bare();
+        rig.put("a.pst", &pattern(50_000, 1));
+        let disk = CrashDisk::default();
+        let open = |disk: &CrashDisk, state| {
+            let mut config = rig.config(state);
+            config.disk = Some(Arc::new(disk.clone()));
+            Drive::open(config).unwrap()
+        };
+        let d = open(&disk, State::Cached);
+        d.readdir(ROOT).unwrap();
+        assert!(read_all(&d, "a.pst").unwrap() == pattern(50_000, 1));
+        d.set_state(State::Online);
+        let h = open_rw(&d, "a.pst");
+        d.set_state(State::Offline);
+        assert!(d.file_status("a.pst").unwrap().fully_cached);
+        assert!(d.read(h, 0, 50_000).unwrap() == pattern(50_000, 1));
+        d.sync_all().unwrap();
+        drop(d);
+        let disk = disk.survivor(seed);
+        let d = open(&disk, State::Offline);
+        match read_all(&d, "a.pst") {
+            Ok(read) => assert!(read == pattern(50_000, 1), "seed {seed}: other bytes"),
+            Err(e) => assert!(matches!(e, vfs::Error::NotCached(_)), "seed {seed}: {e}"),
+        }
     }
 }
 

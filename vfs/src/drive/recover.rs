@@ -418,10 +418,12 @@ impl<'a> Recovery<'a> {
             }
             M::Flip { .. } if fresh => st.note_flip(lsn),
             M::FlipAt { size, .. } if fresh => {
-                // All of it was here. What came later may have cut the cache file, whose length told of
-                // writes past the end.
+                // What was passed through was made durable before this record. (What came later may have cut
+                // the cache file, whose length told of writes past the end.) What was only fetched was not.
+                let mut passed = st.online_written.clone();
+                passed.truncate(size);
+                st.valid.union_with(&passed);
                 st.size = size;
-                st.valid.insert(0..size);
                 st.note_flip(lsn);
             }
             M::Fetched { start, end, .. } if fresh => {
