@@ -9,7 +9,7 @@ mod common;
 use std::io::ErrorKind;
 use std::sync::Arc;
 
-use common::{Rig, open_rw, pattern, put_file, read_all};
+use common::{Rig, heal, open_rw, pattern, put_file, read_all};
 use vfs::disk::crash::CrashDisk;
 use vfs::share::fault::Fault;
 use vfs::{Drive, PushOutcome, ROOT, ReintegratedOutcome as O, SetAttr, State};
@@ -22,19 +22,6 @@ fn time(mtime: i64) -> SetAttr {
         mtime: Some(mtime),
         ..SetAttr::default()
     }
-}
-
-/// The share answers again, as far as the drive knows.
-fn heal(rig: &Rig, d: &Drive) {
-    rig.faults.heal();
-    for _ in 0..4000 {
-        let _ = d.statfs();
-        if d.status().link_up {
-            return;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(1));
-    }
-    panic!("the link stays down");
 }
 
 fn whole(rig: &Rig, state: State) -> Arc<Drive> {

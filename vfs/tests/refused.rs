@@ -7,9 +7,8 @@
 mod common;
 
 use std::io::ErrorKind;
-use std::time::Duration;
 
-use common::{Rig, pattern, put_file, read_all};
+use common::{Rig, heal, pattern, put_file, read_all};
 use vfs::share::fault::Fault;
 use vfs::{Drive, Error, PushOutcome, ROOT, ReintegratedOutcome as O, SetAttr, State};
 
@@ -36,19 +35,6 @@ fn push_all(d: &Drive) {
             "{path}: {pushed:?}"
         );
     }
-}
-
-/// The share answers again, as far as the drive knows.
-fn heal(rig: &Rig, d: &Drive) {
-    rig.faults.heal();
-    for _ in 0..4000 {
-        let _ = d.statfs();
-        if d.status().link_up {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    panic!("the link stays down");
 }
 
 fn names(rig: &Rig, dir: &str) -> Vec<String> {
@@ -310,6 +296,41 @@ fn two_empty_files_of_one_name_are_two() {
         assert_eq!(rig.get(name), name.as_bytes());
     }
     assert_eq!(read_all(&d, "f.txt").unwrap(), b"theirs");
+}
+
+/// Made here, renamed away and back, while others took the name: it is brought over under a name beside theirs,
+/// twice, and ends under one and the same here and there.
+#[test]
+fn what_was_renamed_away_and_back_is_called_the_same_on_both_sides() {
+    let rig = Rig::new();
+    for name in ["one.txt", "two.txt", "g.txt"] {
+        rig.put(name, name.as_bytes());
+    }
+    let d = rig.drive(State::Online);
+    d.fill().unwrap();
+    d.set_state(State::Offline);
+    put_file(&d, ROOT, "f.txt", b"ours");
+    d.rename(ROOT, "f.txt", ROOT, "g.txt", true).unwrap();
+    d.rename(ROOT, "one.txt", ROOT, "f.txt", false).unwrap();
+    d.rename(ROOT, "g.txt", ROOT, "f.txt", true).unwrap();
+    rig.put("one.txt", b"theirs, longer");
+    std::fs::rename(rig.share_file("two.txt"), rig.share_file("f.txt")).unwrap();
+    d.set_state(State::Online);
+    for _ in 0..2 {
+        d.reintegrate("D", "H").unwrap();
+        push_all(&d);
+    }
+    let there = names(&rig, "");
+    let here = d.readdir(ROOT).unwrap();
+    let mut here: Vec<String> = here.into_iter().map(|e| e.name).collect();
+    here.sort();
+    assert_eq!(here, there);
+    let mut contents: Vec<_> = there.iter().map(|name| rig.get(name)).collect();
+    contents.sort();
+    assert_eq!(contents, [&b"ours"[..], b"theirs, longer", b"two.txt"]);
+    for name in &there {
+        assert_eq!(read_all(&d, name).unwrap(), rig.get(name), "{name}");
+    }
 }
 
 /// Changed on both sides while its change of name is refused: kept apart only after that, or the names on both

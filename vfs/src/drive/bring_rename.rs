@@ -96,14 +96,14 @@ impl Drive {
             .then(|| O::Dropped("others have replaced it on the share meanwhile".to_owned())))
     }
 
-    /// Brings a rename to the share. `doubted`: it may have been asked for without an answer.
+    /// Brings the rename recorded as `lsn` to the share.
     pub(super) fn bring_rename(
         &self,
-        (id, doubted): (u64, bool),
+        lsn: u64,
+        id: u64,
         (parent, name): (u64, &str),
         replaced: Option<u64>,
-        date: &str,
-        host: &str,
+        (date, host): (&str, &str),
     ) -> Result<ReintegratedOutcome> {
         use ReintegratedOutcome as O;
         if replaced.is_some() {
@@ -129,7 +129,8 @@ impl Drive {
             }
             return Ok(O::Done);
         }
-        let answered = if doubted {
+        // It may have been asked for without an answer.
+        let answered = if lsn <= self.tree().doubted {
             self.answered_since(id, &from, &join(&dir, name), old.as_ref())?
         } else {
             None
@@ -190,7 +191,7 @@ impl Drive {
             if own {
                 return Ok(O::Done);
             }
-            self.rename_here(id, (parent, name), &new_name)?;
+            self.rename_here(id, lsn, &new_name)?;
             return Ok(O::RenamedTo(to));
         }
         Ok(O::Refused("no free name on the share".to_owned()))

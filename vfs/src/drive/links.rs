@@ -114,8 +114,8 @@ impl Drive {
     /// Brings another name of a file to the share.
     pub(super) fn bring_link(
         &self,
-        file: u64,
-        id: u64,
+        lsn: u64,
+        (file, id): (u64, u64),
         (parent, name): (u64, &str),
         (date, host): (&str, &str),
     ) -> Result<ReintegratedOutcome> {
@@ -156,7 +156,7 @@ impl Drive {
             if new_name == name {
                 return Ok(O::Done);
             }
-            self.rename_here(id, (parent, name), &new_name)?;
+            self.rename_here(id, lsn, &new_name)?;
             return Ok(O::RenamedTo(to));
         }
         Ok(O::Refused("no free name on the share".to_owned()))

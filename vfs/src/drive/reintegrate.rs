@@ -174,24 +174,21 @@ impl Drive {
     fn bring(&self, next: &Pending, date: &str, host: &str) -> Result<(ReintegratedOutcome, bool)> {
         use ReintegratedOutcome as O;
         let outcome = match &next.op {
-            TreeOp::Create(record) => self.bring_create(record, date, host),
+            TreeOp::Create(record) => self.bring_create(next.lsn, record, (date, host)),
             TreeOp::Remove { id } => self.bring_removal(*id),
             TreeOp::Rename {
                 id,
                 parent,
                 name,
                 replaced,
-            } => {
-                let doubted = next.lsn <= self.tree().doubted;
-                self.bring_rename((*id, doubted), (*parent, name), *replaced, date, host)
-            }
+            } => self.bring_rename(next.lsn, *id, (*parent, name), *replaced, (date, host)),
             TreeOp::Link {
                 file,
                 id,
                 parent,
                 name,
                 ..
-            } => self.bring_link(*file, *id, (*parent, name), (date, host)),
+            } => self.bring_link(next.lsn, (*file, *id), (*parent, name), (date, host)),
             TreeOp::SetXattr { id, name, value } => self
                 .bring_xattr(*id, name, value.as_deref())
                 .map(|()| O::Done),
@@ -250,13 +247,14 @@ impl Drive {
         Ok(())
     }
 
-    /// Gives our node another name here, because the share has something else under its own (`place`).
-    /// If by now it is called otherwise here, a later change brings that over.
-    pub(super) fn rename_here(&self, id: u64, place: (u64, &str), name: &str) -> Result<()> {
+    /// Gives our node another name here, because the share has something else under its own. If it has been
+    /// renamed here since the change that is being brought over (`lsn`), a later one brings that over: it may
+    /// well be called as it was then.
+    pub(super) fn rename_here(&self, id: u64, lsn: u64, name: &str) -> Result<()> {
         let mut tree = self.tree_mut();
         let id = tree.first_name(id);
         let node = tree.node(id)?;
-        if !node.linked || (node.parent, node.name.as_str()) != place {
+        if !node.linked || tree.is_renamed_after(id, lsn) {
             return Ok(());
         }
         let parent = node.parent;
@@ -291,9 +289,9 @@ impl Drive {
 
     fn bring_create(
         &self,
+        lsn: u64,
         record: &NodeRecord,
-        date: &str,
-        host: &str,
+        (date, host): (&str, &str),
     ) -> Result<ReintegratedOutcome> {
         use ReintegratedOutcome as O;
         let id = record.id;
@@ -377,7 +375,7 @@ impl Drive {
             if name == record.name {
                 return Ok(O::Done);
             }
-            self.rename_here(id, (record.parent, &record.name), &name)?;
+            self.rename_here(id, lsn, &name)?;
             return Ok(O::RenamedTo(place));
         }
         Ok(O::Refused("no free name on the share".to_owned()))

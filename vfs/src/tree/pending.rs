@@ -66,6 +66,12 @@ impl Tree {
         Some(join(&self.share_path(parent)?, &below.join("/")))
     }
 
+    /// Whether a rename of this name waits that was made after the change `lsn`.
+    pub fn is_renamed_after(&self, id: u64, lsn: u64) -> bool {
+        let mut later = self.pending.iter().filter(|p| p.lsn > lsn);
+        later.any(|p| matches!(p.op, TreeOp::Rename { id: of, .. } if self.first_name(of) == id))
+    }
+
     /// Whether a waiting change gives this node this modification time: the share may have it already.
     pub fn may_have_mtime(&self, id: u64, mtime: i64) -> bool {
         let mut sets = self.pending.iter().filter_map(|p| match &p.op {

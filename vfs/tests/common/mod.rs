@@ -129,6 +129,19 @@ impl Rig {
     }
 }
 
+/// The share answers again, as far as the drive knows.
+pub fn heal(rig: &Rig, d: &Drive) {
+    rig.faults.heal();
+    for _ in 0..4000 {
+        let _ = d.statfs();
+        if d.status().link_up {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    panic!("the link stays down");
+}
+
 pub fn open_rw(d: &Drive, path: &str) -> u64 {
     d.open_file(d.find(path).unwrap(), true, true)
         .unwrap()
