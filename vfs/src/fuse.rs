@@ -15,8 +15,8 @@ mod translate;
 use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -54,6 +54,8 @@ struct Frontend {
     backings: Arc<Backings>,
     reads: Arc<AtomicU64>,
     passthrough: bool,
+    /// Held by the dispatch thread that flushes; `None` where there is but one.
+    flushing: Option<Mutex<()>>,
 }
 
 impl Frontend {
@@ -458,6 +460,13 @@ impl Filesystem for Frontend {
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, fh: FileHandle, _: bool, reply: ReplyEmpty) {
+        // One dispatch thread may wait for the disk: handing a flush on takes a good part of its time.
+        if self.drive.flushes_here(fh.0)
+            && let Some(flushing) = &self.flushing
+            && let Ok(_turn) = flushing.try_lock()
+        {
+            return empty(reply, "fsync", self.drive.fsync(fh.0));
+        }
         self.spawn_on(ino, move |d| empty(reply, "fsync", d.fsync(fh.0)));
     }
 

@@ -145,6 +145,13 @@ impl Drive {
         }
     }
 
+    /// Whether a flush would wait for the local disk alone. A hint for frontends.
+    #[must_use]
+    pub fn flushes_here(&self, handle: u64) -> bool {
+        let h = self.handle(handle);
+        h.is_ok_and(|h| matches!(h.file.read().binding, Some(Binding::Cache)))
+    }
+
     /// Makes everything written to the file durable (R2).
     ///
     /// # Errors

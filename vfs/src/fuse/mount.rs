@@ -3,8 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use fuser::{BackgroundSession, Config, INodeNo, MountOption, SessionACL};
 
@@ -146,6 +146,7 @@ pub fn mount(
         backings: backings.clone(),
         reads: reads.clone(),
         passthrough: options.passthrough,
+        flushing: (options.threads > 1).then(Mutex::default),
     };
     if let Some(at) = mountpoint
         .canonicalize()
