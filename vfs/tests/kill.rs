@@ -11,15 +11,26 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::pattern;
+use common::smbd::{Options, Smbd};
+use common::{over_smb, pattern};
 use vfs::share::dir::DirShare;
-use vfs::{Drive, DriveConfig, State};
+use vfs::share::smb::{Password, SmbAddress, SmbConfig, SmbShare};
+use vfs::{Drive, DriveConfig, Error, PushOutcome, Share, State};
 
 const SIZE: usize = 200_000;
 const STEP: u64 = 4000;
 
-fn open(root: &Path, state: State, background: bool) -> Arc<Drive> {
-    let share = Arc::new(DirShare::open(root.join("share")).unwrap());
+/// The directory `share`, or the server that serves it.
+fn share(root: &Path) -> Arc<dyn Share> {
+    let Ok(at) = std::env::var("PSTSYNCD_KILL_SMB") else {
+        return Arc::new(DirShare::open(root.join("share")).unwrap());
+    };
+    let password = Password::new(std::env::var("PSTSYNCD_KILL_PASSWORD").unwrap());
+    let config = SmbConfig::new(SmbAddress::parse(&at).unwrap(), password);
+    Arc::new(SmbShare::new(config).unwrap())
+}
+
+fn open(share: Arc<dyn Share>, root: &Path, state: State, background: bool) -> Arc<Drive> {
     let mut c = DriveConfig::new(share, root.join("state"));
     c.state = state;
     c.segment_len = 64 << 10;
@@ -64,7 +75,8 @@ fn child() {
         "online" => State::Online,
         _ => State::Offline,
     };
-    let d = open(Path::new(&root), state, true);
+    let root = Path::new(&root);
+    let d = open(share(root), root, state, true);
     let node = d.find("m.pst").unwrap();
     let h = d.open_file(node, true, true).unwrap().handle;
     let mut size = d.getattr(node).unwrap().attr.size;
@@ -87,18 +99,52 @@ fn child() {
     }
 }
 
+/// The name of [`child`] as the test program has it.
+fn child_test() -> String {
+    let inside = module_path!().split_once("::");
+    inside.map_or("child".to_owned(), |(_, module)| format!("{module}::child"))
+}
+
+/// Brings the file to the share. A server may need a moment to notice that who had it open is dead.
+fn push(d: &Drive) {
+    for _ in 0..500 {
+        match d.push_opaque("m.pst", "d", "h") {
+            Err(Error::Busy(_)) => std::thread::sleep(Duration::from_millis(20)),
+            pushed => {
+                assert!(matches!(pushed, Ok(PushOutcome::Pushed(_))), "{pushed:?}");
+                return;
+            }
+        }
+    }
+    panic!("the file stays in use");
+}
+
 #[test]
 fn nothing_acknowledged_is_lost_by_kill() {
     let rounds: u32 = std::env::var("VFS_KILLS")
         .ok()
         .and_then(|r| r.parse().ok())
-        .unwrap_or(100);
+        .unwrap_or(if over_smb() { 30 } else { 100 });
     let tmp = tempfile::tempdir().unwrap();
     let root = tmp.path();
     std::fs::create_dir(root.join("share")).unwrap();
     let mut model = pattern(SIZE, 0);
     std::fs::write(root.join("share/m.pst"), &model).unwrap();
-    open(root, State::Online, false).fill().unwrap();
+    let server = match over_smb() {
+        true => match Smbd::start(&root.join("share"), Options::default()) {
+            None => return,
+            server => server,
+        },
+        false => None,
+    };
+    let open = |state| {
+        let share = match &server {
+            Some(server) => Arc::new(server.share()),
+            None => share(root),
+        };
+        open(share, root, state, false)
+    };
+    open(State::Online).fill().unwrap();
     let mut next = 1;
     let mut total = 0;
     for round in 0..rounds {
@@ -107,8 +153,14 @@ fn nothing_acknowledged_is_lost_by_kill() {
         } else {
             "online"
         };
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["child", "--exact", "--nocapture"])
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        if let Some(server) = &server {
+            child
+                .env("PSTSYNCD_KILL_SMB", server.address("share").to_string())
+                .env("PSTSYNCD_KILL_PASSWORD", server.password());
+        }
+        let mut child = child
+            .args([&child_test(), "--exact", "--nocapture"])
             .env("PSTSYNCD_KILL_ROOT", root)
             .env("PSTSYNCD_KILL_FROM", next.to_string())
             .env("PSTSYNCD_KILL_STATE", state)
@@ -141,7 +193,7 @@ fn nothing_acknowledged_is_lost_by_kill() {
         assert!(acked > 0, "the child did not write");
         total += acked;
         // What was in flight when it died may be there or not.
-        let d = open(root, State::Offline, false);
+        let d = open(State::Offline);
         let got = common::read_all(&d, "m.pst").unwrap();
         let mut with_next = model.clone();
         apply(&mut with_next, next);
@@ -162,7 +214,7 @@ fn nothing_acknowledged_is_lost_by_kill() {
         if state == "online" {
             // And in the end it can all be brought to the share.
             d.set_state(State::Online);
-            d.push_opaque("m.pst", "d", "h").unwrap();
+            push(&d);
             assert!(
                 std::fs::read(root.join("share/m.pst")).unwrap() == model,
                 "round {round}"

@@ -37,13 +37,13 @@ fn sealed() -> bool {
     module_path!().starts_with("smb_sealed_")
 }
 
+/// What makes a server's share take encrypted connections only.
+const SEALED: &str = "smb encrypt = required";
+
 impl Rig {
     pub fn new() -> Self {
         Self::build(over_smb().then_some(smbd::Options {
-            share: match sealed() {
-                true => "smb encrypt = required",
-                false => "",
-            },
+            share: if sealed() { SEALED } else { "" },
             ..smbd::Options::default()
         }))
     }
@@ -53,10 +53,11 @@ impl Rig {
         Self::build(None)
     }
 
-    /// Over an SMB server in another place, which the calling thread reaches.
-    pub fn far(host: smbd::Host) -> Option<Self> {
+    /// Over an SMB server in another place, which the calling thread reaches; `sealed`: encrypted.
+    pub fn far(host: smbd::Host, sealed: bool) -> Option<Self> {
         let rig = Self::build(Some(smbd::Options {
             host: Some(host),
+            share: if sealed { SEALED } else { "" },
             ..smbd::Options::default()
         }));
         rig.server.is_some().then_some(rig)
