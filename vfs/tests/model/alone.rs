@@ -12,9 +12,9 @@ use vfs::{
     Error, Kind, PushOutcome, ROOT, ReintegratedOutcome, SetAttr, Snapshot, State, XattrMode,
 };
 
-use crate::common::pattern;
-use crate::op::{HANDLES, LINKS, Op, PATHS};
-use crate::rig::Rig;
+use super::common::pattern;
+use super::op::{HANDLES, LINKS, Op, PATHS};
+use super::rig::Rig;
 
 struct Open {
     handle: u64,
@@ -506,7 +506,7 @@ impl World {
                     Ok(Vec::new())
                 }
                 Kind::Symlink => d.readlink(e.id).map(String::into_bytes),
-                Kind::File => crate::common::read_all(d, &path),
+                Kind::File => super::common::read_all(d, &path),
                 Kind::Special(_) => panic!("{path}: none is made here"),
             };
             match own {

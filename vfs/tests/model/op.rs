@@ -293,8 +293,8 @@ pub fn alone(rng: &mut Rng) -> Op {
 
 /// What programs, the world and others do.
 pub fn shared(rng: &mut Rng) -> Op {
-    let p = rng.index(crate::shared::FILES.len());
-    let other = rng.index(crate::shared::FILES.len());
+    let p = rng.index(super::shared::FILES.len());
+    let other = rng.index(super::shared::FILES.len());
     let at = rng.next(9000);
     let most = if rng.next(6) == 0 { 4000 } else { 300 };
     let len = 1 + rng.index(most);

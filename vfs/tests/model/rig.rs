@@ -2,27 +2,71 @@
 //! loses what was not flushed, and a drive that can be opened again.
 
 use std::io::ErrorKind;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use vfs::disk::crash::CrashDisk;
 use vfs::share::dir::DirShare;
 use vfs::share::fault::{Fault, FaultControl, FaultShare};
-use vfs::{Drive, DriveConfig, Error, PushOutcome, Reintegrated, State};
+use vfs::share::smb::SmbShare;
+use vfs::{Drive, DriveConfig, Error, PushOutcome, Reintegrated, Share, State};
 
-use crate::op::{Op, Rng};
+use super::common::smbd::{Options, Smbd};
+use super::op::{Op, Rng};
 
 /// Room on the state directory's volume.
 const ROOM: u64 = 1 << 20;
 
+/// Where shares lie: in memory where that can be, for a flush there never takes as long as a stall.
+fn shares() -> PathBuf {
+    let memory = PathBuf::from("/dev/shm");
+    if memory.is_dir() {
+        memory
+    } else {
+        std::env::temp_dir()
+    }
+}
+
+/// Serves the shares of all worlds, where the test runs over SMB.
+static SERVER: Mutex<Option<Smbd>> = Mutex::new(None);
+
+/// The server, for as long as this is held.
+pub struct Serving(());
+
+impl Serving {
+    /// `None` where there is no smbd.
+    pub fn start() -> Option<Self> {
+        let server = Smbd::start(&shares(), Options::default())?;
+        *SERVER.lock().unwrap() = Some(server);
+        Some(Self(()))
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        *SERVER.lock().unwrap() = None;
+    }
+}
+
+/// A folder of the server's share, where there is one.
+fn served(at: &Path) -> Option<SmbShare> {
+    let server = SERVER.lock().unwrap();
+    let config = server.as_ref()?.config(&format!(
+        "share/{}",
+        at.file_name().unwrap().to_str().unwrap()
+    ));
+    let share = SmbShare::new(config).unwrap();
+    share.connect().unwrap();
+    Some(share)
+}
+
 pub struct Rig {
     /// Removed with the rig.
     pub tmp: tempfile::TempDir,
-    /// In memory where that can be: a flush there never takes as long as a stall.
     at_share: tempfile::TempDir,
-    share: Arc<FaultShare<DirShare>>,
+    share: Arc<dyn Share>,
     pub faults: FaultControl,
     disk: CrashDisk,
     room: Arc<AtomicU64>,
@@ -41,14 +85,21 @@ impl Rig {
     pub fn new(seed: u64) -> Self {
         let mut choice = Rng(seed ^ 0x5eed);
         let tmp = tempfile::tempdir().unwrap();
-        let at_share = tempfile::tempdir_in("/dev/shm")
-            .or_else(|_| tempfile::tempdir())
-            .unwrap();
-        let (share, faults) = FaultShare::new(DirShare::open(at_share.path()).unwrap());
+        let at_share = tempfile::tempdir_in(shares()).unwrap();
+        let (share, faults): (Arc<dyn Share>, _) = match served(at_share.path()) {
+            Some(share) => {
+                let (share, faults) = FaultShare::new(share);
+                (Arc::new(share), faults)
+            }
+            None => {
+                let (share, faults) = FaultShare::new(DirShare::open(at_share.path()).unwrap());
+                (Arc::new(share), faults)
+            }
+        };
         Self {
             tmp,
             at_share,
-            share: Arc::new(share),
+            share,
             faults,
             disk: CrashDisk::default(),
             room: Arc::new(AtomicU64::new(ROOM)),

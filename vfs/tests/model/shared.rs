@@ -15,8 +15,8 @@ use std::fs;
 
 use vfs::{Error, Kind, ROOT, SetAttr, State};
 
-use crate::op::Op;
-use crate::rig::Rig;
+use super::op::Op;
+use super::rig::Rig;
 
 pub const FILES: [&str; 6] = ["a.pst", "b.txt", "d/c.txt", "d/e.pst", "f.doc", "d/g"];
 
@@ -158,7 +158,7 @@ impl World {
     fn shown(&self, p: usize) -> vfs::Result<Vec<u8>> {
         self.at(FILES[p])
             .and_then(|(dir, name)| self.rig.d().lookup(dir, name))?;
-        crate::common::read_all(self.rig.d(), FILES[p])
+        super::common::read_all(self.rig.d(), FILES[p])
     }
 
     /// Changes of names; what they take away goes from `kept` where it was seen, or is the share's own
@@ -403,7 +403,7 @@ impl World {
             for e in d.readdir(node).unwrap() {
                 if e.kind == Kind::File {
                     let path = vfs::path::join(dir, &e.name);
-                    let data = crate::common::read_all(d, &path).unwrap();
+                    let data = super::common::read_all(d, &path).unwrap();
                     here.insert(path, data);
                 }
             }
