@@ -11,9 +11,11 @@ use std::sync::Arc;
 
 use common::{Rig, heal, open_rw, pattern, put_file, read_all};
 use vfs::disk::crash::CrashDisk;
+use vfs::disk::fault::FaultDisk;
 use vfs::share::fault::Fault;
 use vfs::{Drive, PushOutcome, ROOT, ReintegratedOutcome as O, SetAttr, State};
 
+const EIO: i32 = 5;
 const EACCES: i32 = 13;
 const LOST: Fault = Fault::FailAfter(ErrorKind::ConnectionReset);
 
@@ -79,6 +81,118 @@ fn a_flip_makes_nothing_durable_that_was_only_fetched() {
             Ok(read) => assert!(read == pattern(50_000, 1), "seed {seed}: other bytes"),
             Err(e) => assert!(matches!(e, vfs::Error::NotCached(_)), "seed {seed}: {e}"),
         }
+    }
+}
+
+/// A cut that reached the share without an answer, of a file that is here in part: what lay behind its end is
+/// gone here too, also once it has grown again.
+#[test]
+fn a_cut_without_an_answer_leaves_nothing_behind_the_end() {
+    for reopened in [false, true] {
+        let rig = Rig::bare();
+        rig.put("a.pst", &pattern(9000, 1));
+        let d = rig.drive(State::Online);
+        let mut h = open_rw(&d, "a.pst");
+        d.write(h, 7438, &pattern(20, 2)).unwrap();
+        rig.faults.at(1, LOST);
+        assert!(d.truncate_handle(h, 3874).is_err());
+        heal(&rig, &d);
+        assert_eq!(rig.get("a.pst").len(), 3874);
+        if reopened {
+            d.release(h).unwrap();
+            h = open_rw(&d, "a.pst");
+        }
+        d.write(h, 7550, &pattern(24, 3)).unwrap();
+        d.release(h).unwrap();
+        let there = rig.get("a.pst");
+        d.set_state(State::Cached);
+        assert!(read_all(&d, "a.pst").unwrap() == there, "{reopened}");
+    }
+}
+
+/// A change of length that the share refused, or never answered: a process that is killed right after leaves a
+/// file that is as long as it was for whoever asked, and nothing is brought to the share for it.
+#[test]
+fn a_change_of_length_that_failed_is_not_done_by_a_restart() {
+    for size in [3874, 20_000] {
+        for fault in [
+            Fault::Errno(EACCES),
+            Fault::Fail(ErrorKind::ConnectionReset),
+            LOST,
+        ] {
+            for whole in [false, true] {
+                let rig = Rig::bare();
+                rig.put("a.pst", &pattern(9000, 1));
+                let d = rig.drive(State::Online);
+                match whole {
+                    true => d.fill().unwrap(),
+                    false => {
+                        let h = open_rw(&d, "a.pst");
+                        assert!(d.read(h, 0, 100).unwrap() == pattern(9000, 1)[..100]);
+                        d.release(h).unwrap();
+                    }
+                }
+                let h = open_rw(&d, "a.pst");
+                // Recorded, and not flushed.
+                d.write(h, 3900, &pattern(20, 2)).unwrap();
+                rig.faults.at(1, fault);
+                let failed = d.truncate_handle(h, size).is_err();
+                rig.faults.heal();
+                drop(d);
+                let d = rig.drive(State::Offline);
+                let here = read_all(&d, "a.pst");
+                d.set_state(State::Online);
+                d.push_opaque("a.pst", "D", "H").unwrap();
+                let there = rig.get("a.pst");
+                let what = format!("{size} {fault:?} {whole}");
+                let mut want = pattern(9000, 1);
+                want[3900..3920].copy_from_slice(&pattern(20, 2));
+                let mut changed = want.clone();
+                changed.resize(size as usize, 0);
+                if failed {
+                    // An answer that was lost may have been either.
+                    let lost = matches!(fault, Fault::FailAfter(_));
+                    assert!(there == want || lost && there == changed, "{what}");
+                    assert!(here.is_err() || here.unwrap() == there, "{what}");
+                } else {
+                    assert!(whole, "{what}");
+                    assert!(here.unwrap() == changed, "{what}");
+                    assert!(there == changed, "{what}");
+                }
+                assert!(read_all(&d, "a.pst").unwrap() == there, "{what}");
+            }
+        }
+    }
+}
+
+/// A copy that was given up, for its disk failed, is behind its end nothing that shows later.
+#[test]
+fn a_copy_that_was_given_up_leaves_nothing_behind_the_end() {
+    for state in [State::Online, State::Cached] {
+        let rig = Rig::bare();
+        rig.put("a.pst", &pattern(9000, 1));
+        let mut config = rig.config(State::Online);
+        let disk: Arc<dyn vfs::disk::Disk> = Arc::new(CrashDisk::default());
+        let disk = Arc::new(FaultDisk::new(disk));
+        config.disk = Some(disk.clone());
+        let d = Drive::open(config).unwrap();
+        d.fill().unwrap();
+        let h = open_rw(&d, "a.pst");
+        disk.cache.at(1, Fault::Errno(EIO));
+        d.write(h, 0, b"new").unwrap();
+        disk.cache.heal();
+        d.truncate_handle(h, 3874).unwrap();
+        d.release(h).unwrap();
+        d.set_state(state);
+        let h = open_rw(&d, "a.pst");
+        d.write(h, 7550, &pattern(24, 3)).unwrap();
+        d.release(h).unwrap();
+        let mut want = pattern(3874, 1);
+        want[..3].copy_from_slice(b"new");
+        want.resize(7550, 0);
+        want.extend(pattern(24, 3));
+        d.set_state(State::Cached);
+        assert!(read_all(&d, "a.pst").unwrap() == want, "{state:?}");
     }
 }
 

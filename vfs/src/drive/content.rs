@@ -22,6 +22,15 @@ pub struct Opened {
 /// How long an open waits for exclusive work on the file to end.
 const EXCLUSIVE_WAIT: Duration = Duration::from_secs(5);
 
+/// Nothing lies behind the end of a cache file: it would show as content when the file grows over it. (While
+/// bytes wait for it, so may a cut.)
+fn trim(file: &FileNode, st: &FileState) -> std::io::Result<()> {
+    if st.unwritten.is_empty() && file.data.len()? > st.size {
+        file.data.set_len(st.size)?;
+    }
+    Ok(())
+}
+
 impl Drive {
     /// The file behind a node, made ready for use.
     pub(crate) fn file(&self, node: u64) -> Result<Arc<FileNode>> {
@@ -93,7 +102,15 @@ impl Drive {
         match bound {
             None => {
                 let binding = self.choose(node, file, write)?;
-                file.write().binding = Some(binding);
+                let mut st = file.write();
+                if let Err(e) = trim(file, &st) {
+                    match binding {
+                        Binding::Share(..) => st.tee = false,
+                        Binding::Cache => return Err(Error::from_io("cutting a cache file", e)),
+                    }
+                }
+                st.binding = Some(binding);
+                drop(st);
                 if self.is_pinned(&self.tree().path(node)) && !file.read().fully_cached() {
                     self.bell.want_fill.store(true, Ordering::SeqCst);
                     self.bell.ring();

@@ -364,7 +364,13 @@ impl Drive {
             file: file.id,
             stamp,
         })?;
+        let end = st.size;
         st.note_flushed(stamp, lsn);
+        if st.size < end {
+            // A cut that the share never answered.
+            let cut = st.size;
+            self.copy_through(file, &mut st, cut..end, |f| f.data.set_len(cut));
+        }
         drop(st);
         self.note_share_attr(node, &stamp);
         self.journal.sync(lsn)

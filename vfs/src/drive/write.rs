@@ -271,7 +271,7 @@ impl Drive {
 
     /// Copies a pass-through change into the cache file; if that fails, the cache is given up
     /// (it can be filled again), never the application's write.
-    fn copy_through(
+    pub(super) fn copy_through(
         &self,
         file: &FileNode,
         st: &mut FileState,
@@ -448,14 +448,44 @@ impl Drive {
                 }
                 Ok(true)
             }
-            Err(e) if e.is_link() => {
-                let flipped = self.flip_locked(h.node, file, e);
-                if flipped.is_err() {
-                    file.write().doubted(size.min(old)..size.max(old));
+            Err(e) => {
+                let answer = if e.is_link() {
+                    self.flip_locked(h.node, file, e)
+                } else {
+                    Err(e)
+                };
+                if answer.is_err() {
+                    self.leave_untold(file, size, old);
                 }
-                flipped.map(|()| false)
+                answer.map(|()| false)
             }
-            Err(e) => Err(e),
+        }
+    }
+
+    /// A change of the length from `old` to `size` failed, on the share or on the way. It was recorded, and a
+    /// replay must not take it for done: the file is as long as it was, and what lay there is asked for.
+    fn leave_untold(&self, file: &FileNode, size: u64, old: u64) {
+        let mut st = file.write();
+        let range = size.min(old)..size.max(old);
+        st.doubted(range.clone());
+        let record = if size < old {
+            MetaRecord::OnlineWrite {
+                file: file.id,
+                offset: size,
+                len: old - size,
+                teed: false,
+            }
+        } else {
+            MetaRecord::OnlineTruncate {
+                file: file.id,
+                size: old,
+            }
+        };
+        match self.log(record) {
+            Ok(lsn) => st.note_online_write(range, lsn),
+            Err(error) => self.journal.poison(&format!(
+                "a change of length that failed could not be recorded: {error}"
+            )),
         }
     }
 }
