@@ -9,7 +9,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use pst::ltp::{PropBag, PropValue};
-use pst::messaging::{AttachmentData, MessageData, tags};
+use pst::messaging::{AttachmentData, MessageData, Transaction, tags};
 use support::Rig;
 use support::editor::{Random, edited};
 
@@ -17,6 +17,28 @@ use support::editor::{Random, edited};
 fn at_least(bytes: usize, bits_per_second: f64) -> Duration {
     let left = bytes.saturating_sub(64 << 10);
     Duration::from_secs_f64(left as f64 * 8.0 / bits_per_second)
+}
+
+fn with_attachment(edit: &mut Transaction, data: &[u8]) {
+    let folder = edit.ipm_subtree().expect("a top folder");
+    let props = PropBag::from_iter([
+        PropValue::string(tags::MESSAGE_CLASS, "IPM.Note"),
+        PropValue::string(tags::SUBJECT, "noise"),
+    ]);
+    let attachment = AttachmentData {
+        props: PropBag::from_iter([
+            PropValue::i32(tags::ATTACH_METHOD, 1),
+            PropValue::binary(tags::ATTACH_DATA, data.to_vec()),
+        ]),
+        embedded: None,
+    };
+    let message = MessageData {
+        props,
+        attachments: vec![attachment],
+        ..MessageData::default()
+    };
+    edit.add_message(folder, None, &message, false)
+        .expect("adds");
 }
 
 #[test]
@@ -47,27 +69,7 @@ fn what_goes_to_the_share_and_to_the_agent_keeps_to_the_limit() {
     rig.ok(&["mode", "cached"]);
     let old = fs::read(rig.on_drive()).expect("reads");
     let letter = random.bytes(250_000);
-    let new = edited(&old, |edit| {
-        let folder = edit.ipm_subtree().expect("a top folder");
-        let props = PropBag::from_iter([
-            PropValue::string(tags::MESSAGE_CLASS, "IPM.Note"),
-            PropValue::string(tags::SUBJECT, "noise"),
-        ]);
-        let attachment = AttachmentData {
-            props: PropBag::from_iter([
-                PropValue::i32(tags::ATTACH_METHOD, 1),
-                PropValue::binary(tags::ATTACH_DATA, letter.clone()),
-            ]),
-            embedded: None,
-        };
-        let message = MessageData {
-            props,
-            attachments: vec![attachment],
-            ..MessageData::default()
-        };
-        edit.add_message(folder, None, &message, false)
-            .expect("adds");
-    });
+    let new = edited(&old, |edit| with_attachment(edit, &letter));
     fs::write(rig.on_drive(), &new).expect("writes");
     let began = Instant::now();
     rig.ok(&["sync", "now"]);
@@ -97,6 +99,34 @@ fn what_goes_to_the_share_and_to_the_agent_keeps_to_the_limit() {
     assert!(none["up_bits_per_second"].is_null(), "{none}");
     let (code, wrong) = rig.run(&["limit", "5"]);
     assert_eq!(code, 5, "{wrong}");
+}
+
+/// The changes of a container too that are made without an agent.
+#[test]
+fn what_is_placed_in_a_directory_keeps_to_the_limit() {
+    let mut random = Random(9);
+    let mut rig = Rig::new(&support::editor::empty());
+    rig.mount_with("cached", &["--placement", "local"], &[]);
+    let old = fs::read(rig.on_drive()).expect("reads");
+    let letter = random.bytes(250_000);
+    let new = edited(&old, |edit| with_attachment(edit, &letter));
+    fs::write(rig.on_drive(), &new).expect("writes");
+    rig.ok(&["limit", "up 800k"]);
+    let began = Instant::now();
+    rig.ok(&["sync", "now"]);
+    // To the redo log, and to the container.
+    let least = at_least(2 * letter.len(), 800e3);
+    assert!(began.elapsed() >= least, "{:?}", began.elapsed());
+    rig.assert_equal_dumps();
+    // What is compared is read within the limit as well.
+    rig.ok(&["limit", "down 800k"]);
+    let newer = edited(&new, |edit| with_attachment(edit, b"small"));
+    fs::write(rig.on_drive(), &newer).expect("writes");
+    let began = Instant::now();
+    rig.ok(&["sync", "now"]);
+    let least = at_least(new.len(), 800e3);
+    assert!(began.elapsed() >= least, "{:?}", began.elapsed());
+    rig.assert_equal_dumps();
 }
 
 /// Nobody waits for the limit at the end: neither who unmounts, nor a process that nobody sees any more.

@@ -15,6 +15,7 @@ mod error;
 mod exclusive;
 mod in_place;
 mod local;
+mod paced;
 mod platform;
 mod pst_engine;
 mod records;
@@ -37,6 +38,7 @@ pub use engine::{Applied, Engine, EngineError, InventoryAnswer};
 pub use error::{AgentError, Fault};
 pub use exclusive::{Exclusivity, NotAlone};
 pub use in_place::InPlace;
+pub use local::LocalSite;
 pub use pst_engine::PstEngine;
 pub use server::Limits;
 pub use site::{Access, Container, Site};
@@ -132,7 +134,7 @@ pub async fn start(config: AgentConfig, engine: Arc<dyn Engine>) -> Result<Agent
     } else {
         Exclusivity::Lease
     };
-    let site = Box::new(local::LocalSite::open(&config.root, exclusivity)?);
+    let site = Box::new(LocalSite::open(&config.root, exclusivity)?);
     let state = state::State::open(&config.state_dir)?;
     let records = records::Records::open(&config.state_dir.join("applied"))?;
     let names = state::server_names(&config.names, config.listen.ip());

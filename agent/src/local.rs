@@ -6,11 +6,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use storage::{FileStorage, Leaves, Loaded, RangeSet, RedoError, RedoLog, WriteAt, WriteSet};
+use sync::client::{Throttle, Way};
 use sync::wire::Stamp;
 
 use crate::container::stamp;
 use crate::error::{AgentError, Fault};
 use crate::exclusive::Exclusivity;
+use crate::paced::{Pace, Paced};
 use crate::platform::{self, Access};
 use crate::root::{Place, Root};
 use crate::site::{Container, Site};
@@ -19,6 +21,7 @@ use crate::site::{Container, Site};
 pub struct LocalSite {
     root: Root,
     exclusivity: Exclusivity,
+    pace: Pace,
 }
 
 impl LocalSite {
@@ -30,7 +33,16 @@ impl LocalSite {
         Ok(Self {
             root: Root::open(root)?,
             exclusivity,
+            pace: Pace::default(),
         })
+    }
+
+    /// Keeps to a limit from now on: the directory may be another machine's. (What a container is opened and
+    /// looked at with is not counted.)
+    #[must_use]
+    pub fn throttled(mut self, limit: Arc<dyn Throttle>) -> Self {
+        self.pace = Pace::within(limit);
+        self
     }
 }
 
@@ -41,8 +53,9 @@ impl Site for LocalSite {
         let file = place.file.try_clone().map_err(|e| Fault::io(path, &e))?;
         Ok(Box::new(LocalContainer {
             place,
-            storage: Arc::new(FileStorage::from(file)),
+            storage: Arc::new(Paced::new(FileStorage::from(file), self.pace.clone())),
             exclusivity: self.exclusivity,
+            pace: self.pace.clone(),
         }))
     }
 
@@ -53,8 +66,9 @@ impl Site for LocalSite {
 
 struct LocalContainer {
     place: Place,
-    storage: Arc<FileStorage>,
+    storage: Arc<Paced<FileStorage>>,
     exclusivity: Exclusivity,
+    pace: Pace,
 }
 
 impl Container for LocalContainer {
@@ -75,7 +89,7 @@ impl Container for LocalContainer {
     }
 
     fn stamp(&self) -> io::Result<Stamp> {
-        stamp(&self.storage)
+        stamp(&self.storage.inner)
     }
 
     fn leaves(&self) -> io::Result<Leaves> {
@@ -88,7 +102,7 @@ impl Container for LocalContainer {
 
     fn forget_cached(&self, changed: &RangeSet) {
         for run in changed.iter() {
-            platform::forget_cached(self.storage.file(), run.start, run.end - run.start);
+            platform::forget_cached(self.storage.inner.file(), run.start, run.end - run.start);
         }
     }
 
@@ -99,7 +113,7 @@ impl Container for LocalContainer {
     fn reserve(&self, len: u64, growth: u64) -> io::Result<()> {
         match growth {
             0 => Ok(()),
-            growth => platform::reserve(self.storage.file(), len, growth),
+            growth => platform::reserve(self.storage.inner.file(), len, growth),
         }
     }
 
@@ -108,7 +122,10 @@ impl Container for LocalContainer {
     }
 
     fn load_log(&self) -> Result<Loaded, RedoError> {
-        RedoLog::load(&self.place.sidecar())
+        let path = self.place.sidecar();
+        let bytes = std::fs::metadata(&path).map_or(0, |file| file.len());
+        self.pace.all(Way::Down, bytes);
+        RedoLog::load(&path)
     }
 
     fn write_log(&self, writes: &WriteSet, leaves: &Leaves, meta: &[u8]) -> Result<(), RedoError> {
@@ -118,6 +135,8 @@ impl Container for LocalContainer {
             path: path.clone(),
             source,
         })?;
+        // It is written in one go, once there is room on the link for all of it.
+        self.pace.all(Way::Up, writes.payload());
         RedoLog::create_with_leaves(&path, writes, &*self.storage, leaves, meta)
             .map(drop)
             .inspect_err(|e| {

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use agent::{Exclusivity, InPlace};
+use agent::{Exclusivity, InPlace, LocalSite};
 use sync::client::{AgentClient, Throttle, Timeouts, Way};
 use sync::wire::{ClientId, Invitation};
 use sync::{AgentDestination, Destination};
@@ -33,7 +33,7 @@ pub(super) fn of(
     let agent = options
         .agent
         .as_ref()
-        .map(|agent| by_agent(agent, client, limit));
+        .map(|agent| by_agent(agent, client, Arc::clone(&limit)));
     let agent = agent.transpose()?;
     let records = state.join("applied");
     let failed = |e: agent::AgentError| {
@@ -60,8 +60,9 @@ pub(super) fn of(
         } else {
             Exclusivity::Lease
         };
-        let name = SHARE.to_owned();
-        let local = InPlace::open(&options.share, &records, client, name, exclusivity);
+        let site = LocalSite::open(&options.share, exclusivity).map_err(failed)?;
+        let site = site.throttled(Arc::new(Within(limit)));
+        let local = InPlace::at(Box::new(site), &records, client, SHARE.to_owned());
         Some(Box::new(local.map_err(failed)?))
     } else {
         None
@@ -80,7 +81,7 @@ pub(super) fn of(
     Ok((placed, own))
 }
 
-/// The drive's limit, as the client of an agent asks for it.
+/// The drive's limit, as those ask for it that do not go through the drive's share.
 struct Within(Arc<Limit>);
 
 impl Throttle for Within {
