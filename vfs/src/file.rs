@@ -357,11 +357,14 @@ impl FileState {
         self.cuts += 1;
     }
 
-    /// A write that failed may be there, wholly or in part: neither what is here nor what the kernel keeps is
-    /// what the share has.
-    pub fn doubted(&mut self, range: Range<u64>) {
-        self.lose(range);
+    /// A change of ours that failed may be there, wholly or in part: neither what is here nor what the kernel
+    /// keeps is what the share has.
+    pub fn note_doubted(&mut self, range: Range<u64>, lsn: u64) {
+        self.lose(range.clone());
         self.version += 1;
+        self.online_written.insert(range.clone());
+        self.written.insert(range);
+        self.lsn = lsn;
     }
 
     fn cut(&mut self, size: u64) {

@@ -38,7 +38,7 @@ pub use recovery::{Lost, Recovered, Start};
 use store::JournalStore;
 
 /// Version of the segments written. All up to it are read; newer ones are refused, never dropped.
-const VERSION: u32 = 4;
+const VERSION: u32 = 5;
 /// Largest payload of one write record; longer writes are split.
 pub const MAX_PAYLOAD: usize = 1 << 20;
 

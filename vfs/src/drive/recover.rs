@@ -426,6 +426,11 @@ impl<'a> Recovery<'a> {
                 st.size = size;
                 st.note_flip(lsn);
             }
+            M::Doubted { start, end, .. } if fresh => {
+                let range = start..end.max(start);
+                st.size = st.size.max(range.end);
+                st.note_doubted(range, lsn);
+            }
             M::Fetched { start, end, .. } if fresh => {
                 st.valid.insert(start..end.max(start));
                 st.lsn = lsn;
@@ -505,12 +510,12 @@ impl<'a> Recovery<'a> {
                 doubt.truncate(st.size);
                 // Said durably: a kill from now on must not make them believed.
                 for r in doubt.iter() {
-                    st.lsn = journal.append(&Record::Meta(MetaRecord::OnlineWrite {
+                    let lsn = journal.append(&Record::Meta(MetaRecord::Doubted {
                         file: file.id,
-                        offset: r.start,
-                        len: r.end - r.start,
-                        teed: false,
+                        start: r.start,
+                        end: r.end,
                     }))?;
+                    st.note_doubted(r, lsn);
                 }
             }
             let size = st.size;
@@ -596,6 +601,7 @@ fn file_of(record: &MetaRecord) -> u64 {
         | M::OnlineFlushed { file, .. }
         | M::Flip { file }
         | M::FlipAt { file, .. }
+        | M::Doubted { file, .. }
         | M::Attach { file, .. }
         | M::Renewed { file, .. }
         | M::Fetched { file, .. }

@@ -261,8 +261,7 @@ impl Drive {
                     Err(e)
                 };
                 if answer.is_err() {
-                    // Part of it may be there.
-                    file.write().doubted(range);
+                    self.leave_untold(file, range);
                 }
                 answer.map(|()| false)
             }
@@ -455,37 +454,35 @@ impl Drive {
                     Err(e)
                 };
                 if answer.is_err() {
-                    self.leave_untold(file, size, old);
+                    self.leave_untold(file, size.min(old)..size.max(old));
                 }
                 answer.map(|()| false)
             }
         }
     }
 
-    /// A change of the length from `old` to `size` failed, on the share or on the way. It was recorded, and a
-    /// replay must not take it for done: the file is as long as it was, and what lay there is asked for.
-    fn leave_untold(&self, file: &FileNode, size: u64, old: u64) {
+    /// A change of these bytes failed, on the share or on the way, which may be there all the same. It was
+    /// recorded, and a replay must not take it for done: the file is as long as it was, and what lies there is
+    /// asked for.
+    fn leave_untold(&self, file: &FileNode, range: Range<u64>) {
         let mut st = file.write();
-        let range = size.min(old)..size.max(old);
-        st.doubted(range.clone());
-        let record = if size < old {
-            MetaRecord::OnlineWrite {
-                file: file.id,
-                offset: size,
-                len: old - size,
-                teed: false,
+        let inside = range.start..range.end.min(st.size);
+        let (file, size) = (file.id, st.size);
+        let mut records = Vec::new();
+        if range.end > size {
+            records.push(MetaRecord::OnlineTruncate { file, size });
+        }
+        if !inside.is_empty() {
+            let (start, end) = (inside.start, inside.end);
+            records.push(MetaRecord::Doubted { file, start, end });
+        }
+        for record in records {
+            match self.log(record) {
+                Ok(lsn) => st.note_doubted(range.clone(), lsn),
+                Err(error) => self.journal.poison(&format!(
+                    "a change that failed could not be recorded: {error}"
+                )),
             }
-        } else {
-            MetaRecord::OnlineTruncate {
-                file: file.id,
-                size: old,
-            }
-        };
-        match self.log(record) {
-            Ok(lsn) => st.note_online_write(range, lsn),
-            Err(error) => self.journal.poison(&format!(
-                "a change of length that failed could not be recorded: {error}"
-            )),
         }
     }
 }

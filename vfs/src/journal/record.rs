@@ -315,6 +315,16 @@ pub enum MetaRecord {
         /// Its length in bytes.
         size: u64,
     },
+    /// What of ours the share has there is not known (pass-through): the file reaches as far, and the cache has
+    /// nothing of it.
+    Doubted {
+        /// The file's node.
+        file: u64,
+        /// First byte.
+        start: u64,
+        /// One past the last byte.
+        end: u64,
+    },
 }
 
 const WRITE: u8 = 1;

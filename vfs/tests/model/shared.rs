@@ -88,10 +88,19 @@ impl World {
     }
 
     fn known(&self, what: &str, data: &[u8]) {
-        assert!(
-            data.is_empty() || self.ever.contains(data),
-            "{what}: {} bytes that nobody ever wrote so",
-            data.len()
+        if data.is_empty() || self.ever.contains(data) {
+            return;
+        }
+        let like = self.ever.iter().filter(|ever| ever.len() == data.len());
+        let differ = like.map(|ever| {
+            let mut at = (0..data.len()).filter(|i| ever[*i] != data[*i]);
+            at.next()
+                .map(|first| first..at.next_back().unwrap_or(first) + 1)
+        });
+        panic!(
+            "{what}: {} bytes that nobody ever wrote so\n(others of this length differ in {:?})",
+            data.len(),
+            differ.flatten().collect::<Vec<_>>()
         );
     }
 
