@@ -542,7 +542,7 @@ pub(crate) struct FileNode {
     pub locks: Locks,
     /// Calls left behind that may still change the share's file.
     pub doubt: InDoubt,
-    /// Reads of the share's file that have not come back.
+    /// Reads and flushes of the share's file that have not come back.
     pub asked: InDoubt,
     /// Handle for filling the cache.
     pub fetch: Mutex<Option<Arc<dyn ShareFile>>>,

@@ -8,6 +8,7 @@ mod common;
 
 use std::io::ErrorKind;
 use std::sync::Arc;
+use std::time::Duration;
 
 use common::{Rig, heal, open_rw, pattern, put_file, read_all};
 use vfs::disk::crash::CrashDisk;
@@ -108,6 +109,35 @@ fn a_cut_without_an_answer_leaves_nothing_behind_the_end() {
         d.set_state(State::Cached);
         assert!(read_all(&d, "a.pst").unwrap() == there, "{reopened}");
     }
+}
+
+/// A cut hangs at the share, and takes effect much later: no write is acknowledged meanwhile that it would undo.
+#[test]
+fn nothing_is_written_before_a_change_that_hangs_has_ended() {
+    let mut rig = Rig::bare();
+    rig.budget = Duration::from_millis(100);
+    rig.put("a.txt", &pattern(9000, 1));
+    let d = rig.drive(State::Online);
+    let h = open_rw(&d, "a.txt");
+    rig.faults.at(1, Fault::Hang);
+    assert!(d.truncate_handle(h, 90).is_err());
+    let mut kept = 0;
+    for _ in 0..20 {
+        // The link is looked at, and is well but for that call.
+        let _ = d.statfs();
+        kept += u64::from(d.write(h, 6000, b"kept").is_ok());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(rig.faults.hanging() > 0);
+    heal(&rig, &d);
+    while rig.faults.hanging() > 0 || d.file_status("a.txt").unwrap().in_doubt {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let there = rig.get("a.txt");
+    assert!(kept == 0 || there[6000..6004] == *b"kept");
+    d.write(h, 6000, b"kept").unwrap();
+    d.release(h).unwrap();
+    assert!(rig.get("a.txt")[6000..] == *b"kept");
 }
 
 /// A program writes past the end, and again, while a call of the share loses its answer: what is read before the

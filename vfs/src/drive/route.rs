@@ -334,7 +334,7 @@ impl Drive {
         let context = self.tree().path(node);
         let stamp = self
             .link
-            .call_for(&context, budget, &file.doubt, move |_| {
+            .call_for(&context, budget, &file.asked, move |_| {
                 share_file.sync()?;
                 share_file.stamp()
             })?;

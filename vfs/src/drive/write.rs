@@ -157,10 +157,8 @@ impl Drive {
         let file = &h.file;
         file.check()?;
         let _io = file.io.lock().unwrap_or_else(PoisonError::into_inner);
-        if !self.may_ask() {
-            // Not tried, so nothing is in doubt.
-            let offline = Error::Link("the drive is offline".to_owned());
-            return self.flip_locked(h.node, file, offline).map(|()| false);
+        if let Some(error) = self.barred(file) {
+            return self.flip_locked(h.node, file, error).map(|()| false);
         }
         let range = offset..offset + data.len() as u64;
         let checkpoints = self.checkpoints.load(Ordering::SeqCst);
@@ -266,6 +264,19 @@ impl Drive {
                 answer.map(|()| false)
             }
         }
+    }
+
+    /// Why a change must not even be asked for, if so; `FileNode::io` is held. Then it is not in doubt itself.
+    fn barred(&self, file: &FileNode) -> Option<Error> {
+        let why = if !self.may_ask() {
+            "the drive is offline"
+        } else if file.doubt.count() > 0 {
+            // It would undo what comes after it.
+            "an earlier change of the file may still take effect"
+        } else {
+            return None;
+        };
+        Some(Error::Link(why.to_owned()))
     }
 
     /// Copies a pass-through change into the cache file; if that fails, the cache is given up
@@ -407,10 +418,8 @@ impl Drive {
         let file = &h.file;
         file.check()?;
         let _io = file.io.lock().unwrap_or_else(PoisonError::into_inner);
-        if !self.may_ask() {
-            // Not tried, so nothing is in doubt.
-            let offline = Error::Link("the drive is offline".to_owned());
-            return self.flip_locked(h.node, file, offline).map(|()| false);
+        if let Some(error) = self.barred(file) {
+            return self.flip_locked(h.node, file, error).map(|()| false);
         }
         let checkpoints = self.checkpoints.load(Ordering::SeqCst);
         let (share_file, old) = {

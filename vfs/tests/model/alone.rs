@@ -367,6 +367,20 @@ impl World {
         })
     }
 
+    /// Times are a nicety: one that the share refused, of content that it took, is given up.
+    fn give_up_times(&self) {
+        for path in PATHS {
+            let here = self.rig.d().find(path);
+            let here = here.and_then(|id| self.rig.d().getattr(id));
+            let native = self.native.join(path);
+            if here.is_ok_and(|n| n.attr.kind == Kind::File && set_time(n.attr.mtime).is_none())
+                && let Ok(file) = File::open(&native)
+            {
+                file.set_modified(std::time::SystemTime::now()).unwrap();
+            }
+        }
+    }
+
     fn restart(&mut self, op: &Op) {
         self.snaps.clear();
         match op {
@@ -422,6 +436,9 @@ impl World {
             return;
         }
         if self.rig.happens(op) {
+            if matches!(op, Op::Refuse { .. }) {
+                self.give_up_times();
+            }
             return;
         }
         match *op {

@@ -28,6 +28,8 @@ struct World {
     /// A change of ours may be on the share without its answer. Nobody else changes anything until that
     /// is settled: whose hand it was could not be told then.
     half: bool,
+    /// Files of the share in which our own hand may be, and that lie under no name here any more.
+    unseen: BTreeSet<usize>,
 }
 
 impl World {
@@ -38,6 +40,7 @@ impl World {
             kept: BTreeSet::new(),
             ever: BTreeSet::new(),
             half: false,
+            unseen: BTreeSet::new(),
         };
         fs::create_dir(w.rig.share("d")).unwrap();
         for (path, len) in FILES.iter().zip([5000, 2000, 300, 9000]) {
@@ -179,6 +182,15 @@ impl World {
             Op::Rename { .. } => return,
             _ => None,
         };
+        let from = match *op {
+            Op::Rename { a, .. } => Some(a),
+            _ => None,
+        };
+        for p in [gone, from].into_iter().flatten() {
+            if self.touched(p) {
+                self.unseen.insert(p);
+            }
+        }
         let saw = gone.and_then(|p| self.shown(p).ok());
         if let Some(saw) = &saw {
             self.known("removed", saw);
@@ -292,7 +304,7 @@ impl World {
     /// Whether our own hand may be in the share's file without the drive knowing how far.
     fn touched(&self, p: usize) -> bool {
         let status = self.rig.d().file_status(FILES[p]);
-        status.is_ok_and(|s| s.flipped || s.in_doubt)
+        self.unseen.contains(&p) || status.is_ok_and(|s| s.flipped || s.in_doubt)
     }
 
     fn look(&self, p: usize) {
@@ -324,6 +336,9 @@ impl World {
         }
         let (_, _, failed) = self.rig.sync();
         self.half = failed.is_some();
+        if !self.half {
+            self.unseen.clear();
+        }
         failed
     }
 
