@@ -1,8 +1,6 @@
 //! Whether what the share has at a place is what was last seen there: what is about to be removed or
 //! replaced must be, or another's work would go with it.
 
-use storage::RangeSet;
-
 use super::Drive;
 use super::held::untold;
 use super::push::pieces;
@@ -68,20 +66,9 @@ impl Drive {
         if there.size > reach {
             return Ok(false);
         }
-        same.truncate(len.min(there.size));
-        // Past the end that it had there is what was written here, or nothing. (Or what we wrote, and wrote
-        // over since: that passes for another's.)
-        let mut grown = same.clone();
-        grown.subtract(&RangeSet::from(0..known.size));
-        for (start, ours) in pieces(&*snapshot.reader, &grown) {
-            let ours = ours?;
-            let there = self.read_share(&share_file, start, ours.len())?;
-            if there.iter().zip(&ours).any(|(b, own)| *b != 0 && b != own) {
-                return Ok(false);
-            }
-        }
         same.subtract(&snapshot.dirty);
         same.subtract(&file.read().online_written);
+        same.truncate(len.min(there.size));
         for (start, ours) in pieces(&*snapshot.reader, &same) {
             let ours = ours?;
             if self.read_share(&share_file, start, ours.len())? != ours {

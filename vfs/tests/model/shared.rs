@@ -30,6 +30,8 @@ struct World {
     half: bool,
     /// Files of the share in which our own hand may be, and that lie under no name here any more.
     unseen: BTreeSet<usize>,
+    /// Names removed here that nobody could read, while others had moved what they were of.
+    gone: BTreeSet<usize>,
 }
 
 impl World {
@@ -41,6 +43,7 @@ impl World {
             ever: BTreeSet::new(),
             half: false,
             unseen: BTreeSet::new(),
+            gone: BTreeSet::new(),
         };
         fs::create_dir(w.rig.share("d")).unwrap();
         for (path, len) in FILES.iter().zip([5000, 2000, 300, 9000]) {
@@ -236,6 +239,9 @@ impl World {
         let at_once = d.pending_namespace().len() <= waiting || self.rig.faulty;
         match done {
             Ok(()) => {
+                if let (Some(p), None, None) = (gone, &saw, &there) {
+                    self.gone.insert(p);
+                }
                 // What could not be read here is what the share was last seen to have.
                 let at_once = at_once || saw.is_none();
                 if let Some(saw) = saw {
@@ -294,7 +300,8 @@ impl World {
                     self.kept.remove(&was);
                 }
             }
-            Op::TheirRename { a, b } if !share(self, b).exists() => {
+            // What was removed here unseen would be back: that it was another's cannot be told.
+            Op::TheirRename { a, b } if !share(self, b).exists() && !self.gone.contains(&b) => {
                 let _ = fs::rename(share(self, a), share(self, b));
             }
             _ => {}
@@ -338,6 +345,7 @@ impl World {
         self.half = failed.is_some();
         if !self.half {
             self.unseen.clear();
+            self.gone.clear();
         }
         failed
     }
