@@ -42,9 +42,7 @@ mod xattr;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{
-    Arc, Condvar, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc,
-};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, RwLock, mpsc};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::cache::{MetaBytes, StateDir};
@@ -56,6 +54,7 @@ use crate::file::FileNode;
 use crate::journal::Journal;
 use crate::journal::record::{MetaRecord, Record};
 use crate::link::{InDoubt, Link};
+use crate::lock::{self, Ranked};
 use crate::path::Patterns;
 use crate::share::Share;
 use crate::tree::Tree;
@@ -201,7 +200,7 @@ pub struct Drive {
     pub(crate) link: Link,
     pub(crate) dir: StateDir,
     pub(crate) journal: Journal,
-    pub(crate) tree: RwLock<Tree>,
+    pub(crate) tree: Ranked<Tree>,
     handles: RwLock<HashMap<u64, Arc<Handle>>>,
     next_handle: AtomicU64,
     state: AtomicU8,
@@ -342,12 +341,12 @@ impl Drive {
         listeners.retain(|l| l.send(event.clone()).is_ok());
     }
 
-    pub(crate) fn tree(&self) -> RwLockReadGuard<'_, Tree> {
-        self.tree.read().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn tree(&self) -> lock::Read<'_, Tree> {
+        self.tree.read()
     }
 
-    pub(crate) fn tree_mut(&self) -> RwLockWriteGuard<'_, Tree> {
-        self.tree.write().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn tree_mut(&self) -> lock::Write<'_, Tree> {
+        self.tree.write()
     }
 
     pub(crate) fn log(&self, record: MetaRecord) -> Result<u64> {

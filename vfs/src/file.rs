@@ -8,9 +8,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
-use std::sync::{
-    Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
-};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Instant;
 
 use storage::{RangeSet, WriteAt};
@@ -19,6 +17,7 @@ use crate::cache::{FileMeta, from_ranges, to_ranges};
 use crate::drive::Locks;
 use crate::error::{Error, Result};
 use crate::link::InDoubt;
+use crate::lock::{self, Rank, Ranked};
 use crate::share::{ShareFile, Stamp};
 use crate::snapshot::Before;
 use crate::unwritten::Unwritten;
@@ -533,7 +532,7 @@ pub(crate) struct FileNode {
     pub id: u64,
     /// The cache file.
     pub data: Arc<dyn WriteAt>,
-    st: RwLock<FileState>,
+    st: Ranked<FileState>,
     /// Orders pass-through writes, flips and flushes of this file.
     pub io: Mutex<()>,
     /// Orders first opens and last closes of this file.
@@ -556,7 +555,7 @@ impl FileNode {
         Self {
             id,
             data,
-            st: RwLock::new(state),
+            st: Ranked::new(Rank::File, state),
             io: Mutex::default(),
             open: Mutex::default(),
             locks: Locks::default(),
@@ -592,12 +591,12 @@ impl FileNode {
         (self.id << 24) | (st.lineage & 0xFF_FFFF)
     }
 
-    pub fn read(&self) -> RwLockReadGuard<'_, FileState> {
-        self.st.read().unwrap_or_else(PoisonError::into_inner)
+    pub fn read(&self) -> lock::Read<'_, FileState> {
+        self.st.read()
     }
 
-    pub fn write(&self) -> RwLockWriteGuard<'_, FileState> {
-        self.st.write().unwrap_or_else(PoisonError::into_inner)
+    pub fn write(&self) -> lock::Write<'_, FileState> {
+        self.st.write()
     }
 
     /// Reads cached content; the caller checked the length and that the bytes are valid.

@@ -27,6 +27,7 @@ pub mod inspect;
 pub mod journal;
 pub mod limit;
 pub mod link;
+mod lock;
 pub mod path;
 pub mod share;
 pub mod snapshot;

@@ -337,7 +337,7 @@ fn the_time_of_a_later_write_holds_over_kills() {
         d.push_opaque("a.pst", "D", "H").unwrap();
         later(&d);
         let there = std::fs::metadata(rig.share_file("a.pst")).unwrap();
-        let set = std::time::UNIX_EPOCH + std::time::Duration::from_nanos(50_171_000);
+        let set = std::time::UNIX_EPOCH + Duration::from_nanos(50_171_000);
         assert!(there.modified().unwrap() > set, "{case}: on the share");
     }
 }

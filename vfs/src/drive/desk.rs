@@ -199,6 +199,7 @@ impl Drive {
         }
         dirty_opaque.sort();
         refusing.sort();
+        let refused = self.refused_changes();
         DriveStatus {
             state: self.state(),
             link_up: self.link.is_up(),
@@ -206,7 +207,7 @@ impl Drive {
             unwritten_bytes: self.unwritten.load(Ordering::SeqCst),
             unsynced_bytes,
             pending_changes: self.tree().pending.len(),
-            refused: self.refused_changes(),
+            refused,
             open_handles: self.open_handles(),
             poisoned: self.journal.poisoned(),
             dirty_opaque,

@@ -17,6 +17,7 @@ use crate::journal::record::{MetaRecord, Record, TreeOp};
 use crate::journal::store::DirStore;
 use crate::journal::{Journal, Recovered, Start};
 use crate::link::{InDoubt, Link};
+use crate::lock::{Rank, Ranked};
 use crate::path::Patterns;
 use crate::share::{Attr, Kind};
 use crate::tree::{ROOT, Tree};
@@ -81,7 +82,7 @@ impl Drive {
             link: Link::new(config.share, config.stall_budget),
             dir,
             journal,
-            tree: RwLock::new(tree),
+            tree: Ranked::new(Rank::Tree, tree),
             handles: RwLock::default(),
             next_handle: AtomicU64::new(1),
             state: AtomicU8::new(config.state as u8),
