@@ -124,12 +124,11 @@ impl Drop for Held {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, debug_assertions))]
 mod tests {
     use super::*;
 
     #[test]
-    #[cfg(debug_assertions)]
     fn a_lock_that_a_thread_could_wait_for_forever_is_refused() {
         let (tree, file) = (Ranked::new(Rank::Tree, 1), Ranked::new(Rank::File, 2));
         let sum = *tree.read() + *file.read();
