@@ -24,9 +24,14 @@ const EXCLUSIVE_WAIT: Duration = Duration::from_secs(5);
 
 /// Nothing lies behind the end of a cache file: it would show as content when the file grows over it. (While
 /// bytes wait for it, so may a cut.)
-fn trim(file: &FileNode, st: &FileState) -> std::io::Result<()> {
-    if st.unwritten.is_empty() && file.data.len()? > st.size {
-        file.data.set_len(st.size)?;
+fn trim(file: &FileNode, st: &mut FileState) -> std::io::Result<()> {
+    if !st.unwritten.is_empty() {
+        return Ok(());
+    }
+    let (size, end) = (st.size, file.data.len()?);
+    if end > size {
+        file.save_before(st, size..end);
+        file.data.set_len(size)?;
     }
     Ok(())
 }
@@ -103,7 +108,7 @@ impl Drive {
             None => {
                 let binding = self.choose(node, file, write)?;
                 let mut st = file.write();
-                if let Err(e) = trim(file, &st) {
+                if let Err(e) = trim(file, &mut st) {
                     match binding {
                         Binding::Share(..) => st.tee = false,
                         Binding::Cache => return Err(Error::from_io("cutting a cache file", e)),
