@@ -159,9 +159,10 @@ fn main() -> Result<()> {
         if !chosen.is_empty() && !chosen.contains(&load.name()) {
             continue;
         }
-        let rates = measure(load, &mut all, len, rounds)?;
-        print(load, &all, &rates, len);
-        if let [Some(ours), Some(bare), ..] = rates.as_slice()
+        let rows = measure(load, &mut all, len, rounds)?;
+        print(load, &all, &rows, len);
+        let mut rates = rows.iter().map(|r| r.rates.as_ref());
+        if let (Some(Some(ours)), Some(Some(bare))) = (rates.next(), rates.next())
             && all.get(1).is_some_and(|p| p.label() == peers::BARE)
         {
             verdicts.push((load.title(), median(&ratios(ours, bare))));
@@ -178,14 +179,23 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// One list of rates for each peer; `None` where it cannot do this.
-fn measure(
-    load: Load,
-    all: &mut [Box<dyn Peer>],
-    len: u64,
-    rounds: u64,
-) -> Result<Vec<Option<Vec<f64>>>> {
-    let mut rates: Vec<Option<Vec<f64>>> = all.iter().map(|_| Some(Vec::new())).collect();
+/// What one peer did.
+#[derive(Default)]
+struct Row {
+    /// Of each round; `None` where it cannot do this.
+    rates: Option<Vec<f64>>,
+    /// Ticks that all processors together were busy during its slices, and idle.
+    spent: (u64, u64),
+}
+
+fn measure(load: Load, all: &mut [Box<dyn Peer>], len: u64, rounds: u64) -> Result<Vec<Row>> {
+    let mut rows: Vec<Row> = all
+        .iter()
+        .map(|_| Row {
+            rates: Some(Vec::new()),
+            ..Row::default()
+        })
+        .collect();
     let (_, amount) = load.amount(len);
     let calm = std::env::var_os("PSTSYNCD_BENCH_CALM").is_some();
     // The first round is thrown away.
@@ -195,32 +205,37 @@ fn measure(
             if calm {
                 wait_for_calm();
             }
+            let before = spent();
             match all[i].slice(load, round + 1, len)? {
                 Some(took) if round > 0 => {
-                    if let Some(rates) = &mut rates[i] {
+                    if let Some(rates) = &mut rows[i].rates {
                         rates.push(amount / took.as_secs_f64());
                     }
+                    let (after, spent) = (spent(), &mut rows[i].spent);
+                    *spent = (spent.0 + after.0 - before.0, spent.1 + after.1 - before.1);
                 }
                 Some(_) => {}
-                None => rates[i] = None,
+                None => rows[i].rates = None,
             }
         }
     }
-    Ok(rates)
+    Ok(rows)
+}
+
+/// How long all processors together were busy, and idle, in ticks of the system's.
+fn spent() -> (u64, u64) {
+    let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    let line = stat.lines().next().unwrap_or_default();
+    let ticks: Vec<u64> = line
+        .split_whitespace()
+        .filter_map(|n| n.parse().ok())
+        .collect();
+    let idle: u64 = ticks.iter().skip(3).take(2).sum();
+    (ticks.iter().take(8).sum::<u64>() - idle, idle)
 }
 
 /// Waits, half a minute at most, until the processors had next to nothing to do for a fifth of a second.
 fn wait_for_calm() {
-    let spent = || {
-        let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
-        let line = stat.lines().next().unwrap_or_default();
-        let ticks: Vec<u64> = line
-            .split_whitespace()
-            .filter_map(|n| n.parse().ok())
-            .collect();
-        let idle: u64 = ticks.iter().skip(3).take(2).sum();
-        (ticks.iter().take(8).sum::<u64>() - idle, idle)
-    };
     for _ in 0..150 {
         let before = spent();
         std::thread::sleep(std::time::Duration::from_millis(200));
@@ -231,21 +246,22 @@ fn wait_for_calm() {
     }
 }
 
-fn print(load: Load, all: &[Box<dyn Peer>], rates: &[Option<Vec<f64>>], len: u64) {
+fn print(load: Load, all: &[Box<dyn Peer>], rows: &[Row], len: u64) {
     let (unit, _) = load.amount(len);
-    let rounds = rates.iter().flatten().map(Vec::len).max().unwrap_or(0);
+    let rounds = rows.iter().filter_map(|r| r.rates.as_ref()).map(Vec::len);
+    let rounds = rounds.max().unwrap_or(0);
     println!("\n### {}\n", load.title());
     println!(
-        "| {rounds} rounds | {unit} | slowest–fastest round | over the bare library, slowest–fastest |"
+        "| {rounds} rounds | {unit} | slowest–fastest round | over the bare library, slowest–fastest | all processors busy |"
     );
-    println!("|---|---:|---:|---:|");
+    println!("|---|---:|---:|---:|---:|");
     let bare = all
         .iter()
         .position(|p| p.label() == peers::BARE)
-        .and_then(|i| rates[i].as_ref());
-    for (peer, rates) in all.iter().zip(rates) {
-        let Some(rates) = rates else {
-            println!("| {} | cannot | | |", peer.label());
+        .and_then(|i| rows[i].rates.as_ref());
+    for (peer, row) in all.iter().zip(rows) {
+        let Some(rates) = &row.rates else {
+            println!("| {} | cannot | | | |", peer.label());
             continue;
         };
         let over = bare.map_or(String::new(), |bare| {
@@ -255,9 +271,10 @@ fn print(load: Load, all: &[Box<dyn Peer>], rates: &[Option<Vec<f64>>], len: u64
         });
         let (least, most) = ends(rates);
         println!(
-            "| {} | {:.0} | {least:.0}–{most:.0} | {over} |",
+            "| {} | {:.0} | {least:.0}–{most:.0} | {over} | {:.0} % |",
             peer.label(),
             median(rates),
+            row.spent.0 as f64 * 100.0 / (row.spent.0 + row.spent.1).max(1) as f64,
         );
     }
 }
